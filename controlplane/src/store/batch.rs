@@ -109,6 +109,16 @@ impl Batch {
     }
 }
 
+impl Condition {
+    /// `None`: all documents of a kind.
+    pub(super) fn key(&self) -> Option<&Key> {
+        match self {
+            Self::Exists(key) | Self::Absent(key) | Self::Unchanged { key, .. } => Some(key),
+            Self::KindUnchanged { .. } => None,
+        }
+    }
+}
+
 impl CommitResult {
     /// The result of the first mutation: all of them, for a batch of one.
     pub fn first(&self) -> MutationResult {

@@ -3,6 +3,9 @@
 //!
 //! The tests know nothing of an implementation; what only one store guarantees is tested beside it.
 
+pub(super) mod batches;
+pub(super) mod random_commits;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,6 +18,9 @@ use super::{
     Batch, Event, EventStream, InternalKey, Mutation, MutationResult, Page, Precondition, Store, StoreError,
     WatchError,
 };
+
+/// For what a store does in milliseconds.
+const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Runs each test with a fresh store.
 pub(super) async fn run_all<F: AsyncFn() -> Arc<dyn Store>>(fresh: F) {
@@ -30,6 +36,13 @@ pub(super) async fn run_all<F: AsyncFn() -> Arc<dyn Store>>(fresh: F) {
     a_watch_from_the_future_is_compacted(fresh().await).await;
     one_of_many_creates_wins(fresh().await).await;
     concurrent_writers_get_distinct_revisions(fresh().await).await;
+    batches::a_batch_has_one_revision(fresh().await).await;
+    batches::a_batch_is_all_or_nothing(fresh().await).await;
+    batches::a_batch_writes_each_document_once(fresh().await).await;
+    batches::conditions_guard_a_batch(fresh().await).await;
+    batches::a_kind_is_unchanged_until_a_put(fresh().await).await;
+    batches::concurrent_writers_lose_no_update(fresh().await).await;
+    batches::a_reference_and_its_removal_exclude_each_other(fresh().await).await;
     extension_fields_belong_to_the_document(fresh().await).await;
     internal_entries_are_compared_and_swapped(fresh().await).await;
     internal_entries_are_not_resources(fresh().await).await;
@@ -63,10 +76,10 @@ pub(super) fn flatten(events: EventStream) -> BoxStream<'static, Result<Event, W
     events.flat_map(each).boxed()
 }
 
-/// Reads `count` events; panics after 30 seconds.
+/// Reads `count` events; panics after [`TIMEOUT`].
 async fn events(store: &dyn Store, after: u64, count: usize) -> Vec<Event> {
     let events = flatten(store.watch(after)).take(count).map(Result::unwrap).collect();
-    tokio::time::timeout(Duration::from_secs(30), events).await.expect("the watch stalled")
+    tokio::time::timeout(TIMEOUT, events).await.expect("the watch stalled")
 }
 
 async fn a_new_store_is_empty(store: Arc<dyn Store>) {
@@ -188,6 +201,12 @@ async fn a_page_is_a_part_of_the_list(store: Arc<dyn Store>) {
     store.commit(delete(&key(Kind::Route, "1"), Precondition::Unconditional)).await.unwrap();
     store.commit(put(&key(Kind::Route, "1"), json!({}), Precondition::Absent)).await.unwrap();
     pages(Kind::Route).await;
+    // Documents of one commit are ordered by their ids.
+    let ids = (0..20).map(|n| format!("b{}", n * 7 % 20));
+    store
+        .commit(batches::batch(ids.map(|id| put(&key(Kind::Ssl, &id), json!({}), Precondition::Absent))))
+        .await
+        .unwrap();
     pages(Kind::Ssl).await;
 }
 
@@ -234,15 +253,14 @@ async fn a_watch_wakes_on_a_commit(store: Arc<dyn Store>) {
     assert!(watch.next().now_or_never().is_none(), "nothing happened yet");
     let committed =
         store.commit(put(&key(Kind::Ssl, "1"), json!({}), Precondition::Unconditional)).await.unwrap();
-    let next = tokio::time::timeout(Duration::from_secs(30), watch.next()).await.expect("the watch slept on");
+    let next = tokio::time::timeout(TIMEOUT, watch.next()).await.expect("the watch slept on");
     assert_eq!(next.unwrap().unwrap().revision, committed.revision);
 }
 
 async fn a_watch_from_the_future_is_compacted(store: Arc<dyn Store>) {
     let now = store.load().await.unwrap().revision;
     let mut watch = store.watch(now + 1000);
-    let events =
-        tokio::time::timeout(Duration::from_secs(30), watch.next()).await.expect("the watch stalled");
+    let events = tokio::time::timeout(TIMEOUT, watch.next()).await.expect("the watch stalled");
     assert!(matches!(events, Some(Err(WatchError::Compacted { .. }))));
     assert!(watch.next().await.is_none());
 }

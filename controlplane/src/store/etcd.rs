@@ -14,6 +14,7 @@ mod layout;
 pub(crate) mod probe;
 mod read;
 mod reports;
+mod txn;
 mod watch;
 mod write;
 

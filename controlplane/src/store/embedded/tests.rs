@@ -15,6 +15,7 @@ use serde_json::json;
 
 use super::file::{COUNTERS, FORMAT_VERSION};
 use super::*;
+use crate::store::conformance::random_commits::{ExpectedStore, commit_plans};
 use crate::store::conformance::{self, delete, flatten, key, put};
 use crate::store::{Event, Precondition};
 
@@ -326,6 +327,23 @@ proptest! {
                     .collect();
                 assert_eq!(found, expected);
             }
+        });
+    }
+
+    #[test]
+    fn random_commits_have_the_expected_effect(plans in commit_plans(30)) {
+        let temp_dir = temp_dir();
+        let path = temp_dir.path().join("store.redb");
+        runtime().block_on(async {
+            let store = EmbeddedStore::open(&path).unwrap();
+            let mut expected = ExpectedStore::default();
+            for plan in plans {
+                expected.commit(&store, &plan).await;
+                let copy = crash_copy(&path);
+                expected.compare(&EmbeddedStore::open(&copy).unwrap()).await;
+                fs::remove_file(copy).unwrap();
+            }
+            expected.compare(&store).await;
         });
     }
 }

@@ -262,11 +262,6 @@ impl OpenGroup<'_> {
     }
 
     fn apply_batch(&mut self, batch: &Batch) -> Result<Result<CommitResult, StoreError>, StoreReadError> {
-        for condition in &batch.conditions {
-            if let Err(conflict) = self.check_condition(condition)? {
-                return Ok(Err(conflict));
-            }
-        }
         let mut current = Vec::with_capacity(batch.mutations.len());
         for mutation in &batch.mutations {
             let revisions = self.revisions(mutation.key())?;
@@ -274,6 +269,14 @@ impl OpenGroup<'_> {
                 return Ok(Err(StoreError::Conflict { key: Some(mutation.key().clone()) }));
             }
             current.push(revisions);
+        }
+        let (kinds, documents): (Vec<_>, Vec<_>) =
+            batch.conditions.iter().partition(|condition| condition.key().is_none());
+        // Like etcd, which can tell which document failed a condition, but not which of a kind.
+        for condition in documents.into_iter().chain(kinds) {
+            if !self.condition_holds(condition)? {
+                return Ok(Err(StoreError::Conflict { key: condition.key().cloned() }));
+            }
         }
         let next = self.revision + 1;
         let mut mutations = Vec::with_capacity(batch.mutations.len());
@@ -283,16 +286,15 @@ impl OpenGroup<'_> {
         Ok(Ok(CommitResult { revision: self.revision, mutations }))
     }
 
-    fn check_condition(&self, condition: &Condition) -> Result<Result<(), StoreError>, StoreReadError> {
-        let (holds, key) = match condition {
-            Condition::Exists(key) => (self.revisions(key)?.is_some(), Some(key)),
-            Condition::Absent(key) => (self.revisions(key)?.is_none(), Some(key)),
+    fn condition_holds(&self, condition: &Condition) -> Result<bool, StoreReadError> {
+        Ok(match condition {
+            Condition::Exists(key) => self.revisions(key)?.is_some(),
+            Condition::Absent(key) => self.revisions(key)?.is_none(),
             Condition::Unchanged { key, since } => {
-                (self.revisions(key)?.is_some_and(|revisions| revisions.modified <= *since), Some(key))
+                self.revisions(key)?.is_some_and(|revisions| revisions.modified <= *since)
             }
-            Condition::KindUnchanged { kind, since } => (self.last_put(*kind) <= *since, None),
-        };
-        Ok(if holds { Ok(()) } else { Err(StoreError::Conflict { key: key.cloned() }) })
+            Condition::KindUnchanged { kind, since } => self.last_put(*kind) <= *since,
+        })
     }
 
     /// The newest revision that created or changed a document of the kind, in this transaction or

@@ -100,6 +100,11 @@ impl Layout {
         format!("{}{OWN_DIRECTORY}/{EXTENSIONS}/", self.root)
     }
 
+    /// The prefix of the extension fields of a kind; `None` for kinds without them.
+    pub(super) fn kind_extensions_prefix(&self, kind: Kind) -> Option<String> {
+        (!extensions(kind).is_empty()).then(|| format!("{}{}/", self.extensions_prefix(), kind.plural()))
+    }
+
     pub(super) fn internal_key(&self, key: InternalKey) -> String {
         format!("{}{OWN_DIRECTORY}/{}", self.root, key.name())
     }
@@ -213,8 +218,7 @@ impl ExtensionEntry {
 }
 
 /// The values of a document's two keys; the second is `None` without extension fields.
-pub(super) fn split_document(key: &Key, document: &Value) -> (String, Option<String>) {
-    let mut document = document.clone();
+pub(super) fn split_document(key: &Key, mut document: Value) -> (String, Option<String>) {
     let extension = document.as_object_mut().and_then(|members| split(key.kind, members));
     (document.to_string(), extension.map(|extension| extension.to_string()))
 }
@@ -381,7 +385,7 @@ mod tests {
     fn extension_fields_belong_to_one_document() {
         let key = Key::new(Kind::Route, Id::parse("1").unwrap());
         let document = json!({"uri": "/a", "client_identity": {"allow": [{"dns": "a.b"}]}, "id": "1"});
-        let (value, extension) = split_document(&key, &document);
+        let (value, extension) = split_document(&key, document.clone());
         let extension = extension.unwrap();
         assert!(!value.contains("client_identity") && !extension.contains("uri"));
         let joined = |created, modified, extension: i64| {
@@ -409,7 +413,7 @@ mod tests {
             (recreated.document.get("client_identity"), recreated.mod_revision, recreated.stale_extensions),
             (None, 7, false)
         );
-        assert_eq!(split_document(&key, &json!({"uri": "/a"})).1, None);
+        assert_eq!(split_document(&key, json!({"uri": "/a"})).1, None);
     }
 
     fn beside_text(document: &Value) -> String {

@@ -6,10 +6,8 @@
 use std::collections::{BTreeMap, HashMap};
 
 use etcd_client::{
-    Error, GetOptions, GetResponse, KeyValue, KvClient, SortOrder, SortTarget, Txn, TxnOp, TxnOpResponse,
-    TxnResponse,
+    Error, GetOptions, GetResponse, KeyValue, KvClient, Txn, TxnOp, TxnOpResponse, TxnResponse,
 };
-use model::extension::extensions;
 use model::{Key, Kind};
 
 use super::Cluster;
@@ -110,21 +108,25 @@ impl Cluster {
     /// documents of the page at the same revision.
     pub(super) async fn page(&self, kind: Kind, first: usize, size: usize) -> Result<Part, StoreError> {
         for _ in 0..READ_ATTEMPTS {
-            let options = GetOptions::new()
-                .with_prefix()
-                .with_keys_only()
-                .with_sort(SortTarget::Create, SortOrder::Ascend);
+            let options = GetOptions::new().with_prefix().with_keys_only();
             let names = self.call(|mut kv: KvClient| {
                 let (prefix, options) = (self.layout.kind_prefix(kind), options.clone());
                 async move { kv.get(prefix, Some(options)).await }
             });
             let mut names = names.await?;
             let revision = names.header().map_or(0, etcd_client::ResponseHeader::revision);
-            let mut documents = names.take_kvs();
-            documents.retain(|kv| {
-                matches!(self.layout.parse(kv.key()), ParsedKey::Document(_) | ParsedKey::Misnamed(..))
+            let names = names.take_kvs();
+            let documents = names.iter().filter_map(|kv| match self.layout.parse(kv.key()) {
+                ParsedKey::Document(key) | ParsedKey::Misnamed(key, _) => {
+                    Some((kv.create_revision(), key, kv.key()))
+                }
+                _ => None,
             });
-            let names: Vec<&[u8]> = documents.iter().skip(first).take(size).map(KeyValue::key).collect();
+            let mut documents: Vec<_> = documents.collect();
+            // etcd could sort, but leaves the order of one revision open.
+            documents.sort_unstable();
+            let names: Vec<&[u8]> =
+                documents.iter().skip(first).take(size).map(|(_, _, name)| *name).collect();
             if let Some(items) = self.documents_by_name(&names, revision).await? {
                 return Ok(Part { items, total: documents.len() });
             }
@@ -210,11 +212,10 @@ impl Cluster {
         revision: i64,
     ) -> Result<Option<HashMap<Key, ExtensionEntry>>, StoreError> {
         match kinds {
-            [kind] if extensions(*kind).is_empty() => Ok(Some(HashMap::new())),
-            [kind] => {
-                let prefix = format!("{}{}/", self.layout.extensions_prefix(), kind.plural());
-                self.extensions_at(&prefix, revision).await
-            }
+            [kind] => match self.layout.kind_extensions_prefix(*kind) {
+                Some(prefix) => self.extensions_at(&prefix, revision).await,
+                None => Ok(Some(HashMap::new())),
+            },
             _ => self.extensions_at(&self.layout.extensions_prefix(), revision).await,
         }
     }

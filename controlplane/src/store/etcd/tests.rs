@@ -12,11 +12,15 @@ use e2e::etcd::{Authorities, Etcd as Server, Keys};
 use e2e::proxy::{Network, Proxy};
 use futures_util::StreamExt;
 use model::Id;
+use proptest::strategy::{Strategy, ValueTree};
+use proptest::test_runner::TestRunner;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 
 use super::*;
+use crate::store::conformance::batches::batch;
+use crate::store::conformance::random_commits::{ExpectedStore, commit_plans};
 use crate::store::conformance::{self, conflict, delete, flatten, key, put};
 use crate::store::{Event, Mutation, MutationResult, Precondition, WatchError};
 
@@ -89,6 +93,21 @@ async fn conforms_to_the_store_tests() {
         Arc::new(EtcdStore::open(&settings(&hosts, &prefix)).await.unwrap()) as Arc<dyn Store>
     })
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn random_commits_have_the_expected_effect() {
+    let server = Server::plain().await;
+    let mut runner = TestRunner::deterministic();
+    for case in 0..12 {
+        let plans = commit_plans(20).new_tree(&mut runner).unwrap().current();
+        let store = EtcdStore::open(&settings(&[server.url()], &format!("/random-{case}"))).await.unwrap();
+        let mut expected = ExpectedStore::starting_at(store.load().await.unwrap().revision);
+        for plan in &plans {
+            expected.commit(&store, plan).await;
+            expected.compare(&store).await;
+        }
+    }
 }
 
 /// Reads the log as it is written, and the state of the connection at that moment.
@@ -294,6 +313,25 @@ async fn a_write_with_a_lost_response_is_found_committed() {
     assert_eq!(versions(&mut keys, before, "/apisix/ssls/1").await, [json!({"v": 1})]);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_batch_with_a_lost_response_is_found_committed() {
+    let server = Server::plain().await;
+    let (store, proxy, _other) = open_with_second_path(&server).await;
+    let first = store.commit(put(&ssl_key("old"), json!({}), Precondition::Absent)).await.unwrap().revision;
+    let writes = batch([
+        delete(&ssl_key("old"), Precondition::Unconditional),
+        put(&ssl_key("new"), json!({"v": 1}), Precondition::Absent),
+        delete(&ssl_key("none"), Precondition::Absent),
+    ]);
+    proxy.set(Network::HoldAnswers).await;
+    let committed = within("settling", store.commit(writes)).await.unwrap();
+    let removed = MutationResult { create_revision: first, existed: true };
+    let created = MutationResult { create_revision: committed.revision, existed: false };
+    assert_eq!(committed.mutations, [removed, created, MutationResult::default()]);
+    let items = store.load().await.unwrap().items;
+    assert_eq!(items.iter().map(|item| item.mod_revision).collect::<Vec<_>>(), [committed.revision]);
+}
+
 /// The write is delayed, and arrives after it was repeated on the other way.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_delayed_write_is_repeated_and_fails_on_arrival() {
@@ -374,6 +412,33 @@ async fn a_write_that_etcd_rejects_is_rejected() {
         "{error}"
     );
     assert_eq!(store.get(&ssl_key("1")).await.unwrap(), None);
+}
+
+/// etcd counts the compares and the writes of a transaction; extension fields have their own.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_batch_that_exceeds_a_transaction_is_rejected() {
+    let server = Server::plain().await;
+    let store = open(&[server.url()]).await;
+    let guarded = json!({"client_identity": {"allow": [{"dns": "a.b"}]}});
+    let puts = |kind, count: u64, expect: Precondition| {
+        let ids = (0..count).map(|n| key(kind, &n.to_string()));
+        batch(ids.map(|key| put(&key, guarded.clone(), expect)))
+    };
+    for (kind, most) in [(Kind::Upstream, 127), (Kind::Route, 64)] {
+        let error = store.commit(puts(kind, most + 1, Precondition::Absent)).await.unwrap_err();
+        assert!(matches!(&error, StoreError::Rejected { what } if what.contains("--max-txn-ops")), "{error}");
+        assert!(store.list(kind).await.unwrap().items.is_empty());
+        store.commit(puts(kind, most, Precondition::Absent)).await.unwrap();
+    }
+    let before = store.list(Kind::Route).await.unwrap();
+    let seen = Precondition::ModRevision(before.items[0].mod_revision);
+    assert!(store.commit(puts(Kind::Route, 64, seen)).await.is_err());
+    assert_eq!(store.list(Kind::Route).await.unwrap().items, before.items);
+    store.commit(puts(Kind::Route, 63, seen)).await.unwrap();
+    let removals =
+        (0..200).map(|n| delete(&key(Kind::Upstream, &n.to_string()), Precondition::Unconditional));
+    let error = store.commit(batch(removals)).await.unwrap_err();
+    assert!(matches!(error, StoreError::Rejected { .. }), "{error}");
 }
 
 /// All versions of a key after a revision; `Null` for a deletion.

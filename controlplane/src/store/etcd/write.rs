@@ -1,4 +1,4 @@
-//! Writes: each mutation is one transaction with compares, and is never repeated blindly.
+//! Writes: each batch is one transaction with compares, and is never repeated blindly.
 //!
 //! A write without a response may have been applied, or may be applied later: a paused member may
 //! still hold it. So each write also compares the *fence*, a key that is written for this purpose
@@ -8,21 +8,18 @@
 //! Invariant: a reported outcome is final. [`StoreError::OutcomeUnknown`] is reported when no
 //! endpoint answers.
 
-use std::num::NonZeroU32;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 
-use etcd_client::{
-    Compare, CompareOp, Error, Event, EventType, GetOptions, KvClient, PutOptions, Txn, TxnOp, TxnOpResponse,
-    TxnResponse, WatchOptions,
-};
-use model::Key;
+use etcd_client::{Compare, CompareOp, Error, GetOptions, KvClient, Txn, TxnOp, TxnOpResponse, WatchOptions};
 use tonic::Code;
 
 use super::connection::EtcdConnection;
-use super::layout::{self, Layout};
+use super::layout;
+use super::txn::{Attempt, TxnOutcome};
 use super::{Cluster, dial};
-use crate::store::{Batch, CommitResult, InternalKey, Mutation, MutationResult, Precondition, StoreError};
+use crate::store::{Batch, CommitResult, InternalKey, StoreError};
 
 /// Attempts of an unconditional write that loses against others or against a moved fence.
 const WRITE_ATTEMPTS: usize = 64;
@@ -36,151 +33,42 @@ impl Default for Fence {
     }
 }
 
-impl Attempt<'_> {
-    /// The result of this write if the events contain it: events of whole revisions, with the same
-    /// values, on the expected mod revision.
-    fn find_in(&self, events: &[Event], layout: &Layout) -> Option<CommitResult> {
-        let committed = events.iter().find_map(|event| self.match_event(event, layout))?;
-        let Some(name) = layout.extension_key(self.key).filter(|_| self.value.is_some()) else {
-            return Some(committed);
-        };
-        let extension = events.iter().find(|event| {
-            event.kv().is_some_and(|kv| {
-                kv.key() == name.as_bytes()
-                    && layout::from_etcd_revision(kv.mod_revision()) == committed.revision
-            })
-        });
-        let written = extension.filter(|event| event.event_type() == EventType::Put).and_then(Event::kv);
-        let matches = self.extension.map(str::as_bytes) == written.map(etcd_client::KeyValue::value);
-        matches.then_some(committed)
-    }
-
-    fn match_event(&self, event: &Event, layout: &Layout) -> Option<CommitResult> {
-        let kv = event.kv().filter(|kv| kv.key() == layout.document_key(self.key).as_bytes())?;
-        let previous = event.prev_kv();
-        let matches = match event.event_type() {
-            EventType::Put => self.value.is_some_and(|value| value.as_bytes() == kv.value()),
-            EventType::Delete => self.value.is_none(),
-        };
-        let previous_revision = previous.map_or(0, etcd_client::KeyValue::mod_revision);
-        let created = previous.map_or(kv.create_revision(), etcd_client::KeyValue::create_revision);
-        (matches && previous_revision == self.expected_mod_revision).then(|| CommitResult {
-            revision: layout::from_etcd_revision(kv.mod_revision()),
-            mutations: vec![MutationResult {
-                create_revision: layout::from_etcd_revision(created),
-                existed: previous.is_some(),
-            }],
-        })
-    }
-}
-
-enum TxnOutcome {
-    Committed(CommitResult),
-    /// The fence has moved; nothing was written, and the next attempt uses the new one.
-    Fenced,
-    /// The precondition does not hold; nothing was written.
-    Conflict,
-}
-
-/// One attempt of a write.
-#[derive(Clone, Copy)]
-struct Attempt<'a> {
-    key: &'a Key,
-    /// `None` for a deletion.
-    value: Option<&'a str>,
-    /// The extension entry; `None` deletes it.
-    extension: Option<&'a str>,
-    /// The mod revision to compare; 0: the document must be absent.
-    expected_mod_revision: i64,
-    /// The newest mod revision of the extension entry that the writer may overwrite; `None`: any.
-    extension_mod_revision: Option<i64>,
-    /// A revision of the store before the write was sent.
-    start_revision: i64,
-    ttl: Option<NonZeroU32>,
-}
-
 impl Cluster {
-    pub(super) async fn commit(self: &Arc<Self>, mut batch: Batch) -> Result<CommitResult, StoreError> {
-        let Some(write) = batch.mutations.pop().filter(|_| batch == Batch::default()) else {
-            let what = "etcd takes one mutation without conditions at once".to_owned();
-            return Err(StoreError::Rejected { what });
-        };
-        let conflict = || StoreError::Conflict { key: Some(write.key().clone()) };
-        let (value, extension) = match &write {
-            Mutation::Put { key, document, .. } => {
-                let (value, extension) = layout::split_document(key, document);
-                (Some(value), extension)
-            }
-            Mutation::Delete { .. } => (None, None),
-        };
-        let ttl = if let Mutation::Put { ttl, .. } = &write { *ttl } else { None };
-        let mut document_revision = None;
+    /// Commits a batch in one transaction.
+    pub(super) async fn commit(self: &Arc<Self>, batch: Batch) -> Result<CommitResult, StoreError> {
+        batch.check_keys()?;
+        let first = batch.mutations.first().map(|mutation| mutation.key().clone());
+        let mut attempt = Attempt::new(batch, &self.layout);
+        let names = attempt.unconditional();
+        let present = self.mod_revisions(&names).await?;
+        attempt.expect(&names, present)?;
         for _ in 0..WRITE_ATTEMPTS {
-            let expected = match write.precondition() {
-                Precondition::Absent => 0,
-                Precondition::ModRevision(revision) => {
-                    document_revision.unwrap_or_else(|| layout::to_etcd_revision(revision))
-                }
-                Precondition::Unconditional => match (self.document_mod_revision(write.key()).await?, &value)
-                {
-                    ((0, store), None) => return Ok(no_op_delete(store)),
-                    ((expected, _), _) => expected,
-                },
-            };
-            let start_revision = expected.max(self.connections.revision());
-            let extension_seen = match write.precondition() {
-                Precondition::ModRevision(revision) => Some(layout::to_etcd_revision(revision)),
-                Precondition::Absent | Precondition::Unconditional => None,
-            };
-            let (value, extension) = (value.as_deref(), extension.as_deref());
-            let attempt = Attempt {
-                key: write.key(),
-                value,
-                extension,
-                expected_mod_revision: expected,
-                extension_mod_revision: extension_seen,
-                start_revision,
-                ttl,
-            };
-            match (self.execute(&attempt).await?, write.precondition()) {
-                (TxnOutcome::Committed(committed), _) => return Ok(committed),
-                (TxnOutcome::Fenced, _) | (TxnOutcome::Conflict, Precondition::Unconditional) => {}
-                (TxnOutcome::Conflict, Precondition::ModRevision(revision))
-                    if document_revision.is_none() =>
-                {
-                    document_revision =
-                        Some(self.extension_only_change(write.key(), revision).await?.ok_or_else(conflict)?);
-                }
-                (TxnOutcome::Conflict, _) => return Err(conflict()),
+            attempt.start_revision = attempt.newest_expected().max(self.connections.revision());
+            if let TxnOutcome::Committed(committed) = self.execute(&mut attempt).await? {
+                return Ok(committed);
             }
         }
-        Err(conflict())
+        Err(StoreError::Conflict { key: first })
     }
 
-    /// The mod revision of a document whose newer revision changed the extension entry only, if the
-    /// writer has seen that change.
-    async fn extension_only_change(&self, key: &Key, seen: u64) -> Result<Option<i64>, StoreError> {
-        let Some(name) = self.layout.extension_key(key) else { return Ok(None) };
-        let (extension, _) = self.mod_revision(name).await?;
-        let (document, _) = self.document_mod_revision(key).await?;
-        let seen = layout::to_etcd_revision(seen);
-        Ok((extension == seen && (1..seen).contains(&document)).then_some(document))
-    }
-
-    async fn execute(self: &Arc<Self>, attempt: &Attempt<'_>) -> Result<TxnOutcome, StoreError> {
+    async fn execute(self: &Arc<Self>, attempt: &mut Attempt) -> Result<TxnOutcome, StoreError> {
         let fence = self.fence_revision().await?;
         let connection = self.connections.current().await?;
-        let put = match attempt.ttl {
-            None => PutOptions::new().with_prev_key(),
-            Some(ttl) => PutOptions::new()
-                .with_prev_key()
-                .with_lease(self.grant_lease(&connection, ttl.get().into()).await?),
-        };
-        let txn = self.build_txn(attempt, fence, put);
+        let mut leases = BTreeMap::new();
+        for ttl in attempt.ttls() {
+            leases.insert(ttl, self.grant_lease(&connection, ttl.get().into()).await?);
+        }
+        let txn = attempt.txn(&self.layout, fence, &leases);
         let mut kv = connection.kv();
         let error = tokio::select! {
             response = kv.txn(txn) => match response {
-                Ok(response) => return Ok(self.txn_outcome(attempt, fence, &response)),
+                Ok(response) => {
+                    let (present_fence, outcome) = attempt.outcome(&self.layout, fence, &response);
+                    if let Some(revision) = present_fence {
+                        self.fence.0.store(revision, Ordering::Release);
+                    }
+                    return outcome;
+                }
                 Err(error) => error,
             },
             () = self.connections.wait_lost(&connection) => Error::Internal("the connection was lost".to_owned()),
@@ -193,72 +81,20 @@ impl Cluster {
         if dial::was_not_sent(&error) {
             return Err(StoreError::Unavailable { what });
         }
-        tracing::warn!(resource = %attempt.key, problem = what, "a write has no response; resolving whether it was committed");
+        tracing::warn!(
+            resource = attempt.describe(),
+            problem = what,
+            "a write has no response; resolving whether it was committed"
+        );
         self.connections.check_health(&connection).await;
         let resolving = self.resolve_unknown(attempt);
         match tokio::time::timeout(self.connections.timeout(), resolving).await {
             Ok(Ok(outcome)) => Ok(outcome),
             Ok(Err(_)) | Err(_) => {
-                self.resolve_in_background(attempt);
+                self.resolve_in_background(attempt.clone());
                 Err(StoreError::OutcomeUnknown { what })
             }
         }
-    }
-
-    fn build_txn(&self, attempt: &Attempt<'_>, fence: i64, put: PutOptions) -> Txn {
-        let name = self.layout.document_key(attempt.key);
-        let mut compares = vec![
-            Compare::mod_revision(self.layout.fence_key(), CompareOp::Equal, fence),
-            Compare::mod_revision(name.as_str(), CompareOp::Equal, attempt.expected_mod_revision),
-        ];
-        let mut operations = vec![match attempt.value {
-            Some(value) => TxnOp::put(name, value, Some(put)),
-            None => TxnOp::delete(name, Some(etcd_client::DeleteOptions::new().with_prev_key())),
-        }];
-        if let Some(name) = self.layout.extension_key(attempt.key) {
-            if let Some(seen) = attempt.extension_mod_revision {
-                compares.push(Compare::mod_revision(name.as_str(), CompareOp::Less, seen + 1));
-            }
-            operations.push(match attempt.extension {
-                // Without the document's lease: an entry that outlives the document is ignored, and
-                // one that expired first would leave the document unprotected.
-                Some(extension) => TxnOp::put(name, extension, None),
-                None => TxnOp::delete(name, None),
-            });
-        }
-        let fence = TxnOp::get(self.layout.fence_key(), Some(GetOptions::new().with_keys_only()));
-        Txn::new().when(compares).and_then(operations).or_else([fence])
-    }
-
-    fn txn_outcome(&self, attempt: &Attempt<'_>, fence: i64, response: &TxnResponse) -> TxnOutcome {
-        let operations = response.op_responses();
-        if !response.succeeded() {
-            let current = match operations.first() {
-                Some(TxnOpResponse::Get(response)) => {
-                    response.kvs().first().map_or(0, etcd_client::KeyValue::mod_revision)
-                }
-                _ => -1,
-            };
-            self.fence.0.store(current, Ordering::Release);
-            return if current == fence { TxnOutcome::Conflict } else { TxnOutcome::Fenced };
-        }
-        let revision =
-            layout::from_etcd_revision(response.header().map_or(0, etcd_client::ResponseHeader::revision));
-        let created = match operations.first() {
-            Some(TxnOpResponse::Put(put)) => put.prev_key().map(etcd_client::KeyValue::create_revision),
-            Some(TxnOpResponse::Delete(deletion)) => {
-                deletion.prev_kvs().first().map(etcd_client::KeyValue::create_revision)
-            }
-            _ => None,
-        };
-        let own_revision = if attempt.value.is_some() { revision } else { 0 };
-        TxnOutcome::Committed(CommitResult {
-            revision,
-            mutations: vec![MutationResult {
-                create_revision: created.map_or(own_revision, layout::from_etcd_revision),
-                existed: created.is_some(),
-            }],
-        })
     }
 
     /// The cached mod revision of the fence; read once.
@@ -273,10 +109,6 @@ impl Cluster {
         Ok(current)
     }
 
-    async fn document_mod_revision(&self, key: &Key) -> Result<(i64, u64), StoreError> {
-        self.mod_revision(self.layout.document_key(key)).await
-    }
-
     /// The mod revision of a key, 0 if absent, and the store's revision.
     pub(super) async fn mod_revision(&self, name: String) -> Result<(i64, u64), StoreError> {
         let options = GetOptions::new().with_keys_only();
@@ -288,6 +120,27 @@ impl Cluster {
         let store =
             layout::from_etcd_revision(response.header().map_or(0, etcd_client::ResponseHeader::revision));
         Ok((response.kvs().first().map_or(0, etcd_client::KeyValue::mod_revision), store))
+    }
+
+    /// The mod revisions of keys, 0 for absent ones, at one revision of the store.
+    async fn mod_revisions(&self, names: &[String]) -> Result<Vec<i64>, StoreError> {
+        if names.is_empty() {
+            return Ok(Vec::new());
+        }
+        let response = self.call_raw(|mut kv: KvClient| {
+            let read = |name: &String| TxnOp::get(name.as_str(), Some(GetOptions::new().with_keys_only()));
+            let reads: Vec<TxnOp> = names.iter().map(read).collect();
+            async move { kv.txn(Txn::new().and_then(reads)).await }
+        });
+        let response = response.await?.map_err(|(connection, error)| {
+            let what = self.connections.describe_error(&connection, &error);
+            definite_error(&error, &what).unwrap_or(StoreError::Unavailable { what })
+        })?;
+        let revisions = response.op_responses().into_iter().map(|response| match response {
+            TxnOpResponse::Get(get) => get.kvs().first().map_or(0, etcd_client::KeyValue::mod_revision),
+            _ => 0,
+        });
+        Ok(revisions.collect())
     }
 
     pub(super) async fn grant_lease(
@@ -307,7 +160,7 @@ impl Cluster {
 
     /// Moves the fence, so that an earlier write can no longer be applied, and finds the outcome.
     /// Fails only when no endpoint answers.
-    async fn resolve_unknown(&self, attempt: &Attempt<'_>) -> Result<TxnOutcome, StoreError> {
+    async fn resolve_unknown(&self, attempt: &Attempt) -> Result<TxnOutcome, StoreError> {
         let name = self.layout.fence_key();
         let response = self.call(|mut kv: KvClient| {
             let name = name.clone();
@@ -317,15 +170,19 @@ impl Cluster {
         let revision = response.header().map_or(-1, etcd_client::ResponseHeader::revision);
         self.fence.0.store(revision, Ordering::Release);
         let committed = self.find_committed(attempt, revision).await?;
-        tracing::info!(resource = %attempt.key, committed = committed.is_some(), "resolved a write without a response");
-        Ok(committed.map_or(TxnOutcome::Fenced, TxnOutcome::Committed))
+        tracing::info!(
+            resource = attempt.describe(),
+            committed = committed.is_some(),
+            "resolved a write without a response"
+        );
+        Ok(committed.map_or(TxnOutcome::Outdated, TxnOutcome::Committed))
     }
 
     /// Reads all events from before the write was sent until the fence moved; `None`: the write is
     /// not among them.
     async fn find_committed(
         &self,
-        attempt: &Attempt<'_>,
+        attempt: &Attempt,
         fence_revision: i64,
     ) -> Result<Option<CommitResult>, StoreError> {
         let unavailable = |what: String| StoreError::Unavailable { what };
@@ -347,7 +204,7 @@ impl Cluster {
             let response = response.filter(|response| !response.canceled());
             let response =
                 response.ok_or_else(|| unavailable("what happened can no longer be read".to_owned()))?;
-            committed = committed.or_else(|| attempt.find_in(response.events(), &self.layout));
+            committed = committed.or_else(|| attempt.find_in(response.events()));
             for event in response.events() {
                 let fence = event.kv().filter(|kv| kv.key() == self.layout.fence_key().as_bytes());
                 if fence.is_some_and(|kv| kv.mod_revision() == fence_revision) {
@@ -359,29 +216,11 @@ impl Cluster {
 
     /// Resolves a write with an unreported outcome once an endpoint answers again, so that it is
     /// not applied later.
-    fn resolve_in_background(self: &Arc<Self>, attempt: &Attempt<'_>) {
+    fn resolve_in_background(self: &Arc<Self>, attempt: Attempt) {
         let cluster = Arc::downgrade(self);
-        let (key, value) = (attempt.key.clone(), attempt.value.map(str::to_owned));
-        let extension = attempt.extension.map(str::to_owned);
-        let (expected, extension_seen, start_revision, ttl) = (
-            attempt.expected_mod_revision,
-            attempt.extension_mod_revision,
-            attempt.start_revision,
-            attempt.ttl,
-        );
         tokio::spawn(async move {
             loop {
                 let Some(cluster) = cluster.upgrade() else { return };
-                let (value, extension) = (value.as_deref(), extension.as_deref());
-                let attempt = Attempt {
-                    key: &key,
-                    value,
-                    extension,
-                    expected_mod_revision: expected,
-                    extension_mod_revision: extension_seen,
-                    start_revision,
-                    ttl,
-                };
                 if cluster.connections.wait_connected().await.is_none()
                     || cluster.resolve_unknown(&attempt).await.is_ok()
                 {
@@ -432,10 +271,6 @@ impl Cluster {
     }
 }
 
-fn no_op_delete(store: u64) -> CommitResult {
-    CommitResult { revision: store, mutations: vec![MutationResult::default()] }
-}
-
 /// The error for a response that proves that nothing was written.
 fn definite_error(error: &Error, what: &str) -> Option<StoreError> {
     let Error::GRpcStatus(status) = error else { return None };
@@ -444,7 +279,9 @@ fn definite_error(error: &Error, what: &str) -> Option<StoreError> {
             let hint = if status.message().contains("space exceeded") {
                 ": compact and defragment the cluster, or raise its --quota-backend-bytes, then disarm the alarm"
             } else if ["too large", "larger than max"].iter().any(|text| status.message().contains(text)) {
-                ": raise etcd's --max-request-bytes, or make the document smaller"
+                ": raise etcd's --max-request-bytes, or write less at once"
+            } else if status.message().contains("too many operations") {
+                ": raise etcd's --max-txn-ops, or write fewer documents at once; one with extension fields counts twice"
             } else {
                 ""
             };
@@ -460,106 +297,134 @@ fn definite_error(error: &Error, what: &str) -> Option<StoreError> {
 #[cfg(test)]
 mod tests {
     use e2e::etcd::Etcd as Server;
-    use model::Kind;
-    use serde_json::json;
+    use model::{Key, Kind};
+    use serde_json::{Value, json};
 
     use super::*;
-    use crate::store::Store;
     use crate::store::conformance::{delete, key, put};
+    use crate::store::etcd::EtcdStore;
     use crate::store::etcd::tests::open;
+    use crate::store::{Mutation, MutationResult, Precondition, Store};
 
-    fn attempt<'a>(cluster: &Cluster, key: &'a Key, value: Option<&'a str>, expected: i64) -> Attempt<'a> {
-        let start_revision = expected.max(cluster.connections.revision());
-        Attempt {
-            key,
-            value,
-            extension: None,
-            expected_mod_revision: expected,
-            extension_mod_revision: None,
-            start_revision,
-            ttl: None,
+    /// An attempt and its transaction, not sent yet.
+    struct Delayed {
+        attempt: Attempt,
+        txn: Txn,
+    }
+
+    async fn delayed(store: &EtcdStore, batch: Batch) -> Delayed {
+        let cluster = &store.cluster;
+        let mut attempt = Attempt::new(batch, &cluster.layout);
+        attempt.start_revision = attempt.newest_expected().max(cluster.connections.revision());
+        let fence = cluster.fence_revision().await.unwrap();
+        let txn = attempt.txn(&cluster.layout, fence, &BTreeMap::new());
+        Delayed { attempt, txn }
+    }
+
+    impl Delayed {
+        /// Applies the transaction, as a paused member does.
+        async fn send(&self, store: &EtcdStore) -> bool {
+            let connection = store.cluster.connections.current().await.unwrap();
+            connection.kv().txn(self.txn.clone()).await.unwrap().succeeded()
+        }
+
+        /// The commit that is found in the history.
+        async fn resolve(&self, store: &EtcdStore) -> Option<CommitResult> {
+            match store.cluster.resolve_unknown(&self.attempt).await.unwrap() {
+                TxnOutcome::Committed(committed) => Some(committed),
+                TxnOutcome::Outdated => None,
+            }
         }
     }
 
-    /// Applies a delayed transaction, as a paused member does.
-    async fn sent(cluster: &Cluster, txn: Txn) -> bool {
-        let connection = cluster.connections.current().await.unwrap();
-        connection.kv().txn(txn).await.unwrap().succeeded()
+    async fn store() -> (Server, EtcdStore) {
+        let server = Server::plain().await;
+        let store = open(&[server.url()]).await;
+        (server, store)
     }
 
-    fn plain() -> PutOptions {
-        PutOptions::new().with_prev_key()
+    fn guarded(allow: &Value) -> Value {
+        json!({"v": 1, "client_identity": {"allow": allow}})
     }
 
     #[tokio::test(flavor = "multi_thread")]
     async fn a_write_resolved_as_lost_is_never_applied() {
-        let server = Server::plain().await;
-        let store = open(&[server.url()]).await;
-        let (cluster, key) = (&store.cluster, key(Kind::Ssl, "1"));
-        let fence = cluster.fence_revision().await.unwrap();
-        let delayed = attempt(cluster, &key, Some("{\"v\":1}"), 0);
-        let txn = cluster.build_txn(&delayed, fence, plain());
-        assert!(matches!(cluster.resolve_unknown(&delayed).await, Ok(TxnOutcome::Fenced)));
+        let (_server, store) = store().await;
+        let key = key(Kind::Ssl, "1");
+        let write = delayed(&store, put(&key, json!({"v": 1}), Precondition::Absent)).await;
+        assert_eq!(write.resolve(&store).await, None);
         // Its precondition on the document still holds.
-        assert!(!sent(cluster, txn).await);
+        assert!(!write.send(&store).await);
         assert_eq!(store.get(&key).await.unwrap(), None);
         store.commit(put(&key, json!({"v": 2}), Precondition::Absent)).await.unwrap();
     }
 
     #[tokio::test(flavor = "multi_thread")]
     async fn a_committed_write_is_found_behind_later_versions() {
-        let server = Server::plain().await;
-        let store = open(&[server.url()]).await;
-        let (cluster, key) = (&store.cluster, key(Kind::Ssl, "1"));
-        let fence = cluster.fence_revision().await.unwrap();
-        let committed = attempt(cluster, &key, Some("{\"v\":1}"), 0);
-        assert!(sent(cluster, cluster.build_txn(&committed, fence, plain())).await);
+        let (_server, store) = store().await;
+        let key = key(Kind::Ssl, "1");
+        let write = delayed(&store, put(&key, json!({"v": 1}), Precondition::Absent)).await;
+        assert!(write.send(&store).await);
         let first = store.get(&key).await.unwrap().unwrap();
         for v in 2..5 {
             store.commit(put(&key, json!({"v": v}), Precondition::Unconditional)).await.unwrap();
         }
         store.commit(delete(&key, Precondition::Unconditional)).await.unwrap();
-        let expected = CommitResult {
-            revision: first.mod_revision,
-            mutations: vec![MutationResult { create_revision: first.create_revision, existed: false }],
-        };
-        let Ok(TxnOutcome::Committed(response)) = cluster.resolve_unknown(&committed).await else {
-            panic!("it was made")
-        };
-        assert_eq!(response, expected);
+        let mutations = vec![MutationResult { create_revision: first.create_revision, existed: false }];
+        let expected = CommitResult { revision: first.mod_revision, mutations };
+        assert_eq!(write.resolve(&store).await, Some(expected));
     }
 
     #[tokio::test(flavor = "multi_thread")]
     async fn a_deletion_is_resolved() {
-        let server = Server::plain().await;
-        let store = open(&[server.url()]).await;
-        let (cluster, key) = (&store.cluster, key(Kind::Ssl, "1"));
-        let committed = store.commit(put(&key, json!({}), Precondition::Absent)).await.unwrap();
-        let removal = attempt(cluster, &key, None, layout::to_etcd_revision(committed.revision));
-        assert!(matches!(cluster.resolve_unknown(&removal).await, Ok(TxnOutcome::Fenced)), "it was not sent");
-        let fence = cluster.fence_revision().await.unwrap();
-        assert!(sent(cluster, cluster.build_txn(&removal, fence, plain())).await);
-        let settled = cluster.resolve_unknown(&removal).await;
-        let Ok(TxnOutcome::Committed(settled)) = settled else { panic!("it was made") };
-        assert_eq!(settled.first(), MutationResult { existed: true, create_revision: committed.revision });
+        let (_server, store) = store().await;
+        let key = key(Kind::Ssl, "1");
+        let created = store.commit(put(&key, json!({}), Precondition::Absent)).await.unwrap().revision;
+        let removal = delayed(&store, delete(&key, Precondition::ModRevision(created))).await;
+        assert_eq!(removal.resolve(&store).await, None, "it was not sent");
+        let removal = delayed(&store, delete(&key, Precondition::ModRevision(created))).await;
+        assert!(removal.send(&store).await);
+        let found = removal.resolve(&store).await.unwrap();
+        assert_eq!(found.first(), MutationResult { existed: true, create_revision: created });
     }
 
     /// Two writers may write the same document at once with different extension fields; only one of
     /// them succeeded.
     #[tokio::test(flavor = "multi_thread")]
     async fn a_write_is_identified_by_its_extension_fields() {
-        let server = Server::plain().await;
-        let store = open(&[server.url()]).await;
-        let (cluster, key) = (&store.cluster, key(Kind::Route, "1"));
-        let fence = cluster.fence_revision().await.unwrap();
-        let plainly = attempt(cluster, &key, Some("{\"v\":1}"), 0);
-        let committed = Attempt { extension: Some("{\"client_identity\":{}}"), ..plainly };
-        let other = Attempt { extension: Some("{\"client_identity\":{\"allow\":[]}}"), ..committed };
-        let none = Attempt { extension: None, ..committed };
-        assert!(sent(cluster, cluster.build_txn(&committed, fence, plain())).await);
+        let (_server, store) = store().await;
+        let key = key(Kind::Route, "1");
+        let attempt = async |document| delayed(&store, put(&key, document, Precondition::Absent)).await;
+        let committed = attempt(guarded(&json!([{"dns": "a"}]))).await;
+        let other = attempt(guarded(&json!([{"dns": "b"}]))).await;
+        let none = attempt(json!({"v": 1})).await;
+        assert!(committed.send(&store).await);
         for lost in [&other, &none] {
-            assert!(matches!(cluster.resolve_unknown(lost).await, Ok(TxnOutcome::Fenced)));
+            assert_eq!(lost.resolve(&store).await, None);
         }
-        assert!(matches!(cluster.resolve_unknown(&committed).await, Ok(TxnOutcome::Committed(_))));
+        assert!(committed.resolve(&store).await.is_some());
+    }
+
+    /// A batch is found as a whole: another one may make a part of the same changes.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_batch_is_identified_by_all_its_writes() {
+        let (_server, store) = store().await;
+        let (a, b, gone) = (key(Kind::Upstream, "a"), key(Kind::Route, "b"), key(Kind::Ssl, "gone"));
+        let batch = |value: u64| {
+            let put = |key: &Key, document| {
+                let (key, precondition) = (key.clone(), Precondition::Absent);
+                Mutation::Put { key, document, precondition, ttl: None }
+            };
+            let removal = Mutation::Delete { key: gone.clone(), precondition: Precondition::Unconditional };
+            let writes = vec![removal, put(&a, json!({"v": 0})), put(&b, json!({"v": value}))];
+            Batch { mutations: writes, conditions: Vec::new() }
+        };
+        let (committed, other) = (delayed(&store, batch(1)).await, delayed(&store, batch(2)).await);
+        assert!(committed.send(&store).await && !other.send(&store).await);
+        assert_eq!(other.resolve(&store).await, None);
+        let found = committed.resolve(&store).await.unwrap();
+        let created = MutationResult { create_revision: found.revision, existed: false };
+        assert_eq!(found.mutations, [MutationResult::default(), created, created]);
+        assert_eq!(store.get(&a).await.unwrap().unwrap().mod_revision, found.revision);
     }
 }
