@@ -334,11 +334,6 @@ pub trait Store: Send + Sync + 'static {
         "/apisix"
     }
 
-    /// Whether a document can have a time to live.
-    fn supports_ttl(&self) -> bool {
-        false
-    }
-
     /// Keys that are not documents of a known kind; empty for a store that only this program
     /// writes.
     ///

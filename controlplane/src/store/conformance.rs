@@ -6,8 +6,9 @@
 pub(super) mod batches;
 pub(super) mod random_commits;
 
+use std::num::NonZeroU32;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::stream::{self, BoxStream};
 use futures_util::{FutureExt, StreamExt};
@@ -43,6 +44,8 @@ pub(super) async fn run_all<F: AsyncFn() -> Arc<dyn Store>>(fresh: F) {
     batches::a_kind_is_unchanged_until_a_put(fresh().await).await;
     batches::concurrent_writers_lose_no_update(fresh().await).await;
     batches::a_reference_and_its_removal_exclude_each_other(fresh().await).await;
+    a_document_is_removed_at_the_end_of_its_ttl(fresh().await).await;
+    a_later_write_replaces_the_ttl(fresh().await).await;
     extension_fields_belong_to_the_document(fresh().await).await;
     internal_entries_are_compared_and_swapped(fresh().await).await;
     internal_entries_are_not_resources(fresh().await).await;
@@ -289,6 +292,50 @@ async fn concurrent_writers_get_distinct_revisions(store: Arc<dyn Store>) {
     assert_eq!(events_seen.iter().map(|event| event.revision).collect::<Vec<_>>(), revisions);
     revisions.dedup();
     assert_eq!(revisions.len(), keys.len());
+}
+
+/// A write with a time to live of some seconds.
+pub(super) fn put_for(key: &Key, seconds: u32) -> Batch {
+    let (key, precondition) = (key.clone(), Precondition::Unconditional);
+    let ttl = Some(NonZeroU32::new(seconds).unwrap());
+    Mutation::Put { key, document: json!({"ttl": seconds}), precondition, ttl }.into()
+}
+
+async fn a_document_is_removed_at_the_end_of_its_ttl(store: Arc<dyn Store>) {
+    let (short, long, stays) = (key(Kind::Route, "short"), key(Kind::Ssl, "long"), key(Kind::Ssl, "stays"));
+    let writes = [put_for(&short, 1), put_for(&long, u32::MAX), put(&stays, json!({}), Precondition::Absent)];
+    let started = Instant::now();
+    let committed = store.commit(batches::batch(writes)).await.unwrap();
+    let removal = events(&*store, committed.revision, 1).await.remove(0);
+    assert!(started.elapsed() >= Duration::from_millis(900), "{:?}", started.elapsed());
+    assert_eq!((removal.key, removal.document), (short.clone(), None));
+    assert!(removal.revision > committed.revision);
+    assert_eq!(store.get(&short).await.unwrap(), None);
+    let loaded = store.load().await.unwrap();
+    let names: Vec<_> = loaded.items.iter().map(|item| item.key.clone()).collect();
+    assert_eq!((names, loaded.revision), (vec![long, stays], removal.revision));
+    // The name is free again.
+    store.commit(put(&short, json!({}), Precondition::Absent)).await.unwrap();
+}
+
+async fn a_later_write_replaces_the_ttl(store: Arc<dyn Store>) {
+    let keys = ["kept", "renewed", "recreated", "short"].map(|id| key(Kind::Upstream, id));
+    let [kept, renewed, recreated, short] = &keys;
+    store.commit(batches::batch(keys.iter().map(|key| put_for(key, 1)))).await.unwrap();
+    store.commit(put(kept, json!({}), Precondition::Unconditional)).await.unwrap();
+    store.commit(put_for(renewed, 1000)).await.unwrap();
+    store.commit(delete(recreated, Precondition::Unconditional)).await.unwrap();
+    store.commit(put(recreated, json!({}), Precondition::Absent)).await.unwrap();
+    // Renewed, so that it ends after the others would have.
+    let last = store.commit(put_for(short, 1)).await.unwrap();
+    let removal = events(&*store, last.revision, 1).await.remove(0);
+    assert_eq!((&removal.key, removal.document), (short, None));
+    let loaded = store.load().await.unwrap();
+    let names: Vec<_> = loaded.items.iter().map(|item| item.key.clone()).collect();
+    assert_eq!(
+        (names, loaded.revision),
+        (vec![kept.clone(), recreated.clone(), renewed.clone()], removal.revision)
+    );
 }
 
 /// Documents with extension fields are read, listed, loaded and watched as they were written.

@@ -8,18 +8,23 @@
 //! Invariant: an acknowledged write is in the file, and was sent to the watches before.
 
 mod backup_stream;
+mod expiry;
 mod file;
 mod history;
 mod index;
 mod store_file;
+mod transaction;
 mod writer;
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, RwLock};
 use std::thread::JoinHandle;
+use std::time::Instant;
 use std::{fs, io};
 
 pub(crate) use backup_stream::{BackupStreamError, BackupSummary};
+use expiry::Expiries;
 use file::{ITEMS, Opener};
 use futures_util::future::BoxFuture;
 use futures_util::{FutureExt, StreamExt, stream};
@@ -56,7 +61,8 @@ pub struct EmbeddedStore {
 
 impl EmbeddedStore {
     /// Opens the store at `path`; creates the file (mode 0600) and its directory if it does not
-    /// exist. Blocks: reads the whole file to check it.
+    /// exist. Removes documents whose time to live has ended. Blocks: reads the whole file to check
+    /// it.
     ///
     /// # Errors
     /// The message says what is wrong with the file and what to do. An existing file is never
@@ -65,14 +71,21 @@ impl EmbeddedStore {
         Self::open_with(path, Box::new(file::open), HistoryLimits::default())
     }
 
-    /// Reads and checks a file without keeping it open: its identity and all documents. `None`: the
-    /// file does not exist, and is not created.
+    /// Reads and checks a file without keeping it open: its identity and all documents whose time to
+    /// live has not ended. `None`: the file does not exist, and is not created.
     ///
     /// # Errors
     /// As [`Self::open`].
     pub(crate) fn load_file(path: &Path) -> Result<Option<(String, DocumentList)>, StoreError> {
         let Some((database, identity)) = file::open_if_exists(path)? else { return Ok(None) };
-        let loaded = load(&database, None).map_err(|error| error.into_store_error(path))?;
+        let read = || -> Result<DocumentList, file::StoreReadError> {
+            let mut loaded = load(&database, None)?;
+            let expired = Expiries::read(&database)?.due(Instant::now(), usize::MAX);
+            let expired: HashSet<Key> = expired.into_iter().map(|(key, _)| key).collect();
+            loaded.items.retain(|item| !expired.contains(&item.key));
+            Ok(loaded)
+        };
+        let loaded = read().map_err(|error| error.into_store_error(path))?;
         Ok(Some((identity, loaded)))
     }
 
@@ -80,7 +93,9 @@ impl EmbeddedStore {
         file::create_if_missing(path)?;
         let database = opener(path)?;
         let meta = file::read_meta(&database, path)?;
-        let index = Mutex::new(Index::read(&database).map_err(|error| error.into_store_error(path))?);
+        let read_error = |error: file::StoreReadError| error.into_store_error(path);
+        let index = Mutex::new(Index::read(&database).map_err(read_error)?);
+        let expiries = Expiries::read(&database).map_err(read_error)?;
         let (head_sender, head) = watch::channel(meta.revision);
         let history = Arc::new(Mutex::new(History::new(meta.revision, kept)));
         let database = RwLock::new(Some(database));
@@ -88,13 +103,16 @@ impl EmbeddedStore {
         let file = Arc::new(StoreFile { path, opener, database, index, metrics });
         let (jobs, queue) = mpsc::channel(QUEUE_MAX);
         let heartbeat = Heartbeat::new("store", Readiness::Required);
-        let writer = writer::Writer {
+        let mut writer = writer::Writer {
             heartbeat: Arc::clone(&heartbeat),
             file: Arc::clone(&file),
             history: Arc::clone(&history),
             head: head_sender,
             queue,
+            expiries,
         };
+        // Before anything is served.
+        writer.remove_expired()?;
         let writer = std::thread::Builder::new()
             .name("store".to_owned())
             .spawn(move || writer.run())

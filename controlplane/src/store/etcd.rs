@@ -341,10 +341,6 @@ impl Store for EtcdStore {
         self.cluster.layout.root().trim_end_matches('/')
     }
 
-    fn supports_ttl(&self) -> bool {
-        true
-    }
-
     fn unknown_keys(&self) -> BoxFuture<'_, Result<Vec<UnknownKeys>, StoreError>> {
         self.cluster.unknown_keys().boxed()
     }

@@ -1,5 +1,6 @@
 //! Statuses and JSON of every kind (contract 2.3, 2.4).
 
+use futures_util::StreamExt;
 use futures_util::future::join_all;
 use http::Method;
 use serde_json::{Value, json};
@@ -43,14 +44,24 @@ async fn a_missing_id_reveals_no_other_document() {
 }
 
 #[tokio::test]
-async fn a_ttl_is_rejected_by_a_store_without_leases() {
+async fn a_ttl_removes_the_document() {
     let world = World::start().await;
     world
         .put("/upstreams/1?ttl=x", upstream(1))
         .await
         .assert_error("invalid argument ttl: should be a number");
-    assert_eq!(world.put("/upstreams/1?ttl=5", upstream(1)).await.status, 400);
+    for ttl in ["0", "0.9", "-1", "4294967296", "1e300", "nan"] {
+        assert_eq!(world.put(&format!("/upstreams/1?ttl={ttl}"), upstream(1)).await.status, 400, "{ttl}");
+    }
     world.get("/upstreams/1").await.key_not_found();
+    let created = world.put("/upstreams/1?ttl=1", upstream(1)).await.ok();
+    world.put("/upstreams/2?ttl=1000", upstream(1)).await.ok();
+    let kept = world.put("/upstreams/2", upstream(2)).await.ok();
+    assert!(created.revision() < kept.revision());
+    let removed = world.store.watch(kept.revision()).next().await.unwrap().unwrap();
+    assert_eq!((removed[0].key.to_string().as_str(), &removed[0].document), ("upstreams/1", &None));
+    world.get("/upstreams/1").await.key_not_found();
+    assert_eq!(world.get("/upstreams/2").await.ok().json()["value"]["nodes"]["127.0.0.1:1980"], 2);
 }
 
 #[tokio::test]

@@ -12,6 +12,7 @@ use redb::{Builder, Database, ReadableDatabase, TableError};
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
+use super::expiry::{self, EXPIRIES};
 use super::file::{
     self, COUNTERS, FORMAT, FORMAT_VERSION, IDENTITY, INTERNAL_ENTRIES, ITEMS, REVISION, StoreReadError,
     TEXTS,
@@ -31,6 +32,9 @@ enum BackupRecord {
         created: u64,
         modified: u64,
         text: String,
+        /// The end of its time to live in unix milliseconds, and the time to live in seconds.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        expiry: Option<(u64, u32)>,
     },
     Private {
         name: String,
@@ -147,13 +151,19 @@ fn for_each_record(
     let revision = file::revision(&transaction)?;
     let identity = transaction.open_table(TEXTS)?.get(IDENTITY)?.map(|row| row.value().to_owned());
     visit(BackupRecord::Store { identity: identity.unwrap_or_default(), revision })?;
+    let expiries = expiry::open_table(&transaction)?;
     for row in transaction.open_table(ITEMS)?.range::<&str>(..)? {
         let (name, row) = row?;
         // Detects now a document that the copy could not serve.
         file::decode_row(name.value(), row.value())?;
         let (created, modified, text) = row.value();
         let text = String::from_utf8_lossy(text).into_owned();
-        visit(BackupRecord::Document { name: name.value().to_owned(), created, modified, text })?;
+        let expiry = match &expiries {
+            Some(expiries) => expiries.get(name.value())?.map(|expiry| expiry.value()),
+            None => None,
+        };
+        let expiry = expiry.and_then(|(end, ttl, revision)| (revision == modified).then_some((end, ttl)));
+        visit(BackupRecord::Document { name: name.value().to_owned(), created, modified, text, expiry })?;
     }
     let private = match transaction.open_table(INTERNAL_ENTRIES) {
         Err(TableError::TableDoesNotExist(_)) => return Ok(()),
@@ -231,9 +241,12 @@ fn insert(transaction: &redb::WriteTransaction, row: &BackupRecord) -> Result<()
             counters.insert(REVISION, revision)?;
             transaction.open_table(TEXTS)?.insert(IDENTITY, identity.as_str())?;
         }
-        BackupRecord::Document { name, created, modified, text } => {
+        BackupRecord::Document { name, created, modified, text, expiry } => {
             let value = (*created, *modified, text.as_bytes());
             transaction.open_table(ITEMS)?.insert(name.as_str(), value)?;
+            if let Some((end, ttl)) = expiry {
+                transaction.open_table(EXPIRIES)?.insert(name.as_str(), (*end, *ttl, *modified))?;
+            }
         }
         BackupRecord::Private { name, version, text } => {
             transaction.open_table(INTERNAL_ENTRIES)?.insert(name.as_str(), (*version, text.as_str()))?;

@@ -9,14 +9,15 @@ use std::{fs, io};
 
 use futures_util::future::join_all;
 use proptest::prelude::*;
-use redb::StorageBackend;
+use redb::{ReadableTable, StorageBackend};
 use redb::backends::FileBackend;
 use serde_json::json;
 
+use super::expiry::EXPIRIES;
 use super::file::{COUNTERS, FORMAT_VERSION};
 use super::*;
 use crate::store::conformance::random_commits::{ExpectedStore, commit_plans};
-use crate::store::conformance::{self, delete, flatten, key, put};
+use crate::store::conformance::{self, delete, flatten, key, put, put_for};
 use crate::store::{Event, Precondition};
 
 fn temp_dir() -> tempfile::TempDir {
@@ -257,6 +258,104 @@ async fn a_full_disk_loses_no_acknowledged_write() {
     assert_eq!(after_recovery.revision, committed.revision + 1);
     let events: Vec<_> = flatten(store.watch(committed.revision)).take(1).collect().await;
     assert_eq!(events.first().unwrap().as_ref().unwrap().key, b);
+}
+
+/// Sets the stored expiry of a document in a closed file: the end, the time to live, and what to
+/// add to the revision.
+fn set_stored_expiry(path: &Path, key: &Key, end: u64, ttl: u32, newer: u64) {
+    let database = Database::open(path).unwrap();
+    let transaction = database.begin_write().unwrap();
+    {
+        let mut table = transaction.open_table(EXPIRIES).unwrap();
+        let (_, _, revision) = table.get(key.to_string().as_str()).unwrap().unwrap().value();
+        table.insert(key.to_string().as_str(), (end, ttl, revision + newer)).unwrap();
+    }
+    transaction.commit().unwrap();
+}
+
+fn ids(loaded: DocumentList) -> Vec<String> {
+    loaded.items.into_iter().map(|item| item.key.id.to_string()).collect()
+}
+
+#[tokio::test]
+async fn an_expiry_survives_a_restart() {
+    let temp_dir = temp_dir();
+    let path = temp_dir.path().join("store.redb");
+    let store = EmbeddedStore::open(&path).unwrap();
+    let [past, future, set_back, other] =
+        ["past", "future", "set-back", "other"].map(|id| key(Kind::Route, id));
+    for key in [&past, &future, &set_back, &other] {
+        store.commit(put_for(key, 1000)).await.unwrap();
+    }
+    let revision = store.revision();
+    drop(store);
+    // The end has passed while the store was closed.
+    set_stored_expiry(&path, &past, 1, 1000, 0);
+    // The clock was set back: the end is further away than the whole time to live.
+    set_stored_expiry(&path, &set_back, u64::MAX, 1, 0);
+    // A program that knows no expiries wrote the document since.
+    set_stored_expiry(&path, &other, 1, 1, u64::MAX / 2);
+    let (_, loaded) = EmbeddedStore::load_file(&path).unwrap().unwrap();
+    assert_eq!(ids(loaded), ["future", "other", "set-back"]);
+    let store = EmbeddedStore::open(&path).unwrap();
+    assert_eq!(store.revision(), revision + 1, "removed before anything is read");
+    assert_eq!(ids(store.load().await.unwrap()), ["future", "other", "set-back"]);
+    let removal = flatten(store.watch(revision + 1)).next().await.unwrap().unwrap();
+    assert_eq!((removal.key, removal.document), (set_back, None));
+    assert_eq!(ids(store.load().await.unwrap()), ["future", "other"]);
+}
+
+#[tokio::test]
+async fn a_backup_keeps_expiries() {
+    let temp_dir = temp_dir();
+    let (path, restored) = (temp_dir.path().join("store.redb"), temp_dir.path().join("restored.redb"));
+    let store = EmbeddedStore::open(&path).unwrap();
+    let [renewed, kept, ended] = ["renewed", "kept", "ended"].map(|id| key(Kind::Ssl, id));
+    for write in [
+        put_for(&renewed, 5),
+        put_for(&renewed, 1000),
+        put_for(&kept, 1),
+        put(&kept, json!({}), Precondition::Unconditional),
+        put_for(&ended, 1000),
+    ] {
+        store.commit(write).await.unwrap();
+    }
+    drop(store);
+    set_stored_expiry(&path, &ended, 1, 1000, 0);
+    let stored = |path: &Path| {
+        let database = Database::open(path).unwrap();
+        let table = database.begin_read().unwrap().open_table(EXPIRIES).unwrap();
+        let rows = table.range::<&str>(..).unwrap().map(Result::unwrap);
+        rows.map(|(name, row)| (name.value().to_owned(), row.value())).collect::<Vec<_>>()
+    };
+    let before = stored(&path);
+    assert_eq!(before.len(), 2);
+    // A backup has no clock: it copies what has ended, too.
+    let mut stream = Vec::new();
+    let database = Database::open(&path).unwrap();
+    let summary = backup_stream::write(&database, &path, &mut stream).unwrap();
+    let created = EmbeddedStore::create_from_backup(&mut stream.as_slice(), &restored, false).unwrap();
+    assert_eq!(created, summary);
+    assert_eq!(stored(&restored), before);
+    assert_eq!(ids(EmbeddedStore::open(&restored).unwrap().load().await.unwrap()), ["kept", "renewed"]);
+    assert_eq!(stored(&restored).len(), 1);
+}
+
+#[tokio::test]
+async fn a_removal_waits_for_a_disk_with_space() {
+    let temp_dir = temp_dir();
+    let path = temp_dir.path().join("store.redb");
+    let full = Arc::new(AtomicBool::new(false));
+    let store = EmbeddedStore::open_with(&path, on_disk(&full), HistoryLimits::default()).unwrap();
+    let expiring = key(Kind::Ssl, "a");
+    let committed = store.commit(put_for(&expiring, 1)).await.unwrap();
+    let mut watch = flatten(store.watch(committed.revision));
+    full.store(true, Ordering::SeqCst);
+    let waiting = tokio::time::timeout(std::time::Duration::from_millis(1500), watch.next()).await;
+    assert!(waiting.is_err(), "{waiting:?}");
+    full.store(false, Ordering::SeqCst);
+    let removal = watch.next().await.unwrap().unwrap();
+    assert_eq!((removal.key, removal.document), (expiring, None));
 }
 
 /// One operation of a random history.

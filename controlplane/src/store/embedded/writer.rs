@@ -1,25 +1,28 @@
 //! The thread that writes.
 //!
 //! It takes all waiting jobs, applies them in one transaction in their order, commits, notifies the
-//! watches, and then answers. A conflict fails one batch only; a disk error fails the whole group,
+//! watches, and then answers. It removes documents at the end of their time to live, by the same
+//! transactions. A conflict fails one batch only; a disk error fails the whole group,
 //! because none of it is known to be durable.
 
 use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, Wake, Waker};
+use std::thread::Thread;
 use std::time::Instant;
 
-use model::{Key, Kind};
-use redb::{Database, ReadableTable, Table};
+use model::Key;
+use redb::Database;
 use telemetry::Heartbeat;
 use tokio::sync::{mpsc, oneshot, watch};
 use zeroize::Zeroizing;
 
-use super::file::{self, COUNTERS, INTERNAL_ENTRIES, ITEMS, REVISION, StoreReadError};
+use super::expiry::Expiries;
+use super::file::{self, StoreReadError};
 use super::history::History;
-use super::index::{Index, IndexChange};
+use super::index::Index;
 use super::store_file::StoreFile;
-use crate::store::{
-    Batch, CommitResult, Condition, Event, Mutation, MutationResult, Precondition, StoreError, StoredDocument,
-};
+use super::transaction::{apply_batches, swap_entry};
+use crate::store::{Batch, CommitResult, Mutation, Precondition, StoreError};
 
 /// Writes per fsync; bounds how long the first of them waits.
 const GROUP_MAX: usize = 256;
@@ -54,24 +57,28 @@ pub(super) struct Writer {
     pub(super) history: Arc<Mutex<History>>,
     pub(super) head: watch::Sender<u64>,
     pub(super) queue: mpsc::Receiver<Job>,
-}
-
-/// The effect of one transaction.
-#[derive(Default)]
-struct CommitGroup {
-    /// One per batch, in order.
-    results: Vec<Result<CommitResult, StoreError>>,
-    events: Vec<(Event, usize)>,
-    index_changes: Vec<IndexChange>,
-    /// The store's revision afterwards; `None` when nothing changed.
-    revision: Option<u64>,
+    pub(super) expiries: Expiries,
 }
 
 impl Writer {
     /// Runs until the last sender is gone and the queue is empty.
     pub(super) fn run(mut self) {
         self.heartbeat.set_idle();
-        while let Some(first) = self.queue.blocking_recv() {
+        loop {
+            // Also while jobs come in faster than they are done.
+            if self.expiries.next().is_some_and(|next| next <= Instant::now()) {
+                self.heartbeat.beat();
+                self.remove_expired_or_postpone();
+                self.heartbeat.set_idle();
+            }
+            let first = match self.expiries.next() {
+                None => self.queue.blocking_recv(),
+                Some(next) => match recv_until(&mut self.queue, next) {
+                    Poll::Ready(first) => first,
+                    Poll::Pending => continue,
+                },
+            };
+            let Some(first) = first else { return };
             self.heartbeat.beat();
             let mut jobs = vec![first];
             while jobs.len() < GROUP_MAX
@@ -84,8 +91,49 @@ impl Writer {
         }
     }
 
-    fn process(&self, jobs: Vec<Job>) {
-        let mut changes = Vec::with_capacity(jobs.len());
+    /// Removes the documents whose time to live has ended.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub(super) fn remove_expired(&mut self) -> Result<(), StoreError> {
+        loop {
+            let due = self.expiries.due(Instant::now(), GROUP_MAX);
+            if due.is_empty() {
+                return Ok(());
+            }
+            let removal = |(key, revision): &(Key, u64)| {
+                let (key, precondition) = (key.clone(), Precondition::ModRevision(*revision));
+                Some(Batch::from(Mutation::Delete { key, precondition }))
+            };
+            let batches: Vec<_> = due.iter().map(removal).collect();
+            let results = self.commit(&batches)?;
+            for ((key, _), result) in due.into_iter().zip(results) {
+                match result {
+                    Ok(removed) => {
+                        tracing::info!(resource = %key, revision = removed.revision, "a document was removed at the end of its time to live");
+                    }
+                    Err(error) => {
+                        tracing::warn!(resource = %key, %error, "a document outlives its time to live")
+                    }
+                }
+                self.expiries.set(key, None);
+            }
+        }
+    }
+
+    fn remove_expired_or_postpone(&mut self) {
+        if let Err(error) = self.remove_expired() {
+            tracing::error!(%error, "documents whose time to live has ended could not be removed");
+            if let Err(error) = self.reopen() {
+                tracing::error!(%error, "the store could not be opened again; the next request tries once more");
+            }
+            self.expiries.postpone(Instant::now());
+        }
+    }
+
+    fn process(&mut self, jobs: Vec<Job>) {
+        let mut batches = Vec::with_capacity(jobs.len());
+        let mut replies = Vec::with_capacity(jobs.len());
         for job in jobs {
             match job {
                 Job::Reopen(answer) => drop(answer.send(self.reopen())),
@@ -93,17 +141,20 @@ impl Writer {
                     let result = self.swap(&swap);
                     drop(swap.reply.send(result));
                 }
-                Job::Write(change) => changes.push(change),
+                Job::Write(PendingWrite { batch, reply }) => {
+                    batches.push(batch);
+                    replies.push(reply);
+                }
             }
         }
-        if changes.is_empty() {
+        if batches.is_empty() {
             return;
         }
         // A caller may have gone away; its write stays.
-        match self.commit(&changes) {
+        match self.commit(&batches) {
             Ok(results) => {
-                for (change, result) in changes.into_iter().zip(results) {
-                    drop(change.reply.send(result));
+                for (reply, result) in replies.into_iter().zip(results) {
+                    drop(reply.send(result));
                 }
             }
             Err(error) => {
@@ -112,8 +163,8 @@ impl Writer {
                 if let Err(error) = self.reopen() {
                     tracing::error!(%error, "the store could not be opened again; the next request tries once more");
                 }
-                for change in changes {
-                    drop(change.reply.send(Err(error.clone())));
+                for reply in replies {
+                    drop(reply.send(Err(error.clone())));
                 }
             }
         }
@@ -121,7 +172,7 @@ impl Writer {
 
     /// Runs one transaction; reopens the file first if it is closed.
     fn transact<T>(
-        &self,
+        &mut self,
         work: impl FnOnce(&Database) -> Result<T, StoreReadError>,
     ) -> Result<T, StoreError> {
         if self.file.with_database(|_| ()).is_none() {
@@ -133,8 +184,8 @@ impl Writer {
             .map_err(|error| error.into_store_error(&self.file.path))
     }
 
-    fn swap(&self, swap: &PendingSwap) -> Result<u64, StoreError> {
-        let swapped = self.transact(|database| swap_entry(database, swap));
+    fn swap(&mut self, swap: &PendingSwap) -> Result<u64, StoreError> {
+        let swapped = self.transact(|database| swap_entry(database, swap.name, swap.expect, &swap.text));
         if let Err(error) = &swapped {
             tracing::error!(%error, "the store could not commit");
             if let Err(error) = self.reopen() {
@@ -144,9 +195,13 @@ impl Writer {
         swapped?.ok_or(StoreError::Conflict { key: None })
     }
 
-    fn commit(&self, changes: &[PendingWrite]) -> Result<Vec<Result<CommitResult, StoreError>>, StoreError> {
+    fn commit(
+        &mut self,
+        batches: &[Option<Batch>],
+    ) -> Result<Vec<Result<CommitResult, StoreError>>, StoreError> {
         let started = Instant::now();
-        let group = self.transact(|database| apply_writes(database, &self.file.index, changes))?;
+        let (file, has_expiries) = (Arc::clone(&self.file), !self.expiries.is_empty());
+        let group = self.transact(|database| apply_batches(database, &file.index, batches, has_expiries))?;
         self.file.metrics.commit_seconds.observe(started.elapsed().as_secs_f64());
         if let Some(revision) = group.revision {
             self.file.index().apply(group.index_changes, revision);
@@ -156,6 +211,9 @@ impl Writer {
             }
             history.advance(revision);
             drop(history);
+            for (key, deadline) in group.deadlines {
+                self.expiries.set(key, deadline);
+            }
             self.head.send_replace(revision);
         }
         Ok(group.results)
@@ -163,7 +221,7 @@ impl Writer {
 
     /// Reopens the file. Resets the history when the file's revision differs from memory, so that
     /// watches end with `Compacted`.
-    fn reopen(&self) -> Result<(), StoreError> {
+    fn reopen(&mut self) -> Result<(), StoreError> {
         let mut database = self.file.database.write().unwrap_or_else(PoisonError::into_inner);
         // Released first: this process holds the lock of the file.
         drop(database.take());
@@ -171,6 +229,8 @@ impl Writer {
         let meta = file::read_meta(&database_file, &self.file.path)?;
         *self.file.index() =
             Index::read(&database_file).map_err(|error| error.into_store_error(&self.file.path))?;
+        self.expiries =
+            Expiries::read(&database_file).map_err(|error| error.into_store_error(&self.file.path))?;
         *database = Some(database_file);
         drop(database);
         if meta.revision != *self.head.borrow() {
@@ -181,191 +241,24 @@ impl Writer {
     }
 }
 
-/// The new version of the entry; `None` when the expected version does not match.
-fn swap_entry(database: &Database, swap: &PendingSwap) -> Result<Option<u64>, StoreReadError> {
-    let transaction = database.begin_write()?;
-    let swapped = {
-        let mut table = transaction.open_table(INTERNAL_ENTRIES)?;
-        let current = table.get(swap.name)?.map_or(0, |row| row.value().0);
-        if current == swap.expect {
-            table.insert(swap.name, (current + 1, swap.text.as_str()))?;
-            Some(current + 1)
-        } else {
-            None
-        }
-    };
-    match swapped {
-        Some(_) => transaction.commit()?,
-        None => transaction.abort()?,
-    }
-    Ok(swapped)
-}
-
-/// Applies the batches in one transaction and commits it durably.
-fn apply_writes(
-    database: &Database,
-    index: &Mutex<Index>,
-    writes: &[PendingWrite],
-) -> Result<CommitGroup, StoreReadError> {
-    let transaction = database.begin_write()?;
-    let mut group = CommitGroup::default();
-    {
-        let mut counters = transaction.open_table(COUNTERS)?;
-        let before = counters.get(REVISION)?.map_or(0, |row| row.value());
-        let mut open = OpenGroup { items: transaction.open_table(ITEMS)?, index, revision: before, group };
-        for write in writes {
-            let result = match &write.batch {
-                None => Ok(open.take_revision()),
-                Some(batch) => open.apply_batch(batch)?,
-            };
-            open.group.results.push(result);
-        }
-        let revision = open.revision;
-        group = open.group;
-        if revision != before {
-            counters.insert(REVISION, revision)?;
-            group.revision = Some(revision);
+/// Blocks for the next job (`None`: the queue is closed), until a deadline.
+fn recv_until(queue: &mut mpsc::Receiver<Job>, deadline: Instant) -> Poll<Option<Job>> {
+    struct Unpark(Thread);
+    impl Wake for Unpark {
+        fn wake(self: Arc<Self>) {
+            self.0.unpark();
         }
     }
-    if group.revision.is_some() {
-        transaction.commit()?;
-    } else {
-        transaction.abort()?;
-    }
-    Ok(group)
-}
-
-/// The revisions of a stored document.
-#[derive(Clone, Copy)]
-struct Revisions {
-    created: u64,
-    modified: u64,
-}
-
-/// A transaction in progress.
-struct OpenGroup<'a> {
-    items: ItemTable<'a>,
-    /// As of the commit before.
-    index: &'a Mutex<Index>,
-    revision: u64,
-    group: CommitGroup,
-}
-
-type ItemTable<'a> = Table<'a, &'static str, (u64, u64, &'static [u8])>;
-
-/// The outer error of these methods aborts the transaction; the inner one is the result of a batch.
-impl OpenGroup<'_> {
-    /// A revision without a change, to be used as an id.
-    fn take_revision(&mut self) -> CommitResult {
-        self.revision += 1;
-        CommitResult { revision: self.revision, mutations: Vec::new() }
-    }
-
-    fn apply_batch(&mut self, batch: &Batch) -> Result<Result<CommitResult, StoreError>, StoreReadError> {
-        let mut current = Vec::with_capacity(batch.mutations.len());
-        for mutation in &batch.mutations {
-            let revisions = self.revisions(mutation.key())?;
-            if !holds(mutation.precondition(), revisions) {
-                return Ok(Err(StoreError::Conflict { key: Some(mutation.key().clone()) }));
-            }
-            current.push(revisions);
+    let waker = Waker::from(Arc::new(Unpark(std::thread::current())));
+    let mut context = Context::from_waker(&waker);
+    loop {
+        if let Poll::Ready(job) = queue.poll_recv(&mut context) {
+            return Poll::Ready(job);
         }
-        let (kinds, documents): (Vec<_>, Vec<_>) =
-            batch.conditions.iter().partition(|condition| condition.key().is_none());
-        // Like etcd, which can tell which document failed a condition, but not which of a kind.
-        for condition in documents.into_iter().chain(kinds) {
-            if !self.condition_holds(condition)? {
-                return Ok(Err(StoreError::Conflict { key: condition.key().cloned() }));
-            }
-        }
-        let next = self.revision + 1;
-        let mut mutations = Vec::with_capacity(batch.mutations.len());
-        for (mutation, current) in batch.mutations.iter().zip(current) {
-            mutations.push(self.apply_mutation(mutation, current, next)?);
-        }
-        Ok(Ok(CommitResult { revision: self.revision, mutations }))
-    }
-
-    fn condition_holds(&self, condition: &Condition) -> Result<bool, StoreReadError> {
-        Ok(match condition {
-            Condition::Exists(key) => self.revisions(key)?.is_some(),
-            Condition::Absent(key) => self.revisions(key)?.is_none(),
-            Condition::Unchanged { key, since } => {
-                self.revisions(key)?.is_some_and(|revisions| revisions.modified <= *since)
-            }
-            Condition::KindUnchanged { kind, since } => self.last_put(*kind) <= *since,
-        })
-    }
-
-    /// The newest revision that created or changed a document of the kind, in this transaction or
-    /// before.
-    fn last_put(&self, kind: Kind) -> u64 {
-        let here =
-            self.group.index_changes.iter().rev().find(|change| change.exists && change.key.kind == kind);
-        here.map_or_else(
-            || self.index.lock().unwrap_or_else(PoisonError::into_inner).last_put(kind),
-            |change| change.revision,
-        )
-    }
-
-    fn revisions(&self, key: &Key) -> Result<Option<Revisions>, StoreReadError> {
-        Ok(self.items.get(key.to_string().as_str())?.map(|row| {
-            let (created, modified, _) = row.value();
-            Revisions { created, modified }
-        }))
-    }
-
-    /// Makes a mutation whose precondition holds, at the revision `next`.
-    fn apply_mutation(
-        &mut self,
-        mutation: &Mutation,
-        current: Option<Revisions>,
-        next: u64,
-    ) -> Result<MutationResult, StoreReadError> {
-        let key = mutation.key();
-        let name = key.to_string();
-        let created = match (mutation, current) {
-            (Mutation::Put { .. }, None) => next,
-            (_, Some(current)) => current.created,
-            (Mutation::Delete { .. }, None) => return Ok(MutationResult::default()),
+        let Some(left) = deadline.checked_duration_since(Instant::now()).filter(|left| !left.is_zero())
+        else {
+            return Poll::Pending;
         };
-        self.revision = next;
-        let (document, size) = match mutation {
-            Mutation::Put { document, .. } => {
-                let text = serde_json::to_vec(document).map_err(|error| {
-                    StoreReadError::Row(format!("{name} cannot be written as JSON: {error}"))
-                })?;
-                self.items.insert(name.as_str(), (created, next, text.as_slice()))?;
-                let stored = StoredDocument {
-                    key: key.clone(),
-                    document: document.clone(),
-                    create_revision: created,
-                    mod_revision: next,
-                    stale_extensions: false,
-                    salvaged: None,
-                };
-                (Some(stored), text.len())
-            }
-            Mutation::Delete { .. } => {
-                self.items.remove(name.as_str())?;
-                (None, name.len())
-            }
-        };
-        self.group.index_changes.push(IndexChange {
-            key: key.clone(),
-            create_revision: created,
-            revision: next,
-            exists: document.is_some(),
-        });
-        self.group.events.push((Event { revision: next, key: key.clone(), document }, size));
-        Ok(MutationResult { create_revision: created, existed: current.is_some() })
-    }
-}
-
-fn holds(precondition: Precondition, current: Option<Revisions>) -> bool {
-    match precondition {
-        Precondition::Unconditional => true,
-        Precondition::Absent => current.is_none(),
-        Precondition::ModRevision(revision) => current.is_some_and(|current| current.modified == revision),
+        std::thread::park_timeout(left);
     }
 }

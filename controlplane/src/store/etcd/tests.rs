@@ -22,7 +22,7 @@ use super::*;
 use crate::store::conformance::batches::batch;
 use crate::store::conformance::random_commits::{ExpectedStore, commit_plans};
 use crate::store::conformance::{self, conflict, delete, flatten, key, put};
-use crate::store::{Event, Mutation, MutationResult, Precondition, WatchError};
+use crate::store::{Event, MutationResult, Precondition, WatchError};
 
 /// For operations that a healthy cluster completes in milliseconds.
 const TEST_TIMEOUT: Duration = Duration::from_secs(60);
@@ -230,24 +230,6 @@ async fn a_cluster_that_lost_its_data_has_another_identity() {
     let event = store.load().await.unwrap_err().to_string();
     assert!(event.contains("is not the store of the start") && event.contains("0123abcd"), "{event}");
     assert!(named().await.identity().ends_with("~0123abcd"));
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_document_with_a_ttl_expires() {
-    let server = Server::plain().await;
-    let store = open(&[server.url()]).await;
-    assert!(store.supports_ttl());
-    let ttl = std::num::NonZeroU32::new(1);
-    let write = Mutation::Put {
-        key: ssl_key("1"),
-        document: json!({"v": 1}),
-        precondition: Precondition::Absent,
-        ttl,
-    };
-    let committed = store.commit(write.into()).await.unwrap();
-    let mut watch = flatten(store.watch(committed.revision));
-    let deleted = within("the lease ends", watch.next()).await.unwrap().unwrap();
-    assert_eq!((deleted.key, deleted.document), (ssl_key("1"), None));
 }
 
 #[tokio::test(flavor = "multi_thread")]
