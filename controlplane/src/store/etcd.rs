@@ -8,6 +8,7 @@
 //! Invariant: reads are linearizable, and a write is acknowledged when a majority has it on disk.
 
 mod cache;
+mod compare;
 mod connection;
 pub(crate) mod dial;
 mod layout;

@@ -9,8 +9,8 @@ use std::{fs, io};
 
 use futures_util::future::join_all;
 use proptest::prelude::*;
-use redb::{ReadableTable, StorageBackend};
 use redb::backends::FileBackend;
+use redb::{ReadableTable, StorageBackend};
 use serde_json::json;
 
 use super::expiry::EXPIRIES;

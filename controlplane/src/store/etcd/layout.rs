@@ -283,6 +283,11 @@ fn decode_misnamed(key: Key, name: &str, value: &[u8], created: i64, modified: i
     }
 }
 
+/// The end of the range of keys that start with `prefix/`: '0' follows '/'.
+pub(super) fn range_end(prefix: &str) -> String {
+    format!("{}0", prefix.trim_end_matches('/'))
+}
+
 /// etcd's revisions are signed and start at 1.
 pub(super) fn from_etcd_revision(number: i64) -> u64 {
     u64::try_from(number).unwrap_or_default()

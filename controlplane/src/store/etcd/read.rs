@@ -289,7 +289,7 @@ struct Pages {
 
 impl Pages {
     fn with_prefix(prefix: &str, revision: Option<i64>) -> Self {
-        Self { from: Some(prefix.as_bytes().to_vec()), end: range_end(prefix), revision }
+        Self { from: Some(prefix.as_bytes().to_vec()), end: layout::range_end(prefix), revision }
     }
 
     /// The outer `None`: no more pages; the inner one: the revision is compacted.
@@ -303,9 +303,4 @@ impl Pages {
         self.from = last_key.map(|key| [key, &[0]].concat());
         Ok(Some(Some(page)))
     }
-}
-
-/// The end of the range of keys that start with `prefix/`: '0' follows '/'.
-fn range_end(prefix: &str) -> String {
-    format!("{}0", prefix.trim_end_matches('/'))
 }

@@ -21,8 +21,8 @@ use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 use super::*;
 use crate::store::conformance::batches::batch;
 use crate::store::conformance::random_commits::{ExpectedStore, commit_plans};
-use crate::store::conformance::{self, conflict, delete, flatten, key, put};
-use crate::store::{Event, MutationResult, Precondition, WatchError};
+use crate::store::conformance::{self, conflict, delete, flatten, key, put, put_for};
+use crate::store::{Condition, Event, MutationResult, Precondition, WatchError};
 
 /// For operations that a healthy cluster completes in milliseconds.
 const TEST_TIMEOUT: Duration = Duration::from_secs(60);
@@ -396,31 +396,103 @@ async fn a_write_that_etcd_rejects_is_rejected() {
     assert_eq!(store.get(&ssl_key("1")).await.unwrap(), None);
 }
 
-/// etcd counts the compares and the writes of a transaction; extension fields have their own.
+/// More compares and writes than one transaction takes.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_batch_of_128_documents_is_one_commit() {
+    let server = Server::plain().await;
+    let store = open(&[server.url()]).await;
+    let keys: Vec<Key> =
+        (0..128).map(|n| key([Kind::Route, Kind::Ssl, Kind::Upstream][n % 3], &n.to_string())).collect();
+    let document = |n: usize| {
+        if n % 2 == 0 { json!({"n": n, "client_identity": {"allow": []}}) } else { json!({"n": n}) }
+    };
+    let puts = |n, expect| batch(keys.iter().map(|key| put(key, document(n), expect)));
+    let created = store.commit(puts(1, Precondition::Absent)).await.unwrap();
+    let result = MutationResult { create_revision: created.revision, existed: false };
+    assert_eq!(created.mutations, vec![result; 128]);
+    assert_eq!(store.commit(puts(2, Precondition::Absent)).await, Err(conflict(&keys[0])));
+    let seen = Precondition::ModRevision(created.revision);
+    let replaced = store.commit(puts(2, seen)).await.unwrap();
+    let result = MutationResult { create_revision: created.revision, existed: true };
+    assert_eq!(replaced.mutations, vec![result; 128]);
+    let loaded = store.load().await.unwrap();
+    let extended = json!({"n": 2, "client_identity": {"allow": []}});
+    assert!(
+        loaded.items.iter().all(|item| item.document == extended && item.mod_revision == replaced.revision)
+    );
+    // One document that another program changes, removes or gives a lease fails it, or is rewritten.
+    let seen = Precondition::ModRevision(replaced.revision);
+    assert_eq!(
+        store.commit(puts(3, Precondition::ModRevision(created.revision))).await,
+        Err(conflict(&keys[0]))
+    );
+    let changed = store.commit(put_for(&keys[77], 1000)).await.unwrap().revision;
+    assert_eq!(store.commit(puts(3, seen)).await, Err(conflict(&keys[77])));
+    let with_changed = |n| {
+        let expect = |at| if at == 77 { Precondition::ModRevision(changed) } else { seen };
+        batch(keys.iter().enumerate().map(|(at, key)| put(key, document(n), expect(at))))
+    };
+    store.commit(delete(&keys[127], Precondition::Unconditional)).await.unwrap();
+    assert_eq!(store.commit(with_changed(3)).await, Err(conflict(&keys[127])));
+    assert!(
+        store.list(Kind::Ssl).await.unwrap().items.iter().all(|item| item.document["n"] != 3),
+        "all or nothing"
+    );
+    let third = store.commit(puts(3, Precondition::Unconditional)).await.unwrap();
+    assert_eq!(third.mutations[77], result);
+    assert_eq!(third.mutations[127], MutationResult { create_revision: third.revision, existed: false });
+    let name = format!("/apisix/{}", keys[77]);
+    assert_eq!(server.keys().await.get(&name).await.unwrap().lease, 0, "no lease removes it later");
+    assert_eq!(store.load().await.unwrap().items.len(), 128);
+    let removals = keys.iter().map(|key| delete(key, Precondition::ModRevision(third.revision)));
+    let removed = store.commit(batch(removals)).await.unwrap();
+    assert!(removed.mutations.iter().all(|removed| removed.existed));
+    assert_eq!(store.load().await.unwrap().items, []);
+    assert!(store.unknown_keys().await.unwrap().is_empty(), "no extension entry is left");
+}
+
+/// The documents change between the read and the transaction: it is not applied.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_batch_by_ranges_fails_when_a_document_changes() {
+    let server = Server::plain().await;
+    let store = open(&[server.url()]).await;
+    let keys: Vec<Key> = (0..128).map(|n| key(Kind::Route, &n.to_string())).collect();
+    let puts = |n: u64| batch(keys.iter().map(|key| put(key, json!({"n": n}), Precondition::Unconditional)));
+    store.commit(puts(0)).await.unwrap();
+    let rival = async |n: u64| {
+        for round in 0..24 {
+            let key = &keys[(usize::try_from(n).unwrap() * 31 + round) % 128];
+            let write = if round % 2 == 0 {
+                put(key, json!({"rival": n}), Precondition::Unconditional)
+            } else {
+                delete(key, Precondition::Unconditional)
+            };
+            store.commit(write).await.unwrap();
+        }
+    };
+    let (committed, (), ()) = tokio::join!(async { store.commit(puts(1)).await }, rival(1), rival(2));
+    // It lost against each rival write, or all its documents have its revision at once.
+    if let Ok(committed) = committed {
+        let mut keys = server.keys().await;
+        let mut changes = keys.history("/apisix/routes/", committed.revision, committed.revision).await;
+        changes.retain(|change| change.revision == committed.revision);
+        assert_eq!(changes.len(), 128);
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_batch_that_exceeds_a_transaction_is_rejected() {
     let server = Server::plain().await;
     let store = open(&[server.url()]).await;
-    let guarded = json!({"client_identity": {"allow": [{"dns": "a.b"}]}});
-    let puts = |kind, count: u64, expect: Precondition| {
-        let ids = (0..count).map(|n| key(kind, &n.to_string()));
-        batch(ids.map(|key| put(&key, guarded.clone(), expect)))
-    };
-    for (kind, most) in [(Kind::Upstream, 127), (Kind::Route, 64)] {
-        let error = store.commit(puts(kind, most + 1, Precondition::Absent)).await.unwrap_err();
-        assert!(matches!(&error, StoreError::Rejected { what } if what.contains("--max-txn-ops")), "{error}");
-        assert!(store.list(kind).await.unwrap().items.is_empty());
-        store.commit(puts(kind, most, Precondition::Absent)).await.unwrap();
-    }
-    let before = store.list(Kind::Route).await.unwrap();
-    let seen = Precondition::ModRevision(before.items[0].mod_revision);
-    assert!(store.commit(puts(Kind::Route, 64, seen)).await.is_err());
-    assert_eq!(store.list(Kind::Route).await.unwrap().items, before.items);
-    store.commit(puts(Kind::Route, 63, seen)).await.unwrap();
-    let removals =
-        (0..200).map(|n| delete(&key(Kind::Upstream, &n.to_string()), Precondition::Unconditional));
-    let error = store.commit(batch(removals)).await.unwrap_err();
-    assert!(matches!(error, StoreError::Rejected { .. }), "{error}");
+    let key = |n: u64| key(Kind::Ssl, &n.to_string());
+    let conditions = (0..200).map(|n| Condition::Absent(key(n))).collect();
+    let write = Batch { conditions, ..put(&key(0), json!({}), Precondition::Absent) };
+    let error = store.commit(write).await.unwrap_err();
+    assert!(
+        matches!(&error, StoreError::Rejected { what } if what.contains("write fewer documents")),
+        "{error}"
+    );
+    assert_eq!(store.get(&key(0)).await.unwrap(), None);
 }
 
 /// All versions of a key after a revision; `Null` for a deletion.

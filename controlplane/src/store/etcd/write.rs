@@ -8,16 +8,16 @@
 //! Invariant: a reported outcome is final. [`StoreError::OutcomeUnknown`] is reported when no
 //! endpoint answers.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 
 use etcd_client::{Compare, CompareOp, Error, GetOptions, KvClient, Txn, TxnOp, TxnOpResponse, WatchOptions};
 use tonic::Code;
 
+use super::compare::KeyState;
 use super::connection::EtcdConnection;
 use super::layout;
-use super::txn::{Attempt, TxnOutcome};
+use super::txn::{Attempt, Leases, OPERATIONS_MAX, TxnOutcome};
 use super::{Cluster, dial};
 use crate::store::{Batch, CommitResult, InternalKey, StoreError};
 
@@ -39,10 +39,12 @@ impl Cluster {
         batch.check_keys()?;
         let first = batch.mutations.first().map(|mutation| mutation.key().clone());
         let mut attempt = Attempt::new(batch, &self.layout);
-        let names = attempt.unconditional();
-        let present = self.mod_revisions(&names).await?;
-        attempt.expect(&names, present)?;
-        for _ in 0..WRITE_ATTEMPTS {
+        for number in 0..WRITE_ATTEMPTS {
+            let names = attempt.names_to_read(number == 0);
+            if !names.is_empty() {
+                let (revision, states) = self.key_states(&names).await?;
+                attempt.expect(revision, states)?;
+            }
             attempt.start_revision = attempt.newest_expected().max(self.connections.revision());
             if let TxnOutcome::Committed(committed) = self.execute(&mut attempt).await? {
                 return Ok(committed);
@@ -54,7 +56,7 @@ impl Cluster {
     async fn execute(self: &Arc<Self>, attempt: &mut Attempt) -> Result<TxnOutcome, StoreError> {
         let fence = self.fence_revision().await?;
         let connection = self.connections.current().await?;
-        let mut leases = BTreeMap::new();
+        let mut leases = Leases::new();
         for ttl in attempt.ttls() {
             leases.insert(ttl, self.grant_lease(&connection, ttl.get().into()).await?);
         }
@@ -63,7 +65,7 @@ impl Cluster {
         let error = tokio::select! {
             response = kv.txn(txn) => match response {
                 Ok(response) => {
-                    let (present_fence, outcome) = attempt.outcome(&self.layout, fence, &response);
+                    let (present_fence, outcome) = attempt.outcome(&self.layout, &response);
                     if let Some(revision) = present_fence {
                         self.fence.0.store(revision, Ordering::Release);
                     }
@@ -75,6 +77,9 @@ impl Cluster {
             () = tokio::time::sleep(self.connections.timeout()) => Error::Internal("no response in time".to_owned()),
         };
         let what = self.connections.describe_error(&connection, &error);
+        if is_key_gone(&error) {
+            return Ok(TxnOutcome::Outdated);
+        }
         if let Some(definite) = definite_error(&error, &what) {
             return Err(definite);
         }
@@ -122,25 +127,28 @@ impl Cluster {
         Ok((response.kvs().first().map_or(0, etcd_client::KeyValue::mod_revision), store))
     }
 
-    /// The mod revisions of keys, 0 for absent ones, at one revision of the store.
-    async fn mod_revisions(&self, names: &[String]) -> Result<Vec<i64>, StoreError> {
-        if names.is_empty() {
-            return Ok(Vec::new());
-        }
-        let response = self.call_raw(|mut kv: KvClient| {
-            let read = |name: &String| TxnOp::get(name.as_str(), Some(GetOptions::new().with_keys_only()));
+    /// The states of keys, at one revision of the store.
+    async fn key_states(&self, names: &[String]) -> Result<(i64, Vec<KeyState>), StoreError> {
+        let (mut revision, mut states) = (0, Vec::with_capacity(names.len()));
+        for names in names.chunks(OPERATIONS_MAX) {
+            // 0: the present one.
+            let options = GetOptions::new().with_keys_only().with_revision(revision);
+            let read = |name: &String| TxnOp::get(name.as_str(), Some(options.clone()));
             let reads: Vec<TxnOp> = names.iter().map(read).collect();
-            async move { kv.txn(Txn::new().and_then(reads)).await }
-        });
-        let response = response.await?.map_err(|(connection, error)| {
-            let what = self.connections.describe_error(&connection, &error);
-            definite_error(&error, &what).unwrap_or(StoreError::Unavailable { what })
-        })?;
-        let revisions = response.op_responses().into_iter().map(|response| match response {
-            TxnOpResponse::Get(get) => get.kvs().first().map_or(0, etcd_client::KeyValue::mod_revision),
-            _ => 0,
-        });
-        Ok(revisions.collect())
+            let response = self.call(|mut kv: KvClient| {
+                let reads = reads.clone();
+                async move { kv.txn(Txn::new().and_then(reads)).await }
+            });
+            let response = response.await?;
+            if revision == 0 {
+                revision = response.header().map_or(0, etcd_client::ResponseHeader::revision);
+            }
+            states.extend(response.op_responses().into_iter().map(|response| match response {
+                TxnOpResponse::Get(get) => get.kvs().first().map(KeyState::from).unwrap_or_default(),
+                _ => KeyState::default(),
+            }));
+        }
+        Ok((revision, states))
     }
 
     pub(super) async fn grant_lease(
@@ -271,6 +279,12 @@ impl Cluster {
     }
 }
 
+/// Whether a document that exists for the writer is gone (`ignore_lease`); nothing was written.
+fn is_key_gone(error: &Error) -> bool {
+    let message = "key not found";
+    matches!(error, Error::GRpcStatus(status) if status.code() == Code::InvalidArgument && status.message().contains(message))
+}
+
 /// The error for a response that proves that nothing was written.
 fn definite_error(error: &Error, what: &str) -> Option<StoreError> {
     let Error::GRpcStatus(status) = error else { return None };
@@ -281,7 +295,7 @@ fn definite_error(error: &Error, what: &str) -> Option<StoreError> {
             } else if ["too large", "larger than max"].iter().any(|text| status.message().contains(text)) {
                 ": raise etcd's --max-request-bytes, or write less at once"
             } else if status.message().contains("too many operations") {
-                ": raise etcd's --max-txn-ops, or write fewer documents at once; one with extension fields counts twice"
+                ": write fewer documents at once, which refer to fewer others"
             } else {
                 ""
             };
@@ -317,7 +331,7 @@ mod tests {
         let mut attempt = Attempt::new(batch, &cluster.layout);
         attempt.start_revision = attempt.newest_expected().max(cluster.connections.revision());
         let fence = cluster.fence_revision().await.unwrap();
-        let txn = attempt.txn(&cluster.layout, fence, &BTreeMap::new());
+        let txn = attempt.txn(&cluster.layout, fence, &Leases::new());
         Delayed { attempt, txn }
     }
 
