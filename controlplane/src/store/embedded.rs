@@ -71,8 +71,8 @@ impl EmbeddedStore {
         Self::open_with(path, Box::new(file::open), HistoryLimits::default())
     }
 
-    /// Reads and checks a file without keeping it open: its identity and all documents whose time to
-    /// live has not ended. `None`: the file does not exist, and is not created.
+    /// Reads and checks a file without keeping it open: its identity, and all documents whose time
+    /// to live has not ended. `None`: the file does not exist, and is not created.
     ///
     /// # Errors
     /// As [`Self::open`].

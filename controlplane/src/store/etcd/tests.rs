@@ -420,7 +420,7 @@ async fn a_batch_of_128_documents_is_one_commit() {
     assert!(
         loaded.items.iter().all(|item| item.document == extended && item.mod_revision == replaced.revision)
     );
-    // One document that another program changes, removes or gives a lease fails it, or is rewritten.
+    // A document that is changed, removed or gets a lease fails the batch, or is replaced.
     let seen = Precondition::ModRevision(replaced.revision);
     assert_eq!(
         store.commit(puts(3, Precondition::ModRevision(created.revision))).await,

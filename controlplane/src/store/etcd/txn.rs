@@ -26,7 +26,7 @@ use crate::store::{Batch, CommitResult, Condition, Mutation, MutationResult, Pre
 pub(super) const OPERATIONS_MAX: usize = 128;
 
 /// The lease of each time to live.
-pub(super) type Leases = BTreeMap<NonZeroU32, i64>;
+pub(super) type TtlLeases = BTreeMap<NonZeroU32, i64>;
 
 /// One attempt of a commit. The next one expects what the failure branch has read.
 #[derive(Clone)]
@@ -113,7 +113,7 @@ impl DocumentWrite {
         document.into_iter().chain(extension)
     }
 
-    fn document_operation(&self, guard: Guard, leases: &Leases) -> TxnOp {
+    fn document_operation(&self, guard: Guard, leases: &TtlLeases) -> TxnOp {
         let name = self.name.as_str();
         let Some(value) = &self.value else {
             return TxnOp::delete(name, Some(DeleteOptions::new().with_prev_key()));
@@ -272,7 +272,7 @@ impl Attempt {
     }
 
     /// The transaction; `leases` has one for each of [`Self::ttls`].
-    pub(super) fn txn(&self, layout: &Layout, fence: i64, leases: &Leases) -> Txn {
+    pub(super) fn txn(&self, layout: &Layout, fence: i64, leases: &TtlLeases) -> Txn {
         let fence = KeyCompare::key(&layout.fence_key(), Test::Modified(fence));
         let compares: Vec<_> = std::iter::once(fence).chain(self.compares(layout)).collect();
         let documents = self.writes.iter().map(|write| write.document_operation(self.guard, leases));

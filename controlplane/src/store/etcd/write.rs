@@ -17,7 +17,7 @@ use tonic::Code;
 use super::compare::KeyState;
 use super::connection::EtcdConnection;
 use super::layout;
-use super::txn::{Attempt, Leases, OPERATIONS_MAX, TxnOutcome};
+use super::txn::{Attempt, TtlLeases, OPERATIONS_MAX, TxnOutcome};
 use super::{Cluster, dial};
 use crate::store::{Batch, CommitResult, InternalKey, StoreError};
 
@@ -56,7 +56,7 @@ impl Cluster {
     async fn execute(self: &Arc<Self>, attempt: &mut Attempt) -> Result<TxnOutcome, StoreError> {
         let fence = self.fence_revision().await?;
         let connection = self.connections.current().await?;
-        let mut leases = Leases::new();
+        let mut leases = TtlLeases::new();
         for ttl in attempt.ttls() {
             leases.insert(ttl, self.grant_lease(&connection, ttl.get().into()).await?);
         }
@@ -331,7 +331,7 @@ mod tests {
         let mut attempt = Attempt::new(batch, &cluster.layout);
         attempt.start_revision = attempt.newest_expected().max(cluster.connections.revision());
         let fence = cluster.fence_revision().await.unwrap();
-        let txn = attempt.txn(&cluster.layout, fence, &Leases::new());
+        let txn = attempt.txn(&cluster.layout, fence, &TtlLeases::new());
         Delayed { attempt, txn }
     }
 
