@@ -3,7 +3,7 @@
 //!
 //! `compile` also builds what the data planes get, so no data plane rejects a document that passes
 //! here. References to other resources (contract 2.6, 2.7) are looked up in the `overlay`, which
-//! makes the commit depend on them: no document refers to one that another writer removes meanwhile.
+//! makes the commit depend on them: no document refers to one that another writer has removed.
 
 use model::{Id, Key, Kind, Problem, Reference, Resource, Scheme, Snapshot, Versioned};
 use pki::Keyring;
@@ -11,7 +11,7 @@ use rustls_pki_types::UnixTime;
 use serde_json::Value;
 
 use super::ChangeError;
-use super::overlay::{Judged, StoreOverlay};
+use super::overlay::{Dependence, StoreOverlay};
 use crate::compile::{compile, compile_stored};
 
 /// Checks and compiles a document by itself; returns likely misconfigurations beside it.
@@ -96,9 +96,12 @@ async fn check_reference(reference: &Reference, overlay: &mut StoreOverlay<'_>) 
     let invalid = |detail: &str| {
         Err(ChangeError::Invalid(Problem::new(reference.field.clone(), format!("{lookup}, {detail}"))))
     };
-    let judged =
-        if *kind == Kind::Ssl || reference.requires_http { Judged::Content } else { Judged::Existence };
-    match overlay.require(&reference.key, judged).await? {
+    let dependence = if *kind == Kind::Ssl || reference.requires_http {
+        Dependence::Content
+    } else {
+        Dependence::Existence
+    };
+    match overlay.require(&reference.key, dependence).await? {
         None => invalid("response code: 404"),
         Some(found) if *kind == Kind::Ssl && !is_client(&found) => invalid("wrong ssl type"),
         Some(found) if reference.requires_http && !scheme_of(&found).is_http() => {

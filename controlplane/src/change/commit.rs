@@ -44,7 +44,7 @@ struct PlannedChange {
 }
 
 /// Checked changes, and what the commit must require of other documents.
-struct Plan {
+struct ChangePlan {
     changes: Vec<PlannedChange>,
     conditions: Vec<Condition>,
 }
@@ -104,7 +104,11 @@ impl ChangePipeline {
     }
 
     /// Drafts and checks all documents.
-    async fn plan(&self, requests: &[ChangeRequest], options: WriteOptions) -> Result<Plan, RejectedChanges> {
+    async fn plan(
+        &self,
+        requests: &[ChangeRequest],
+        options: WriteOptions,
+    ) -> Result<ChangePlan, RejectedChanges> {
         let mut changes = Vec::with_capacity(requests.len());
         let mut pending = HashMap::with_capacity(requests.len());
         for (index, request) in requests.iter().enumerate() {
@@ -138,7 +142,7 @@ impl ChangePipeline {
         for (index, (change, resource)) in changes.iter_mut().zip(&resources).enumerate() {
             self.finish(change, resource.as_ref(), options).map_err(at(index))?;
         }
-        Ok(Plan { changes, conditions })
+        Ok(ChangePlan { changes, conditions })
     }
 
     /// The document of a request, and the one that it replaces.
@@ -254,7 +258,7 @@ impl ChangePipeline {
     async fn assign_ids(
         &self,
         requests: &[ChangeRequest],
-        plan: &mut Plan,
+        plan: &mut ChangePlan,
         reserved: &mut HashMap<usize, Id>,
     ) -> Result<(), RejectedChanges> {
         for (index, (request, change)) in requests.iter().zip(&mut plan.changes).enumerate() {
@@ -279,7 +283,7 @@ impl ChangePipeline {
     }
 }
 
-impl Plan {
+impl ChangePlan {
     fn batch(&self, requests: &[ChangeRequest]) -> Batch {
         let mutations = self.changes.iter().zip(requests).map(|(change, request)| {
             let key = change.key.clone();

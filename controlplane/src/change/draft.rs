@@ -96,8 +96,8 @@ fn resolve_id(kind: Kind, url_id: Option<&str>, document: &mut Map<String, Value
     Ok(Key::new(kind, Id::parse(&id)?))
 }
 
-/// The gateway sets the times, and only PATCH may. A document that was read may be written back: its
-/// times are those of `before`.
+/// The gateway sets the times, and only PATCH may. A document that was read may be written back:
+/// its times are those of `before`.
 ///
 /// # Errors
 /// Names the first time that is neither absent nor unchanged.

@@ -1,9 +1,9 @@
 //! The store as pending changes will leave it, and what was read of it.
 //!
 //! A check of one document looks at others: the upstream that a route refers to, the routes that
-//! refer to an upstream. It must see the changes of its own batch, and what it saw in the store must
-//! still hold at the commit. Invariant: every read on which a decision depends is a condition of the
-//! commit, so that another writer who changes it in between makes the commit fail.
+//! refer to an upstream. It must see the changes of its own batch, and what it saw in the store
+//! must still hold at the commit. Invariant: every read on which a check depends is a condition of
+//! the commit, so that another writer who changes it in between makes the commit fail.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -23,9 +23,9 @@ pub(crate) struct StoreOverlay<'a> {
     conditions: Vec<Condition>,
 }
 
-/// How much of a document was judged.
+/// What a check depends on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Judged {
+pub(crate) enum Dependence {
     Existence,
     Content,
 }
@@ -35,18 +35,22 @@ impl<'a> StoreOverlay<'a> {
         Self { store, pending, lists: HashMap::new(), conditions: Vec::new() }
     }
 
-    /// A document that a pending one refers to; the commit requires what was judged of it.
+    /// A document that a pending one refers to; the commit requires what the check depends on.
     ///
     /// # Errors
     /// When the store cannot be read.
-    pub(crate) async fn require(&mut self, key: &Key, judged: Judged) -> Result<Option<Value>, StoreError> {
+    pub(crate) async fn require(
+        &mut self,
+        key: &Key,
+        dependence: Dependence,
+    ) -> Result<Option<Value>, StoreError> {
         if let Some(pending) = self.pending.get(key) {
             return Ok(pending.clone());
         }
         let Some(found) = self.store.get(key).await? else { return Ok(None) };
-        self.conditions.push(match judged {
-            Judged::Existence => Condition::Exists(key.clone()),
-            Judged::Content => Condition::Unchanged { key: key.clone(), since: found.mod_revision },
+        self.conditions.push(match dependence {
+            Dependence::Existence => Condition::Exists(key.clone()),
+            Dependence::Content => Condition::Unchanged { key: key.clone(), since: found.mod_revision },
         });
         Ok(Some(found.document))
     }

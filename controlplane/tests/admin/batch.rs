@@ -110,6 +110,12 @@ async fn a_failed_operation_leaves_everything_as_it_was() {
         assert!(refused.status == status && text.starts_with(message), "{message}: {refused:?}");
         assert_eq!(refused.json()["operation"], 1);
     }
+    assert_eq!(state().await, before);
+}
+
+#[tokio::test]
+async fn a_malformed_batch_is_rejected() {
+    let world = World::start().await;
     let many: Vec<_> = (0..129).map(|n| operation("PUT", &format!("/upstreams/{n}"), upstream())).collect();
     for (body, message) in [
         (json!({"operations": many}), "invalid batch: 129 operations"),
@@ -126,7 +132,7 @@ async fn a_failed_operation_leaves_everything_as_it_was() {
         assert!(refused.status == 400 && text.starts_with(message), "{message}: {refused:?}");
     }
     assert_eq!(world.call(Method::POST, "/batch", "").await.status, 400);
-    assert_eq!(state().await, before);
+    assert_eq!(world.get("/upstreams").await.json()["total"], 0);
 }
 
 #[tokio::test]

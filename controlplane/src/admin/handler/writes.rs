@@ -24,8 +24,7 @@ use crate::admin::reply::{self, Reply};
 use crate::admin::{audit, precondition};
 use crate::change::private_keys::redact_clear_keys;
 use crate::change::{
-    AcceptedChange, AcceptedChanges, Action, ChangeError, ChangeRequest, RejectedChanges,
-    RequestPrecondition, WriteOptions,
+    AcceptedChange, AcceptedChanges, Action, ChangeError, ChangeRequest, RejectedChanges, WriteOptions,
 };
 
 /// The longest time to live, in seconds.
@@ -212,7 +211,7 @@ impl AdminApi {
         (if created { StatusCode::CREATED } else { StatusCode::OK }, members)
     }
 
-    /// Waits until the data planes serve a revision; those that are behind when the time has passed.
+    /// Waits until the data planes serve a revision; returns those that are behind in the end.
     async fn wait(&self, revision: Option<u64>, timeout: Option<Duration>) -> Option<Value> {
         let (revision, timeout) = revision.zip(timeout)?;
         let view = self.fleet.wait_acknowledged(revision, timeout).await.err()?;
