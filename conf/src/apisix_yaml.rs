@@ -44,6 +44,16 @@ pub fn read_apisix_yaml(
     Ok(tree.map_or_else(|| Json::Object(Map::new()), json))
 }
 
+/// Parses a text as JSON values, without substituting variables. Blanks and comments alone give an
+/// empty object.
+///
+/// # Errors
+/// The first line (from 1) that is not YAML, or has more than the limit of nodes.
+pub fn parse_yaml(text: &str) -> Result<Json, usize> {
+    let tree = tree::parse_up_to(NODES_MAX, text).map_err(|error| error.line)?;
+    Ok(tree.map_or_else(|| Json::Object(Map::new()), json))
+}
+
 fn syntax(path: &Path, line: usize, column: usize, message: String) -> ConfError {
     ConfError::Syntax { path: path.to_owned(), line, column, message }
 }
@@ -74,6 +84,15 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn a_text_is_parsed_as_it_is() {
+        let text = "routes:\n- {id: 1, uri: '${{HOME}}'}\n";
+        assert_eq!(parse_yaml(text), Ok(json!({"routes": [{"id": 1, "uri": "${{HOME}}"}]})));
+        assert_eq!(parse_yaml("# nothing"), Ok(json!({})));
+        assert_eq!(parse_yaml("a: 1\nb: ["), Err(3));
+        assert!(parse_yaml("a: 1\na: 2").is_err());
+    }
 
     fn read(text: &str) -> Result<Json, ConfError> {
         let folder = tempfile::tempdir().unwrap();

@@ -73,19 +73,30 @@ pub(super) const ABSENT_KINDS: [AbsentKind; 6] = [
 const CONSUMERS_HINT: &str =
     "clients are authenticated by certificate: ssls with client.ca, routes with client_identity.allow";
 
+/// The kinds that have a list of their own in a whole configuration: credentials have none.
+pub(super) fn sections() -> impl Iterator<Item = &'static AbsentKind> {
+    ABSENT_KINDS.iter().filter(|kind| !kind.path.contains('{'))
+}
+
+impl AbsentKind {
+    /// The name of its list.
+    pub(super) fn name(&self) -> &'static str {
+        self.path.trim_start_matches('/')
+    }
+
+    /// Why a write is an error.
+    pub(super) fn message(&self) -> String {
+        let plural = if self.noun.ends_with('a') { "" } else { "s" };
+        format!("this gateway has no {}{plural}", self.noun)
+    }
+}
+
 /// Handles a request to an absent kind. `all`: its path is that of the list.
 pub(super) fn handle(kind: &AbsentKind, method: &Method, all: bool) -> Reply {
     let reply = match *method {
         Method::GET if all => reply::json(StatusCode::OK, &json!({"list": [], "total": 0})),
         Method::GET | Method::DELETE => reply::key_not_found(),
-        _ => {
-            let message = format!("this gateway has no {}", plural(kind.noun));
-            reply::error(StatusCode::BAD_REQUEST, &message, Some(kind.hint))
-        }
+        _ => reply::error(StatusCode::BAD_REQUEST, &kind.message(), Some(kind.hint)),
     };
     reply::with_api_version(reply)
-}
-
-fn plural(noun: &str) -> String {
-    if noun.ends_with('a') { noun.to_owned() } else { format!("{noun}s") }
 }

@@ -54,12 +54,22 @@ pub(super) async fn discard(body: Incoming) {
     let _ = tokio::time::timeout(DISCARD_TIMEOUT, drain).await;
 }
 
-/// Reads a body as JSON; `None` when it is empty. `idle_timeout` bounds the wait between two
-/// frames.
+/// What a body is parsed as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum BodyFormat {
+    Json,
+    Yaml,
+}
+
+/// Reads a body; `None` when it is empty. `idle_timeout` bounds the wait between two frames.
 ///
 /// # Errors
-/// When it is too large, arrives too slowly, or is not JSON.
-pub(super) async fn read(mut body: Incoming, idle_timeout: Duration) -> Result<Option<Value>, BodyError> {
+/// When it is too large, arrives too slowly, or does not have the format.
+pub(super) async fn read(
+    mut body: Incoming,
+    format: BodyFormat,
+    idle_timeout: Duration,
+) -> Result<Option<Value>, BodyError> {
     let content_length = body.size_hint().exact().unwrap_or(0);
     let mut content =
         Zeroizing::new(Vec::with_capacity(usize::try_from(content_length.min(BODY_BYTES_MAX)).unwrap_or(0)));
@@ -91,10 +101,21 @@ pub(super) async fn read(mut body: Incoming, idle_timeout: Duration) -> Result<O
     if content.is_empty() {
         return Ok(None);
     }
-    json::parse(&content).map(Some).map_err(|error| {
+    parse(&content, format).map(Some).map_err(|error| {
         let message = format!("invalid request body: {error}");
         BodyError::Rejected(reply::error(StatusCode::BAD_REQUEST, &message, None))
     })
+}
+
+/// The error is a text that quotes nothing of the body.
+fn parse(content: &[u8], format: BodyFormat) -> Result<Value, String> {
+    match format {
+        BodyFormat::Json => json::parse(content).map_err(|error| error.to_string()),
+        BodyFormat::Yaml => {
+            let text = std::str::from_utf8(content).map_err(|_| "invalid yaml request body: not UTF-8")?;
+            conf::parse_yaml(text).map_err(|line| format!("invalid yaml request body at line {line}"))
+        }
+    }
 }
 
 fn timeout_reply() -> Reply {

@@ -3,6 +3,7 @@
 //! Address, client certificate, OPTIONS, path, key, resource, method, body. `operation` has the
 //! table of what can be called; `model` and `change` own what differs between kinds of resources.
 
+mod configs;
 mod data_planes;
 mod documents;
 mod schema;
@@ -12,7 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use conf::AdminRole;
-use http::header::EXPECT;
+use http::header::{CONTENT_TYPE, EXPECT};
 use http::request::Parts;
 use http::{HeaderMap, Method, Request, StatusCode};
 use hyper::body::Incoming;
@@ -24,7 +25,7 @@ use tokio::sync::Notify;
 
 use super::access::{Access, AccessError, AdminClient, Caller, ClientCertStatus};
 use super::audit::{self, AuditEntry};
-use super::body::{self, BodyError};
+use super::body::{self, BodyError, BodyFormat};
 use super::list;
 use super::operation::{Call, Effect, Operation};
 use super::path::{self, AdminPath, Match, NoOperation};
@@ -37,6 +38,8 @@ use crate::listener_errors::ErrorReason;
 use crate::publish::{DeniedNodes, FleetStatus, StoreAcceptance};
 use crate::store::Store;
 use crate::{explain, lint};
+
+const YAML: &str = "application/yaml";
 
 /// The Admin API without its listener.
 pub struct AdminApi {
@@ -145,7 +148,8 @@ impl AdminApi {
         };
         let body = match (&operation.method, body.take()) {
             (&Method::PUT | &Method::POST | &Method::PATCH, Some(body)) if !operation.is_rejected() => {
-                body::read(body, self.body_timeout).await
+                let format = body_format(operation.call, &head.headers);
+                body::read(body, format, self.body_timeout).await
             }
             (_, unread) => {
                 *body = unread;
@@ -199,6 +203,8 @@ impl AdminApi {
             }
             Call::Schema => reply::with_api_version(schema::show(request)),
             Call::ValidateDocument => reply::with_api_version(schema::validate(request)),
+            Call::Configs => self.configs(&request).await,
+            Call::ValidateConfigs => self.validate_configs(request).await,
             Call::DataPlanes => self.data_planes(&request).await,
             Call::AcceptStore => self.accept_store(request).await,
             Call::DeniedNodes => self.denied_nodes(request).await,
@@ -270,6 +276,12 @@ fn check_certificate(client: &AdminClient, now: UnixTime) -> Option<Reply> {
         }
         ClientCertStatus::Verified { .. } => None,
     }
+}
+
+/// A body is JSON whatever its content type (contract 2.2), and a whole configuration may be YAML.
+fn body_format(call: Call, headers: &HeaderMap) -> BodyFormat {
+    let yaml = headers.get(CONTENT_TYPE).is_some_and(|value| value.as_bytes().starts_with(YAML.as_bytes()));
+    if yaml && call == Call::ValidateConfigs { BodyFormat::Yaml } else { BodyFormat::Json }
 }
 
 /// The 401 of a request without a valid key (contract 2.1).

@@ -167,6 +167,11 @@ impl DocumentView {
         let key = format!("{prefix}/{}", item.key);
         Self { key, value, created_index: item.create_revision, modified_index: item.mod_revision }
     }
+
+    /// The document alone.
+    pub(super) fn into_value(self) -> Value {
+        self.value
+    }
 }
 
 impl ListView {

@@ -52,6 +52,10 @@ pub(super) enum Call {
     Schema,
     /// Validates a document against the JSON Schema of its kind.
     ValidateDocument,
+    /// The whole configuration, as an API-driven standalone APISIX has it.
+    Configs,
+    /// Validates a whole configuration.
+    ValidateConfigs,
     /// The data planes and the revisions they serve.
     DataPlanes,
     AcceptStore,
@@ -177,9 +181,8 @@ fn absent(kind: &'static AbsentKind) -> Vec<Operation> {
 }
 
 fn others() -> Vec<Operation> {
-    use Call::{
-        AcceptStore, Batch, DataPlanes, DeniedNodes, Explain, Lint, Reject, Schema, ValidateDocument,
-    };
+    use Call::{AcceptStore, Configs, DataPlanes, DeniedNodes, Explain, Lint, Reject, Schema};
+    use Call::{ValidateConfigs, ValidateDocument};
     use Effect::{Checks, Reads, Writes};
     let missing_node = Reject(Rejection::MissingId("denied node"));
     vec![
@@ -192,6 +195,8 @@ fn others() -> Vec<Operation> {
             ValidateDocument,
             "Validate a document against its JSON Schema",
         ),
+        row(Method::GET, "/configs", Reads, Configs, "Get the whole configuration"),
+        row(Method::POST, "/configs/validate", Checks, ValidateConfigs, "Validate a whole configuration"),
         row(Method::GET, "/dataplanes", Reads, DataPlanes, "List the data planes, or wait for a revision"),
         row(
             Method::POST,
