@@ -13,7 +13,7 @@ pub(crate) use allow::AllowList;
 use serde_json::Value;
 
 use crate::problem::Problem;
-use crate::schema::{SchemaBlock, validate_block};
+use crate::schema::validate_client_identity;
 
 /// A compiled `client_identity` block.
 #[derive(Clone)]
@@ -47,7 +47,7 @@ impl ClientIdentity {
     ///
     /// The first problem.
     pub fn compile(source: &Value) -> Result<ClientIdentity, Problem> {
-        validate_block(SchemaBlock::ClientIdentity, source).map_err(invalid)?;
+        validate_client_identity(source).map_err(invalid)?;
         let forms = source.get("forward").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
         let has = |form: &str| forms.iter().any(|listed| listed == form);
         for (form, base) in

@@ -10,6 +10,7 @@
 mod client;
 mod environment;
 pub(crate) mod fields;
+mod plugins;
 mod route;
 mod service;
 mod ssl;
@@ -22,7 +23,6 @@ pub use client::{check_validity_period, drop_unsigned_crls};
 pub use environment::{ResolvedDocument, resolve_references};
 use pki::Keyring;
 use serde_json::Value;
-pub(crate) use service::{PROXY_REWRITE, unsupported_plugin};
 pub(crate) use ssl::require_supported_version;
 
 use crate::id::{Id, Kind};
@@ -40,9 +40,6 @@ pub fn compile(kind: Kind, id: &Id, document: &Value, keyring: &Keyring) -> Resu
     if kind == Kind::Route {
         route::check_before_schema(document)?;
     }
-    if matches!(kind, Kind::Route | Kind::Service) {
-        service::check_plugins_before_schema(document)?;
-    }
     validate(kind, document).map_err(invalid_configuration)?;
     fields::forbid_secret_references(document)?;
     Ok(match kind {
@@ -52,7 +49,7 @@ pub fn compile(kind: Kind, id: &Id, document: &Value, keyring: &Keyring) -> Resu
         Kind::Route => Resource::Route(Arc::new(route::compile(id, document, keyring)?)),
         Kind::StreamRoute => Resource::StreamRoute(Arc::new(stream_route::compile(id, document, keyring)?)),
         Kind::GlobalRule => {
-            service::forbid_plugins(document)?;
+            plugins::global_plugins(document)?;
             Resource::GlobalRule(Arc::new(GlobalRule { id: id.clone(), blocked: None }))
         }
     })

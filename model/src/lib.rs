@@ -35,6 +35,7 @@ mod variable;
 mod schema;
 
 mod client_identity;
+mod plugin;
 mod proxy_rewrite;
 
 mod resource;
@@ -78,6 +79,7 @@ pub use host_name::HostName;
 pub use id::{Id, Key, Kind};
 pub use losses::{Loss, Losses};
 pub use pattern::{HostPattern, NamePattern, SniPattern};
+pub use plugin::{Plugin, PluginEffect, plugin, plugin_warnings, plugins};
 pub use problem::{Problem, ProblemKind};
 pub use proxy_rewrite::{HeaderRewrite, ProxyRewrite, UriRewrite, UriTemplate};
 pub use real_ip::RealIp;

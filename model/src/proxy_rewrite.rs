@@ -9,12 +9,12 @@ use std::fmt;
 
 use http::Method;
 use regex::{Regex, RegexBuilder};
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use crate::host_name::HostName;
-use crate::problem::Problem;
+use crate::plugin::{PROXY_REWRITE, invalid_configuration, is_disabled, plugin};
+use crate::problem::{Problem, ProblemKind};
 use crate::request_target;
-use crate::schema::{SchemaBlock, validate_block};
 use crate::template::{AllowedRefs, Template};
 use crate::variable::Variable;
 
@@ -88,18 +88,23 @@ impl HeaderRewrite {
 }
 
 impl ProxyRewrite {
-    /// Compiles the plugin's configuration.
+    /// Compiles the plugin's configuration. One that `_meta.disable` switches off rewrites nothing,
+    /// but still replaces the service's, and is not checked further (as in APISIX).
     ///
     /// # Errors
     ///
     /// `failed to check the configuration of plugin proxy-rewrite err: ...`, with the field.
     pub fn compile(source: &Value) -> Result<ProxyRewrite, Problem> {
-        validate_block(SchemaBlock::ProxyRewrite, source).and_then(|()| compile(source)).map_err(|problem| {
-            let problem = problem.within("proxy-rewrite").within("plugins");
-            let message =
-                format!("failed to check the configuration of plugin proxy-rewrite err: {}", problem.message);
-            Problem { message, ..problem }
-        })
+        if is_disabled(source) {
+            return compile(&json!({RAW_PATH_FIELD: false}));
+        }
+        if let Some(plugin) = plugin(PROXY_REWRITE) {
+            plugin.validate(source)?;
+        }
+        let settings = without_meta(source);
+        settings
+            .and_then(|settings| compile(&settings))
+            .map_err(|problem| invalid_configuration(PROXY_REWRITE, problem))
     }
 
     fn is_empty(&self) -> bool {
@@ -148,6 +153,25 @@ impl ProxyRewrite {
     pub fn remove(&self) -> &[Box<str>] {
         &self.remove
     }
+}
+
+/// The plugin's own settings. Of those in `_meta`, the order of plugins and the response to a denied
+/// request mean nothing here.
+fn without_meta(source: &Value) -> Result<Value, Problem> {
+    let mut settings = source.clone();
+    let meta = settings.as_object_mut().and_then(|settings| settings.shift_remove("_meta"));
+    for field in ["filter", "pre_function"] {
+        if meta.as_ref().is_some_and(|meta| meta.get(field).is_some()) {
+            let hint = "remove it: the plugin runs for every request of its route";
+            return Err(Problem::new(
+                format!("_meta.{field}"),
+                format!("{field} is not supported by this gateway"),
+            )
+            .with_hint(hint)
+            .with_kind(ProblemKind::Unsupported));
+        }
+    }
+    Ok(settings)
 }
 
 fn compile(source: &Value) -> Result<ProxyRewrite, Problem> {
@@ -327,6 +351,13 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn every_setting_is_one_of_apisix() {
+        let ours = plugin(PROXY_REWRITE).unwrap().schema()["properties"].as_object().unwrap();
+        let known = ["uri", "method", "regex_uri", "host", "headers", RAW_PATH_FIELD, "_meta"];
+        assert!(ours.keys().all(|name| known.contains(&name.as_str())), "{ours:?}");
+    }
 
     #[test]
     fn both_forms_of_headers() {

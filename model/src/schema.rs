@@ -15,7 +15,7 @@ use std::collections::HashMap;
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use compile::SchemaError;
-pub(crate) use files::{SchemaBlock, validate_block};
+pub(crate) use files::{SchemaFile, validate_client_identity};
 pub use files::{json_schema, validate};
 use regex::Regex;
 use serde_json::{Map, Value};

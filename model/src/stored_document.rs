@@ -18,9 +18,10 @@ use pki::Keyring;
 pub use salvage::SalvagedDocument;
 use serde_json::Value;
 
-use crate::document::{compile, unsupported_plugin};
+use crate::document::compile;
 use crate::id::{Id, Key, Kind};
 use crate::lint::{Finding, Findings, Severity};
+use crate::plugin::unknown_plugin;
 use crate::problem::{Problem, ProblemKind};
 use crate::redact::truncated;
 use crate::resource::{Blocked, Resource};
@@ -62,7 +63,9 @@ pub fn compile_stored(kind: Kind, id: &Id, document: &Value, keyring: &Keyring) 
         left_out,
     };
     if let Ok(resource) = compile(kind, id, document, keyring) {
-        return served(resource, Vec::new());
+        let mut notes = Findings::for_resource(key.clone());
+        ignored_fields::note_observers(document, &mut notes);
+        return served(resource, notes.findings);
     }
     if !document.is_object() {
         let problem = not_an_object(&key, document.as_str());
@@ -71,7 +74,7 @@ pub fn compile_stored(kind: Kind, id: &Id, document: &Value, keyring: &Keyring) 
     let mut stripped =
         ignored_fields::strip_ignored(kind, document.clone(), Findings::for_resource(key.clone()));
     let mut problems: Vec<Problem> =
-        stripped.unsupported_plugins.iter().map(|name| unsupported_plugin(name)).collect();
+        stripped.unknown_plugins.iter().map(|name| unknown_plugin(name)).collect();
     while problems.len() < PROBLEMS_MAX {
         match compile(kind, id, &stripped.document, keyring) {
             Ok(resource) if problems.is_empty() => return served(resource, stripped.ignored),

@@ -10,6 +10,7 @@ use serde_json::Value;
 use super::unsupported;
 use crate::id::Id;
 use crate::pattern::NamePattern;
+use crate::plugin::is_observer;
 use crate::problem::{Problem, ProblemKind};
 use crate::resource::{KeyPair, Timeouts};
 use crate::schema::is_reference;
@@ -124,13 +125,19 @@ pub(crate) fn names(document: &Value, one: &str, many: &str) -> Result<Vec<NameP
 
 /// Schemas do not apply to referenced values, so each field that takes references would need its
 /// checks repeated. [`super::resolve_references`] replaced the supported references; this function
-/// rejects the rest. References in purely descriptive fields have no meaning.
+/// rejects the rest. References in purely descriptive fields have no meaning, nor have those of
+/// plugins without an effect.
 pub(crate) fn forbid_secret_references(document: &Value) -> Result<(), Problem> {
     let Some(members) = document.as_object() else { return Ok(()) };
-    let checked = members.iter().filter(|(name, _)| !matches!(name.as_str(), "name" | "desc" | "labels"));
-    for (name, value) in checked {
+    let plugins = document.get("plugins").and_then(Value::as_object);
+    let honoured = plugins.into_iter().flatten().filter(|(name, _)| !is_observer(name));
+    let members = members
+        .iter()
+        .map(|member| ("", member))
+        .filter(|(_, (name, _))| !matches!(name.as_str(), "name" | "desc" | "labels" | "plugins"));
+    for (outer, (name, value)) in members.chain(honoured.map(|plugin| ("plugins", plugin))) {
         if let Some(inner) = reference_within(value) {
-            let field = Problem::new(inner, "").within(name).field;
+            let field = Problem::new(inner, "").within(name).within(outer).field;
             return Err(unsupported(
                 &field,
                 "$env://NAME can stand in an ssl's cert, key, certs, keys and client.ca, and nothing resolves $secret://; put the text \

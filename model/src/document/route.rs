@@ -5,7 +5,8 @@ use pki::Keyring;
 use serde_json::Value;
 
 use super::fields::{enabled, id as id_of, signed, string, strings, timeouts};
-use super::service::{client_identity, forbid_unsupported, forbid_websocket, hosts, proxy_rewrite};
+use super::plugins::http_plugins;
+use super::service::{client_identity, forbid_unsupported, forbid_websocket, hosts};
 use super::upstream;
 use crate::expression::Vars;
 use crate::id::Id;
@@ -38,7 +39,7 @@ pub(super) fn compile(id: &Id, document: &Value, keyring: &Keyring) -> Result<Ro
         timeout: timeouts(document)?,
         vars: document.get("vars").map(vars).transpose()?.unwrap_or_default(),
         client_identity: client_identity(document)?,
-        proxy_rewrite: proxy_rewrite(document)?,
+        proxy_rewrite: http_plugins(document)?,
         blocked: None,
     };
     let unserved = ["filter_func", "script", "script_id", "plugin_config_id"];

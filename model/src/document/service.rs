@@ -6,16 +6,13 @@ use pki::Keyring;
 use serde_json::Value;
 
 use super::fields::{flag, is_set, names};
+use super::plugins::http_plugins;
 use super::{unsupported, upstream};
 use crate::client_identity::ClientIdentity;
 use crate::id::Id;
 use crate::pattern::HostPattern;
 use crate::problem::{Problem, ProblemKind};
-use crate::proxy_rewrite::ProxyRewrite;
 use crate::resource::Service;
-
-/// The only supported plugin.
-pub(crate) const PROXY_REWRITE: &str = "proxy-rewrite";
 
 pub(super) fn compile(id: &Id, document: &Value, keyring: &Keyring) -> Result<Service, Problem> {
     let service = Service {
@@ -23,7 +20,7 @@ pub(super) fn compile(id: &Id, document: &Value, keyring: &Keyring) -> Result<Se
         hosts: hosts(document, "")?,
         upstream: upstream::upstream_ref(document, keyring)?,
         client_identity: client_identity(document)?,
-        proxy_rewrite: proxy_rewrite(document)?,
+        proxy_rewrite: http_plugins(document)?,
         blocked: None,
     };
     forbid_unsupported(document, &["script"])?;
@@ -68,37 +65,6 @@ pub(super) fn forbid_unsupported(document: &Value, fields: &[&str]) -> Result<()
     }
 }
 
-/// Compiles the plugins before the schema is applied, so that their problems have APISIX's words.
-pub(super) fn check_plugins_before_schema(document: &Value) -> Result<(), Problem> {
-    proxy_rewrite(document).map(|_| ())
-}
-
 pub(super) fn client_identity(document: &Value) -> Result<Option<Arc<ClientIdentity>>, Problem> {
     document.get("client_identity").map(|block| ClientIdentity::compile(block).map(Arc::new)).transpose()
-}
-
-/// Rejects all plugins.
-pub(super) fn forbid_plugins(document: &Value) -> Result<(), Problem> {
-    let plugins = document.get("plugins").and_then(Value::as_object);
-    plugins.and_then(|plugins| plugins.keys().next()).map_or(Ok(()), |name| Err(unsupported_plugin(name)))
-}
-
-/// The problem of an unsupported plugin.
-pub(crate) fn unsupported_plugin(name: &str) -> Problem {
-    unsupported(
-        &format!("plugins.{name}"),
-        "remove it: without it, requests could pass that it would deny; proxy-rewrite is the only supported plugin",
-    )
-}
-
-/// Compiles `proxy-rewrite` and rejects other plugins by name: without them, requests could pass
-/// that the plugin denies or changes.
-pub(super) fn proxy_rewrite(document: &Value) -> Result<Option<Arc<ProxyRewrite>>, Problem> {
-    let Some(plugins) = document.get("plugins").and_then(Value::as_object) else { return Ok(None) };
-    if let Some(other) = plugins.keys().find(|name| *name != PROXY_REWRITE) {
-        return Err(unsupported_plugin(other));
-    }
-    let compiled = plugins.get(PROXY_REWRITE).map(|block| ProxyRewrite::compile(block).map(Arc::new));
-    // APISIX's plugin supports more.
-    compiled.transpose().map_err(|problem| problem.with_kind(ProblemKind::Unsupported))
 }

@@ -5,7 +5,7 @@ use pki::Keyring;
 use serde_json::Value;
 
 use super::fields::{id as id_of, string, unsigned};
-use super::service::forbid_unsupported;
+use super::plugins::stream_plugins;
 use super::{unsupported, upstream};
 use crate::id::Id;
 use crate::network::{self, NetworkError};
@@ -27,7 +27,7 @@ pub(super) fn compile(id: &Id, document: &Value, keyring: &Keyring) -> Result<St
         blocked: None,
     };
     require_node_ports(route.upstream.as_ref())?;
-    forbid_unsupported(document, &["plugins"])?;
+    stream_plugins(document)?;
     if document.get("protocol").is_some() {
         return Err(unsupported("protocol", "remove it: streams are passed on as they are"));
     }

@@ -3,6 +3,7 @@
 
 mod checks;
 mod client;
+mod plugins;
 mod schemas;
 mod streams;
 

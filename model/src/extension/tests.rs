@@ -34,13 +34,11 @@ fn the_table_names_every_field_that_apisix_lacks() {
     let stream_route = words(
         "remote_addr server_addr server_port sni snis tls_passthrough upstream upstream_id service_id plugins protocol",
     );
-    let rewrite = words("uri method regex_uri host headers use_real_request_uri_unsafe");
     for (kind, parent, known) in [
         (Kind::Ssl, "", ssl),
         (Kind::Ssl, "/client", client),
         (Kind::Route, "", route),
         (Kind::Route, "/upstream/properties/tls", upstream_tls.clone()),
-        (Kind::Route, "/plugins/properties/proxy-rewrite", rewrite),
         (Kind::Service, "", service),
         (Kind::Upstream, "", upstream.clone()),
         (Kind::Service, "/upstream", upstream),

@@ -1,13 +1,14 @@
-//! The schema files of this crate: one for each kind of document, and one for each block that
-//! routes and services share.
+//! The schema files of this crate: one for each kind of document, one for `client_identity`, and one
+//! for each plugin.
 //!
-//! The schemas of routes and services include the blocks' (so that `GET schema/route` shows them),
-//! but [`validate_block`] validates them separately: APISIX words the plugin's problems
-//! differently, and a data plane receives blocks alone.
+//! The schemas of routes and services include the one of `client_identity` (so that
+//! `GET schema/route` shows it), and [`validate_client_identity`] validates the block alone, because
+//! a data plane receives blocks alone. As in APISIX, they say nothing about plugins: those have
+//! their own schemas and messages.
 
 use std::sync::LazyLock;
 
-use serde_json::Value;
+use serde_json::{Map, Value, json};
 
 use super::{Schema, SchemaError};
 use crate::id::Kind;
@@ -28,61 +29,54 @@ pub fn validate(kind: Kind, document: &Value) -> Result<(), Problem> {
     kind_schema(kind).schema.validate(document)
 }
 
-/// A block with a schema of its own.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum SchemaBlock {
-    ClientIdentity,
-    ProxyRewrite,
+/// Validates a `client_identity` block; fields are relative to the block.
+pub(crate) fn validate_client_identity(block: &Value) -> Result<(), Problem> {
+    static SCHEMA: LazyLock<SchemaFile> = LazyLock::new(|| SchemaFile::load(CLIENT_IDENTITY));
+    SCHEMA.schema.validate(block)
 }
 
-impl SchemaBlock {
-    const ALL: [SchemaBlock; 2] = [SchemaBlock::ClientIdentity, SchemaBlock::ProxyRewrite];
+const CLIENT_IDENTITY: &str = include_str!("client_identity.schema.json");
 
-    fn file_name(self) -> &'static str {
-        match self {
-            SchemaBlock::ClientIdentity => "client_identity.schema.json",
-            SchemaBlock::ProxyRewrite => "proxy_rewrite.schema.json",
+/// A schema file with all `$ref`s inlined.
+#[derive(Debug)]
+pub(crate) struct SchemaFile {
+    pub(crate) text: Value,
+    pub(crate) schema: Schema,
+}
+
+impl SchemaFile {
+    /// Tests prove that the schema files compile; a broken one would accept nothing.
+    fn load(text: &str) -> SchemaFile {
+        let compiled = serde_json::from_str(text).map_err(LoadError::from);
+        compiled.and_then(|schema| SchemaFile::compile(&schema)).unwrap_or_else(|_| SchemaFile::broken())
+    }
+
+    /// The schema of a plugin, with the settings that APISIX adds to every plugin.
+    pub(crate) fn load_plugin(text: &str) -> SchemaFile {
+        let Ok(Value::Object(mut schema)) = serde_json::from_str(text) else { return SchemaFile::broken() };
+        let properties = schema.entry("properties").or_insert_with(|| Value::Object(Map::new()));
+        if let Some(properties) = properties.as_object_mut() {
+            let meta = json!({"$ref": "common.schema.json#/plugin_meta"});
+            properties.insert("_meta".to_owned(), meta);
         }
+        SchemaFile::compile(&Value::Object(schema)).unwrap_or_else(|_| SchemaFile::broken())
     }
 
-    fn text(self) -> &'static str {
-        match self {
-            SchemaBlock::ClientIdentity => include_str!("client_identity.schema.json"),
-            SchemaBlock::ProxyRewrite => include_str!("proxy_rewrite.schema.json"),
-        }
+    fn compile(schema: &Value) -> Result<SchemaFile, LoadError> {
+        let text = inline_refs(schema)?;
+        let schema = Schema::compile(&text)?;
+        Ok(SchemaFile { text, schema })
     }
-}
 
-static BLOCK_SCHEMAS: LazyLock<[Schema; 2]> = LazyLock::new(|| {
-    SchemaBlock::ALL.map(|block| {
-        let text = serde_json::from_str(block.text()).ok().and_then(|text| inline_refs(&text).ok());
-        // Tests prove that the schema files compile; a broken one would accept nothing.
-        text.and_then(|text| Schema::compile(&text).ok()).unwrap_or_else(Schema::never)
-    })
-});
-
-/// Validates a block by its schema; fields are relative to the block.
-pub(crate) fn validate_block(block: SchemaBlock, value: &Value) -> Result<(), Problem> {
-    let [identity, rewrite] = &*BLOCK_SCHEMAS;
-    match block {
-        SchemaBlock::ClientIdentity => identity.validate(value),
-        SchemaBlock::ProxyRewrite => rewrite.validate(value),
+    fn broken() -> SchemaFile {
+        SchemaFile { text: Value::Bool(false), schema: Schema::never() }
     }
 }
 
-struct KindSchema {
-    text: Value,
-    schema: Schema,
-}
+static KIND_SCHEMAS: LazyLock<[SchemaFile; 6]> =
+    LazyLock::new(|| Kind::ALL.map(|kind| SchemaFile::load(schema_text(kind))));
 
-static KIND_SCHEMAS: LazyLock<[KindSchema; 6]> = LazyLock::new(|| {
-    Kind::ALL.map(|kind| {
-        // Tests prove that the schema files compile; a broken one would accept nothing.
-        load(kind).unwrap_or_else(|_| KindSchema { text: Value::Bool(false), schema: Schema::never() })
-    })
-});
-
-fn kind_schema(kind: Kind) -> &'static KindSchema {
+fn kind_schema(kind: Kind) -> &'static SchemaFile {
     let [ssl, upstream, service, route, stream_route, global_rule] = &*KIND_SCHEMAS;
     match kind {
         Kind::Ssl => ssl,
@@ -102,12 +96,6 @@ enum LoadError {
     Schema(#[from] SchemaError),
     #[error("{0:?} refers to nothing")]
     Reference(String),
-}
-
-fn load(kind: Kind) -> Result<KindSchema, LoadError> {
-    let text = inline_refs(&serde_json::from_str(schema_text(kind))?)?;
-    let schema = Schema::compile(&text)?;
-    Ok(KindSchema { text, schema })
 }
 
 fn schema_text(kind: Kind) -> &'static str {
@@ -145,8 +133,8 @@ fn resolve_ref(reference: &str) -> Result<Value, LoadError> {
         }
         return Ok(upstream);
     }
-    if let Some(block) = SchemaBlock::ALL.into_iter().find(|block| block.file_name() == reference) {
-        return Ok(serde_json::from_str(block.text())?);
+    if reference == "client_identity.schema.json" {
+        return Ok(serde_json::from_str(CLIENT_IDENTITY)?);
     }
     let common: Value = serde_json::from_str(include_str!("common.schema.json"))?;
     reference

@@ -3,62 +3,23 @@
 //!
 //! Only fields that neither protect traffic nor decide its destination and encryption may be
 //! ignored. The list is closed: an unlisted unsupported field stays in the document and blocks it.
-//! Unsupported plugins that are not on the list are stripped, too, but only so that
-//! [`Stripped::unsupported_plugins`] can name them: a document with one is never served.
+//! Unknown plugins that are not on the list are stripped, too, but only so that
+//! [`Stripped::unknown_plugins`] can name them: a document with one is never served.
 
 use serde_json::{Map, Value};
 
-use crate::document::PROXY_REWRITE;
 use crate::document::fields::{flag, is_set, string};
 use crate::id::Kind;
 use crate::lint::{Finding, Findings, Severity};
+use crate::plugin::{NO_EFFECT, PROXY_REWRITE, is_disabled, is_observer, observers};
 
-/// Plugins that neither deny nor redirect any request, so that a route is as safe without them:
+/// Plugins that change a request or response in a way that neither denies nor redirects it: a route
+/// is as safe without them. The Admin API refuses them, because their effect is missing.
 ///
-/// - loggers and tracers export data about requests;
-/// - metrics plugins and a node's own state count them;
-/// - `request-id` adds an id that no matcher reads;
-/// - compression changes the encoding of a response only.
-///
-/// A plugin that is not listed may deny, change or redirect requests in some version, and blocks.
-/// So do rate limits (`limit-*`), caches (`proxy-cache`) and plugins that change the client's
-/// address (`real-ip`).
-const OBSERVER_PLUGINS: [&str; 29] = [
-    // loggers
-    "clickhouse-logger",
-    "elasticsearch-logger",
-    "error-log-logger",
-    "file-logger",
-    "google-cloud-logging",
-    "http-logger",
-    "kafka-logger",
-    "lago",
-    "log-rotate",
-    "loggly",
-    "loki-logger",
-    "rocketmq-logger",
-    "skywalking-logger",
-    "sls-logger",
-    "splunk-hec-logging",
-    "syslog",
-    "tcp-logger",
-    "tencent-cloud-cls",
-    "udp-logger",
-    // tracers
-    "opentelemetry",
-    "skywalking",
-    "zipkin",
-    // metrics and state
-    "datadog",
-    "node-status",
-    "prometheus",
-    "server-info",
-    // request ids
-    "request-id",
-    // compression
-    "brotli",
-    "gzip",
-];
+/// A plugin that is neither here nor in the table of plugins may deny, change or redirect requests
+/// in some version, and blocks. So do rate limits (`limit-*`), caches (`proxy-cache`) and plugins
+/// that change the client's address (`real-ip`).
+const HARMLESS_PLUGINS: [&str; 3] = ["request-id", "brotli", "gzip"];
 
 /// A document without its ignored fields.
 pub(super) struct Stripped {
@@ -67,7 +28,7 @@ pub(super) struct Stripped {
     /// Findings about the stripped fields that are safe to ignore.
     pub ignored: Vec<Finding>,
     /// Names of the stripped plugins that are not safe to ignore.
-    pub unsupported_plugins: Vec<String>,
+    pub unknown_plugins: Vec<String>,
 }
 
 /// Splits a document into the part to compile and the findings about the rest.
@@ -90,7 +51,7 @@ pub(super) fn strip_ignored(kind: Kind, mut document: Value, mut notes: Findings
             }
         }
     }
-    Stripped { document, ignored: notes.findings, unsupported_plugins: foreign }
+    Stripped { document, ignored: notes.findings, unknown_plugins: foreign }
 }
 
 /// Reports a field that the served resource lacks.
@@ -145,44 +106,35 @@ fn bracket_ipv6_hosts(nodes: &mut Value) {
 
 /// Returns the names of plugins that are not safe to ignore.
 fn strip_plugins(kind: Kind, members: &mut Map<String, Value>, notes: &mut Findings) -> Vec<String> {
-    // A plugin that a route disables is disabled for the route's service, too.
-    let overrides = kind == Kind::Route && members.contains_key("service_id");
-    let rewrites = matches!(kind, Kind::Route | Kind::Service);
     let Some(plugins) = members.get_mut("plugins").and_then(Value::as_object_mut) else { return Vec::new() };
     let mut foreign = Vec::new();
-    plugins.retain(|name, settings| {
-        let disabled = settings.pointer("/_meta/disable") == Some(&Value::Bool(true));
-        let field = format!("plugins.{name}");
-        match (name.as_str(), disabled) {
-            (PROXY_REWRITE, true) if overrides => true,
-            (_, true) => {
-                note_ignored(notes, field, "the plugin is switched off", "remove it when it is not needed");
-                false
-            }
-            (PROXY_REWRITE, false) if rewrites => {
-                strip_plugin_meta(settings);
-                true
-            }
-            (observer, false) if OBSERVER_PLUGINS.contains(&observer) => {
-                let hint = "look at this gateway's own log and metrics";
-                note_ignored(notes, field, "the plugin only observes, and is not there", hint);
-                false
-            }
-            (_, false) => {
-                foreign.push(name.clone());
-                false
-            }
+    plugins.retain(|name, configuration| {
+        // A plugin that a route disables is disabled for the route's service, too.
+        if name == PROXY_REWRITE && kind != Kind::StreamRoute {
+            return true;
         }
+        let field = format!("plugins.{name}");
+        if is_disabled(configuration) {
+            note_ignored(notes, field, "the plugin is switched off", "remove it when it is not needed");
+        } else if is_observer(name) {
+            note_observer(notes, name);
+        } else if HARMLESS_PLUGINS.contains(&name.as_str()) {
+            let hint = "remove it, or expect requests and responses without its changes";
+            note_ignored(notes, field, "the plugin is not there, and no request is less safe", hint);
+        } else {
+            foreign.push(name.clone());
+        }
+        false
     });
     foreign
 }
 
-/// Removes `_meta` members that order plugins: the gateway has one plugin.
-fn strip_plugin_meta(settings: &mut Value) {
-    let Some(settings) = settings.as_object_mut() else { return };
-    let harmless = |name: &String| matches!(name.as_str(), "disable" | "priority" | "error_response");
-    let meta = settings.get("_meta").and_then(Value::as_object);
-    if meta.is_some_and(|meta| meta.keys().all(harmless)) {
-        settings.remove("_meta");
-    }
+/// Reports the plugins of a served document that have no effect.
+pub(super) fn note_observers(document: &Value, notes: &mut Findings) {
+    observers(document).for_each(|name| note_observer(notes, name));
+}
+
+fn note_observer(notes: &mut Findings, name: &str) {
+    let hint = "see this gateway's own log and metrics";
+    notes.add(Severity::Notice, format!("plugins.{name}"), NO_EFFECT.to_owned(), hint);
 }

@@ -60,15 +60,22 @@ fn settled(kind: Kind, document: &Value, before: Option<&Resource>) -> (Option<R
     (resource, findings.collect())
 }
 
-/// Asserts that the document is served, with findings about these fields.
+/// Asserts that the document is served, with findings about these fields that are no errors.
 #[track_caller]
 fn served(kind: Kind, document: &Value, fields: &[&str]) -> Resource {
     let (resource, findings) = settled(kind, document, None);
     let resource = resource.unwrap_or_else(|| panic!("nothing is served: {findings:?}"));
     assert!(resource.blocked().is_none(), "{findings:?}");
-    let expected: Vec<_> = fields.iter().map(|field| format!("warning {field}: ")).collect();
+    let expected = fields.iter().map(|field| {
+        let severity = if field.split('.').nth(1).is_some_and(crate::plugin::is_observer) {
+            "notice"
+        } else {
+            "warning"
+        };
+        format!("{severity} {field}: ")
+    });
     let fits = findings.len() == fields.len()
-        && findings.iter().zip(&expected).all(|(findings, start)| findings.starts_with(start));
+        && findings.iter().zip(expected).all(|(finding, start)| finding.starts_with(&start));
     assert!(fits, "{findings:?}");
     resource
 }
@@ -174,6 +181,12 @@ fn harmless_unsupported_fields_are_ignored_with_a_finding() {
         &json!({"plugins": {"prometheus": {"prefer_name": true}}}),
         &["plugins.prometheus"],
     );
+    let invalid = json!({"plugins": {"http-logger": {"uri": 1}, "gzip": {}, "request-id": {}}});
+    served(
+        Kind::Route,
+        &with(route(), invalid),
+        &["plugins.http-logger", "plugins.gzip", "plugins.request-id"],
+    );
     served(Kind::Ssl, &with(ssl(), json!({"ocsp_stapling": {"enabled": true}})), &["ocsp_stapling"]);
 }
 
@@ -184,7 +197,7 @@ fn unsupported_protection_and_routing_fields_block() {
     let findings: Vec<_> = findings.iter().map(|findings| findings.split(':').next().unwrap()).collect();
     assert_eq!(
         findings,
-        ["error plugins.ip-restriction", "error plugins.jwt-auth", "warning plugins.prometheus"]
+        ["error plugins.ip-restriction", "error plugins.jwt-auth", "notice plugins.prometheus"]
     );
     for (more, fields) in [
         (
@@ -195,12 +208,7 @@ fn unsupported_protection_and_routing_fields_block() {
         (json!({"plugins": {"proxy-rewrite": {"scheme": "https"}}}), &["plugins.proxy-rewrite.scheme"]),
         (
             json!({"plugins": {"proxy-rewrite": {"uri": "/x", "_meta": {"filter": [["arg_a", "==", "1"]]}}}}),
-            &["plugins.proxy-rewrite._meta"],
-        ),
-        // This disables the service's plugin, too.
-        (
-            json!({"plugins": {"proxy-rewrite": {"_meta": {"disable": true}}}, "service_id": "1"}),
-            &["plugins.proxy-rewrite._meta"],
+            &["plugins.proxy-rewrite._meta.filter"],
         ),
         (json!({"plugin_config_id": "1"}), &["plugin_config_id"]),
         (
@@ -238,6 +246,8 @@ fn fields_that_block_a_route_block_other_kinds() {
     blocked(Kind::Service, &json!({"plugins": {"key-auth": {}}}), &["plugins.key-auth"]);
     blocked(Kind::StreamRoute, &json!({"plugins": {"limit-conn": {}}}), &["plugins.limit-conn"]);
     blocked(Kind::StreamRoute, &json!({"plugins": {"proxy-rewrite": {}}}), &["plugins.proxy-rewrite"]);
+    let off = json!({"plugins": {"proxy-rewrite": {"_meta": {"disable": true}}, "syslog": {}}});
+    served(Kind::StreamRoute, &off, &["plugins.proxy-rewrite", "plugins.syslog"]);
     blocked(Kind::StreamRoute, &json!({"protocol": {"name": "redis"}}), &["protocol"]);
     blocked(
         Kind::GlobalRule,

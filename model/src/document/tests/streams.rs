@@ -44,7 +44,7 @@ fn stream_route_messages() {
     for (changes, field) in [
         (json!({"sni": "*."}), "sni"),
         (json!({"sni": "a..com"}), "sni"),
-        (json!({"plugins": {"ip-restriction": {"whitelist": ["10.0.0.0/8"]}}}), "plugins"),
+        (json!({"plugins": {"ip-restriction": {"whitelist": ["10.0.0.0/8"]}}}), "plugins.ip-restriction"),
         (json!({"protocol": {"name": "redis"}}), "protocol"),
         (json!({"upstream": {"nodes": {"a.com": 1}}}), "upstream.nodes"),
         (json!({"upstream": {"nodes": {"a.com:1": 1}, "scheme": "udp"}}), "upstream.scheme"),
