@@ -2,8 +2,8 @@
 //!
 //! Every other plugin is unknown and refused by name: without it, requests could pass that it would
 //! deny or change. A plugin that only observes requests is stored and has no effect, so that a
-//! document that was read from an APISIX can be written back. Invariant: no plugin of the table that
-//! is not honoured denies a request, or changes one or its response in a way that protects.
+//! document that was read from an APISIX can be written back. Invariant: no plugin of the table
+//! that is not honoured denies a request, or changes one or its response in a way that protects.
 
 use std::sync::LazyLock;
 
@@ -44,8 +44,8 @@ pub struct Plugin {
 /// Loggers, tracers and metrics, by APISIX's priority. They export data about requests; what a
 /// tracer adds to a request continues a trace that the gateway does not have.
 ///
-/// Not in the list: `request-id`, which adds a header that upstreams may rely on, compression, which
-/// changes responses, and `proxy-mirror`, which sends requests to another server.
+/// Not in the list: `request-id`, which adds a header that upstreams may rely on, compression,
+/// which changes responses, and `proxy-mirror`, which sends requests to another server.
 const OBSERVERS: [(&str, i32, &str); 26] = [
     ("zipkin", 12011, include_str!("schema/plugins/zipkin.schema.json")),
     ("skywalking", 12010, include_str!("schema/plugins/skywalking.schema.json")),

@@ -155,8 +155,8 @@ impl ProxyRewrite {
     }
 }
 
-/// The plugin's own settings. Of those in `_meta`, the order of plugins and the response to a denied
-/// request mean nothing here.
+/// The plugin's own settings. Of those in `_meta`, the order of plugins and the response to a
+/// denied request mean nothing here.
 fn without_meta(source: &Value) -> Result<Value, Problem> {
     let mut settings = source.clone();
     let meta = settings.as_object_mut().and_then(|settings| settings.shift_remove("_meta"));

@@ -1,5 +1,5 @@
-//! Compiles the plugins of a document: those that are honoured, those that only observe, and, refused
-//! by name, all others.
+//! Compiles the plugins of a document: those that are honoured, those that only observe, and,
+//! refused by name, all others.
 
 use std::sync::Arc;
 

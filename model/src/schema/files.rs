@@ -1,10 +1,10 @@
-//! The schema files of this crate: one for each kind of document, one for `client_identity`, and one
-//! for each plugin.
+//! The schema files of this crate: one for each kind of document, one for `client_identity`, and
+//! one for each plugin.
 //!
-//! The schemas of routes and services include the one of `client_identity` (so that
-//! `GET schema/route` shows it), and [`validate_client_identity`] validates the block alone, because
-//! a data plane receives blocks alone. As in APISIX, they say nothing about plugins: those have
-//! their own schemas and messages.
+//! The schemas of routes and services include the one of `client_identity` (so that `GET
+//! schema/route` shows it), and [`validate_client_identity`] validates the block alone, because a
+//! data plane receives blocks alone. As in APISIX, they say nothing about plugins: those have their
+//! own schemas and messages.
 
 use std::sync::LazyLock;
 
