@@ -6,6 +6,7 @@
 mod configs;
 mod data_planes;
 mod documents;
+mod plugins;
 mod schema;
 mod writes;
 
@@ -203,6 +204,10 @@ impl AdminApi {
             }
             Call::Schema => reply::with_api_version(schema::show(request)),
             Call::ValidateDocument => reply::with_api_version(schema::validate(request)),
+            Call::PluginList => plugins::list(&request.query),
+            Call::Plugins => reply::with_api_version(plugins::show(request.id.as_deref(), &request.query)),
+            Call::ReloadPlugins => reply::text(StatusCode::OK, "done"),
+            Call::ServerInfo => self.server_info(),
             Call::Configs => self.configs(&request).await,
             Call::ValidateConfigs => self.validate_configs(request).await,
             Call::DataPlanes => self.data_planes(&request).await,
@@ -211,6 +216,16 @@ impl AdminApi {
             Call::Explain => self.handle_explain(client, request).await,
             Call::Lint => self.handle_lint().await,
         }
+    }
+
+    /// What APISIX's plugin `server-info` reports.
+    fn server_info(&self) -> Reply {
+        let body = json!({
+            "id": self.store.identity(),
+            "hostname": conf::host_name(),
+            "version": env!("CARGO_PKG_VERSION"),
+        });
+        reply::json(StatusCode::OK, &body)
     }
 
     async fn denied_nodes(&self, request: AdminRequest) -> Reply {

@@ -52,6 +52,14 @@ pub(super) enum Call {
     Schema,
     /// Validates a document against the JSON Schema of its kind.
     ValidateDocument,
+    /// The names of the plugins.
+    PluginList,
+    /// The plugins with their schemas, or one schema.
+    Plugins,
+    /// Nothing: the plugins are part of the program.
+    ReloadPlugins,
+    /// This control plane's name and version.
+    ServerInfo,
     /// The whole configuration, as an API-driven standalone APISIX has it.
     Configs,
     /// Validates a whole configuration.
@@ -72,6 +80,8 @@ pub(super) enum Call {
 pub(super) enum Rejection {
     /// 405: `PATCH` for this noun.
     NotSupported(&'static str),
+    /// 405: plugins are reloaded by PUT.
+    ReloadByPut,
     /// 400: the path has no id of this noun.
     MissingId(&'static str),
     /// 400: the path has an id of this noun, and the store creates them.
@@ -96,7 +106,7 @@ impl Operation {
 impl Rejection {
     pub(super) fn status(self) -> StatusCode {
         match self {
-            Self::NotSupported(_) => StatusCode::METHOD_NOT_ALLOWED,
+            Self::NotSupported(_) | Self::ReloadByPut => StatusCode::METHOD_NOT_ALLOWED,
             Self::MissingId(_) | Self::UnwantedId(_) => StatusCode::BAD_REQUEST,
         }
     }
@@ -105,6 +115,9 @@ impl Rejection {
     pub(super) fn message(self, method: &Method) -> String {
         match self {
             Self::NotSupported(noun) => format!("not supported `{method}` method for {noun}"),
+            Self::ReloadByPut => {
+                format!("please use PUT method to reload the plugins, {method} method is not allowed.")
+            }
             Self::MissingId(noun) => format!("missing {noun} id"),
             Self::UnwantedId(noun) => format!("wrong {noun} id, do not need it"),
         }
@@ -120,7 +133,8 @@ const SWITCHED_OFF: [(&str, Method); 3] =
 pub fn operations() -> &'static [Operation] {
     static TABLE: LazyLock<Vec<Operation>> = LazyLock::new(|| {
         let documents = Kind::ADMIN.into_iter().flat_map(documents);
-        documents.chain(ABSENT_KINDS.iter().flat_map(absent)).chain(others()).collect()
+        let absent = ABSENT_KINDS.iter().flat_map(absent);
+        documents.chain(absent).chain(endpoints()).chain(own_endpoints()).collect()
     });
     &TABLE
 }
@@ -180,39 +194,85 @@ fn absent(kind: &'static AbsentKind) -> Vec<Operation> {
     rows
 }
 
-fn others() -> Vec<Operation> {
-    use Call::{AcceptStore, Configs, DataPlanes, DeniedNodes, Explain, Lint, Reject, Schema};
-    use Call::{ValidateConfigs, ValidateDocument};
+/// What APISIX has beside its resources.
+fn endpoints() -> Vec<Operation> {
     use Effect::{Checks, Reads, Writes};
-    let missing_node = Reject(Rejection::MissingId("denied node"));
-    vec![
-        row(Method::POST, "/batch", Writes, Batch, "Write several objects in one commit, or none of them"),
-        row(Method::GET, "/schema/{name}", Reads, Schema, "Get the JSON Schema of a resource"),
+    let mut rows = vec![
+        row(Method::GET, "/schema/{name}", Reads, Call::Schema, "Get the JSON Schema of a resource"),
+        row(Method::GET, "/schema/plugins/{name}", Reads, Call::Plugins, "Get the JSON Schema of a plugin"),
         row(
             Method::POST,
             "/schema/validate/{resource}",
             Checks,
-            ValidateDocument,
+            Call::ValidateDocument,
             "Validate a document against its JSON Schema",
         ),
-        row(Method::GET, "/configs", Reads, Configs, "Get the whole configuration"),
-        row(Method::POST, "/configs/validate", Checks, ValidateConfigs, "Validate a whole configuration"),
-        row(Method::GET, "/dataplanes", Reads, DataPlanes, "List the data planes, or wait for a revision"),
+        row(Method::GET, "/plugins", Reads, Call::Plugins, "Get every plugin with its JSON Schema"),
+        row(Method::GET, "/plugins/list", Reads, Call::PluginList, "List the names of the plugins"),
+        row(Method::GET, "/plugins/{name}", Reads, Call::Plugins, "Get the JSON Schema of a plugin"),
+        row(
+            Method::PUT,
+            "/plugins/reload",
+            Writes,
+            Call::ReloadPlugins,
+            "Reload the plugins: they are part of the program, so nothing happens",
+        ),
+        row(Method::GET, "/server_info", Reads, Call::ServerInfo, "Get the name and version of this server"),
+        row(Method::GET, "/configs", Reads, Call::Configs, "Get the whole configuration"),
+        row(
+            Method::POST,
+            "/configs/validate",
+            Checks,
+            Call::ValidateConfigs,
+            "Validate a whole configuration",
+        ),
+    ];
+    for method in [Method::GET, Method::POST, Method::DELETE, Method::PATCH] {
+        let effect = if method == Method::GET { Reads } else { Writes };
+        rows.push(row(method, "/plugins/reload", effect, Call::Reject(Rejection::ReloadByPut), ""));
+    }
+    rows
+}
+
+/// What only this gateway has.
+fn own_endpoints() -> Vec<Operation> {
+    use Effect::{Reads, Writes};
+    let missing_node = Call::Reject(Rejection::MissingId("denied node"));
+    vec![
+        row(
+            Method::GET,
+            "/dataplanes",
+            Reads,
+            Call::DataPlanes,
+            "List the data planes, or wait for a revision",
+        ),
         row(
             Method::POST,
             "/dataplanes/accept_store",
             Writes,
-            AcceptStore,
+            Call::AcceptStore,
             "Let data planes that hold another store's state take over this one's",
         ),
-        row(Method::GET, "/denied_nodes", Reads, DeniedNodes, "List the denied data planes"),
-        row(Method::GET, "/denied_nodes/{id}", Reads, DeniedNodes, "Get an entry of the deny-list"),
-        row(Method::PUT, "/denied_nodes/{id}", Writes, DeniedNodes, "Deny a data plane"),
-        row(Method::DELETE, "/denied_nodes/{id}", Writes, DeniedNodes, "Remove an entry of the deny-list"),
+        row(Method::GET, "/denied_nodes", Reads, Call::DeniedNodes, "List the denied data planes"),
+        row(Method::GET, "/denied_nodes/{id}", Reads, Call::DeniedNodes, "Get an entry of the deny-list"),
+        row(Method::PUT, "/denied_nodes/{id}", Writes, Call::DeniedNodes, "Deny a data plane"),
+        row(
+            Method::DELETE,
+            "/denied_nodes/{id}",
+            Writes,
+            Call::DeniedNodes,
+            "Remove an entry of the deny-list",
+        ),
         row(Method::PUT, "/denied_nodes", Writes, missing_node, ""),
         row(Method::DELETE, "/denied_nodes", Writes, missing_node, ""),
-        row(Method::POST, "/explain", Reads, Explain, "Explain what happens to a connection and request"),
-        row(Method::GET, "/lint", Reads, Lint, "List likely misconfigurations"),
+        row(
+            Method::POST,
+            "/explain",
+            Reads,
+            Call::Explain,
+            "Explain what happens to a connection and request",
+        ),
+        row(Method::GET, "/lint", Reads, Call::Lint, "List likely misconfigurations"),
     ]
 }
 

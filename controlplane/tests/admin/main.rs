@@ -17,6 +17,7 @@ mod garbage;
 mod keyring;
 mod limits;
 mod lint;
+mod operations;
 mod references;
 mod safe_writes;
 mod secrets;
