@@ -101,6 +101,8 @@ pub enum InternalKey {
     /// Digests of generated admin keys, where several control planes share the store
     /// (`admin::shared_key`).
     AdminKeys,
+    /// The digest that a client gave to the whole configuration (`admin::handler::put_configs`).
+    ConfigsDigest,
 }
 
 impl InternalKey {
@@ -111,6 +113,7 @@ impl InternalKey {
             Self::AcceptedStore => "accepted_store",
             Self::Identity => "identity",
             Self::AdminKeys => "admin_keys",
+            Self::ConfigsDigest => "configs_digest",
         }
     }
 }

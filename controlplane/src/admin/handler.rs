@@ -7,6 +7,8 @@ mod configs;
 mod data_planes;
 mod documents;
 mod plugins;
+mod put_configs;
+mod put_digest;
 mod schema;
 mod writes;
 
@@ -177,8 +179,11 @@ impl AdminApi {
         request: AdminRequest,
     ) -> Reply {
         let method = request.operation.method.clone();
-        if request.operation.call == Call::Batch {
-            return self.batch(client, caller, request).await;
+        // These leave a line for each document.
+        match request.operation.call {
+            Call::Batch => return self.batch(client, caller, request).await,
+            Call::PutConfigs => return self.put_configs(client, caller, request).await,
+            _ => {}
         }
         let dry_run = request.query.get("dry_run") == Some("true");
         let reply = self.call(client, request).await;
@@ -197,7 +202,7 @@ impl AdminApi {
         match request.operation.call {
             Call::Documents(kind) => reply::with_api_version(self.documents(kind, request).await),
             Call::Absent(kind) => absent::handle(kind, method, request.operation.path == kind.path),
-            Call::Batch => not_found(),
+            Call::Batch | Call::PutConfigs => not_found(),
             Call::Reject(rejection) => {
                 let reply = reply::error(rejection.status(), &rejection.message(method), None);
                 reply::with_api_version(reply)
@@ -296,7 +301,11 @@ fn check_certificate(client: &AdminClient, now: UnixTime) -> Option<Reply> {
 /// A body is JSON whatever its content type (contract 2.2), and a whole configuration may be YAML.
 fn body_format(call: Call, headers: &HeaderMap) -> BodyFormat {
     let yaml = headers.get(CONTENT_TYPE).is_some_and(|value| value.as_bytes().starts_with(YAML.as_bytes()));
-    if yaml && call == Call::ValidateConfigs { BodyFormat::Yaml } else { BodyFormat::Json }
+    if yaml && matches!(call, Call::ValidateConfigs | Call::PutConfigs) {
+        BodyFormat::Yaml
+    } else {
+        BodyFormat::Json
+    }
 }
 
 /// The 401 of a request without a valid key (contract 2.1).

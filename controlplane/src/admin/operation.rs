@@ -62,6 +62,8 @@ pub(super) enum Call {
     ServerInfo,
     /// The whole configuration, as an API-driven standalone APISIX has it.
     Configs,
+    /// Replaces the whole configuration.
+    PutConfigs,
     /// Validates a whole configuration.
     ValidateConfigs,
     /// The data planes and the revisions they serve.
@@ -218,6 +220,13 @@ fn endpoints() -> Vec<Operation> {
             "Reload the plugins: they are part of the program, so nothing happens",
         ),
         row(Method::GET, "/server_info", Reads, Call::ServerInfo, "Get the name and version of this server"),
+        row(
+            Method::PUT,
+            "/configs",
+            Writes,
+            Call::PutConfigs,
+            "Replace the whole configuration in one commit",
+        ),
         row(Method::GET, "/configs", Reads, Call::Configs, "Get the whole configuration"),
         row(
             Method::POST,

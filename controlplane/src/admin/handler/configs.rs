@@ -7,43 +7,46 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use http::header::{ACCEPT, CONTENT_TYPE, HeaderName, HeaderValue};
+use http::header::{ACCEPT, CONTENT_TYPE, HeaderValue};
 use http::{HeaderMap, StatusCode};
 use model::{Id, Kind, lua_type};
 use pki::Keyring;
 use rustls_pki_types::UnixTime;
 use serde_json::{Map, Value, json};
 
+use super::put_digest::{DIGEST, LAST_MODIFIED, PutDigest};
 use super::{AdminApi, AdminRequest, YAML, error_reply};
 use crate::admin::absent::{self, AbsentKind};
+use crate::admin::body::BodyError;
 use crate::admin::list::{self, DocumentView};
 use crate::admin::reply::{self, Reply};
 use crate::change::ChangeError;
 use crate::compile::compile;
 use crate::store::{CachedDocuments, DocumentList, StoreError};
 
-/// Names one state of the configuration.
-pub(super) const DIGEST: HeaderName = HeaderName::from_static("x-digest");
-/// The time of the last change of a document, in seconds of the Unix epoch.
-pub(super) const LAST_MODIFIED: HeaderName = HeaderName::from_static("x-last-modified");
-
 impl AdminApi {
     /// `GET configs`
     pub(super) async fn configs(&self, request: &AdminRequest) -> Reply {
         let read = async {
             match self.store.load().await {
-                Ok(documents) => Ok((documents, None)),
+                Ok(documents) => {
+                    let digest = PutDigest::of(&*self.store, &documents).await?;
+                    Ok((documents, digest, None))
+                }
                 Err(error @ StoreError::Unavailable { .. }) => {
                     let CachedDocuments { age, documents } = self.store.cached(None).ok_or(error)?;
-                    Ok((documents, Some(age)))
+                    Ok((documents, None, Some(age)))
                 }
                 Err(error) => Err(error),
             }
         };
         let yaml = wants_yaml(&request.headers);
         let prefix = self.store.prefix().to_owned();
-        let reply = list::reply_from_full_read(read, move |(documents, age)| {
-            let reply = to_reply(&prefix, documents, yaml);
+        let reply = list::reply_from_full_read(read, move |(documents, digest, age)| {
+            let mut reply = to_reply(&prefix, documents, yaml);
+            if let Some(digest) = digest {
+                digest.add_headers(&mut reply);
+            }
             age.into_iter().fold(reply, reply::with_age)
         });
         reply.await.unwrap_or_else(|error| error_reply(ChangeError::Store(error)))
@@ -51,24 +54,39 @@ impl AdminApi {
 
     /// `POST configs/validate`
     pub(super) async fn validate_configs(&self, request: AdminRequest) -> Reply {
-        let body = match request.body {
-            Ok(Some(Value::Object(body))) => body,
-            Ok(None) => return invalid_body("empty request body"),
-            Ok(Some(other)) => return invalid_body(&format!("expected an object, got {}", lua_type(&other))),
-            Err(error) => return error.into(),
+        let body = match body_object(request.body) {
+            Ok(body) => body,
+            Err(reply) => return reply,
         };
         let keyring = Arc::clone(&self.keyring);
         // Hundreds of certificates take a while.
         let work = tokio::task::spawn_blocking(move || validate(&body, &keyring, UnixTime::now()));
         match work.await {
             Ok(errors) if errors.is_empty() => reply::json(StatusCode::OK, &json!({})),
-            Ok(errors) => {
-                let body = json!({"error_msg": "Configuration validation failed", "errors": errors});
-                reply::json(StatusCode::BAD_REQUEST, &body)
-            }
+            Ok(errors) => invalid_configuration(errors),
             Err(_) => reply::empty(StatusCode::INTERNAL_SERVER_ERROR),
         }
     }
+}
+
+/// The configuration in a body.
+///
+/// # Errors
+/// The response to a body that is none.
+#[allow(clippy::result_large_err)] // the error is the response
+pub(super) fn body_object(body: Result<Option<Value>, BodyError>) -> Result<Map<String, Value>, Reply> {
+    match body {
+        Ok(Some(Value::Object(body))) => Ok(body),
+        Ok(None) => Err(invalid_body("empty request body")),
+        Ok(Some(other)) => Err(invalid_body(&format!("expected an object, got {}", lua_type(&other)))),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// The response to a configuration with errors.
+pub(super) fn invalid_configuration(errors: Vec<Value>) -> Reply {
+    let body = json!({"error_msg": "Configuration validation failed", "errors": errors});
+    reply::json(StatusCode::BAD_REQUEST, &body)
 }
 
 fn invalid_body(why: &str) -> Reply {
@@ -112,12 +130,12 @@ fn to_reply(prefix: &str, documents: DocumentList, yaml: bool) -> Reply {
     reply
 }
 
-fn version_key(name: &str) -> String {
+pub(super) fn version_key(name: &str) -> String {
     format!("{name}_conf_version")
 }
 
 /// The errors of a configuration, in the order of kinds and documents.
-fn validate(body: &Map<String, Value>, keyring: &Keyring, now: UnixTime) -> Vec<Value> {
+pub(super) fn validate(body: &Map<String, Value>, keyring: &Keyring, now: UnixTime) -> Vec<Value> {
     let mut errors = Vec::new();
     let mut known = HashSet::new();
     for kind in Kind::ADMIN {
@@ -183,9 +201,27 @@ fn validate_section(name: &str, body: &Map<String, Value>, check: &Check<'_>, er
     }
 }
 
+/// The id of a document, as text.
+pub(super) fn id_of(document: &Value) -> Option<String> {
+    match document.get("id") {
+        Some(Value::String(text)) => Some(text.clone()),
+        Some(Value::Number(number)) => Some(number.to_string()),
+        _ => None,
+    }
+}
+
+/// A document without what a store adds to it: times, and the revision that ADC repeats.
+pub(super) fn without_metadata(document: &Value) -> Value {
+    let mut document = document.clone();
+    if let Some(members) = document.as_object_mut() {
+        members.retain(|name, _| !["create_time", "update_time", "modifiedIndex"].contains(&name.as_str()));
+    }
+    document
+}
+
 /// The checks of a write, without those of references.
 fn check(kind: Kind, id: &Id, item: &Value, keyring: &Keyring, now: UnixTime) -> Result<(), String> {
-    let checked = compile(kind, id, item, keyring)
+    let checked = compile(kind, id, &without_metadata(item), keyring)
         .and_then(|resource| model::check_validity_period(&resource, now).map(|()| resource));
     checked.map(drop).map_err(|problem| problem.redacted().1.into_owned())
 }

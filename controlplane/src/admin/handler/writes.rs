@@ -34,11 +34,19 @@ const TTL_MAX: f64 = u32::MAX as f64;
 const BATCH_MAX: usize = 128;
 
 /// The arguments that every write takes.
-struct WriteArguments {
-    dry_run: bool,
+pub(super) struct WriteArguments {
+    pub dry_run: bool,
     allow_weakening: bool,
     /// How long to wait for the data planes.
     wait: Option<Duration>,
+}
+
+/// A request of a batch, and what its audit line says of it.
+pub(super) struct NamedChange {
+    pub method: Method,
+    /// `routes/1`
+    pub resource: String,
+    pub request: ChangeRequest,
 }
 
 /// The body of `POST batch`.
@@ -92,22 +100,16 @@ impl AdminApi {
             return reply::empty(StatusCode::INTERNAL_SERVER_ERROR);
         };
         let notes = accepted.notes.clone();
-        let (mut status, mut body) = self.result_members(method, accepted, revision);
+        let (status, mut body) = self.result_members(method, accepted, revision);
         if revision.is_none() {
             body.insert("dry_run".to_owned(), true.into());
         }
-        if let Some(behind) = self.wait(revision, arguments.wait).await {
-            status = StatusCode::ACCEPTED;
-            body.insert("behind".to_owned(), behind);
+        let reply = self.waited_reply(status, body, revision, &arguments).await;
+        let reply = reply::with_notes(reply, &notes);
+        match revision {
+            Some(revision) if *method != Method::DELETE => precondition::with_revision_tag(reply, revision),
+            _ => reply,
         }
-        let mut reply = reply::with_notes(reply::json(status, &body), &notes);
-        if let Some(revision) = revision {
-            reply = reply::with_revision(reply, revision);
-            if *method != Method::DELETE {
-                reply = precondition::with_revision_tag(reply, revision);
-            }
-        }
-        reply
     }
 
     /// `POST batch`: several writes in one commit.
@@ -117,7 +119,6 @@ impl AdminApi {
             Ok(body) => body,
             Err(error) => return error.into(),
         };
-        let started = Instant::now();
         let parsed = WriteArguments::parse(&query)
             .map_err(|problem| rejected(None, problem))
             .and_then(|arguments| Ok((parse_batch(body)?, arguments)));
@@ -125,50 +126,71 @@ impl AdminApi {
             Ok(parsed) => parsed,
             Err(rejected) => return batch_error(rejected),
         };
-        let requests: Vec<_> = operations.iter().map(|(_, _, request)| request.clone()).collect();
+        let AcceptedChanges { revision, changes } =
+            match self.apply_audited(client, caller, &operations, &arguments).await {
+                Ok(accepted) => accepted,
+                Err(rejected) => return batch_error(rejected),
+            };
+        let results = changes.into_iter().zip(&operations);
+        let results =
+            results.map(|(change, operation)| self.batch_result(&operation.method, change, revision));
+        let mut body = Map::new();
+        match revision {
+            Some(revision) => body.insert("revision".to_owned(), revision.into()),
+            None => body.insert("dry_run".to_owned(), true.into()),
+        };
+        body.insert("results".to_owned(), results.collect::<Value>());
+        self.waited_reply(StatusCode::OK, body, revision, &arguments).await
+    }
+
+    /// Carries out the operations in one commit; each leaves an audit line.
+    pub(super) async fn apply_audited(
+        &self,
+        client: &AdminClient,
+        caller: &Caller,
+        operations: &[NamedChange],
+        arguments: &WriteArguments,
+    ) -> Result<AcceptedChanges, RejectedChanges> {
+        let started = Instant::now();
+        let requests: Vec<_> = operations.iter().map(|operation| operation.request.clone()).collect();
         let applied = self.changes.apply(&requests, arguments.options()).await;
         metrics::observe_duration(TimedOperation::Change, started);
-        let (statuses, revision, mut reply) = match applied {
-            Err(rejected) => {
-                let reply = batch_error(rejected);
-                (vec![reply.status(); operations.len()], None, reply)
-            }
+        let (revision, statuses) = match &applied {
             Ok(AcceptedChanges { revision, changes }) => {
-                let results = changes.into_iter().zip(&operations);
-                let results =
-                    results.map(|(change, (method, _, _))| self.batch_result(method, change, revision));
-                let (statuses, results): (Vec<_>, Vec<_>) = results.unzip();
-                let mut body = Map::new();
-                match revision {
-                    Some(revision) => body.insert("revision".to_owned(), revision.into()),
-                    None => body.insert("dry_run".to_owned(), true.into()),
-                };
-                body.insert("results".to_owned(), results.into());
-                let mut status = StatusCode::OK;
-                if let Some(behind) = self.wait(revision, arguments.wait).await {
-                    status = StatusCode::ACCEPTED;
-                    body.insert("behind".to_owned(), behind);
-                }
-                (statuses, revision, reply::json(status, &body))
+                (*revision, changes.iter().map(|change| status(change, *revision)).collect())
+            }
+            Err(rejected) => {
+                let (status, _) = error_members(rejected.error.clone());
+                (None, vec![status; operations.len()])
             }
         };
         if let Some(revision) = revision {
             self.current.note_write(revision);
-            reply = reply::with_revision(reply, revision);
         }
-        for ((method, resource, _), status) in operations.iter().zip(statuses) {
-            let dry_run = arguments.dry_run;
+        let dry_run = arguments.dry_run;
+        for (NamedChange { method, resource, .. }, status) in operations.iter().zip(statuses) {
             audit::write(&audit::AuditEntry { caller, client, method, resource, status, revision, dry_run });
         }
-        reply
+        applied
     }
 
-    fn batch_result(
+    /// The response to a commit, once the data planes serve it where the caller waits for that.
+    pub(super) async fn waited_reply(
         &self,
-        method: &Method,
-        change: AcceptedChange,
+        mut status: StatusCode,
+        mut body: Map<String, Value>,
         revision: Option<u64>,
-    ) -> (StatusCode, Value) {
+        arguments: &WriteArguments,
+    ) -> Reply {
+        if let Some(behind) = self.wait(revision, arguments.wait).await {
+            status = StatusCode::ACCEPTED;
+            body.insert("behind".to_owned(), behind);
+        }
+        let reply = reply::json(status, &body);
+        revision.into_iter().fold(reply, reply::with_revision)
+    }
+
+    fn batch_result(&self, method: &Method, change: AcceptedChange, revision: Option<u64>) -> Value {
         let notes = change.notes.clone();
         let (status, mut members) = self.result_members(method, change, revision);
         members.insert("status".to_owned(), status.as_u16().into());
@@ -176,7 +198,7 @@ impl AdminApi {
             members.insert("kept".to_owned(), notes.kept.into());
             members.insert("warnings".to_owned(), notes.warnings.into());
         }
-        (status, Value::Object(members))
+        Value::Object(members)
     }
 
     /// The status and the body of a write. A private key in clear is not repeated (contract 12.5).
@@ -186,6 +208,7 @@ impl AdminApi {
         change: AcceptedChange,
         revision: Option<u64>,
     ) -> (StatusCode, Map<String, Value>) {
+        let status = status(&change, revision);
         let AcceptedChange { key, kind, mut before, mut document, notes } = change;
         redact_clear_keys(kind, &mut document);
         let prefix = self.store.prefix();
@@ -207,8 +230,7 @@ impl AdminApi {
         if *method != Method::DELETE {
             insert("value", document);
         }
-        let created = before.is_none() && revision.is_some();
-        (if created { StatusCode::CREATED } else { StatusCode::OK }, members)
+        (status, members)
     }
 
     /// Waits until the data planes serve a revision; returns those that are behind in the end.
@@ -220,7 +242,7 @@ impl AdminApi {
 }
 
 impl WriteArguments {
-    fn parse(query: &Query) -> Result<Self, Problem> {
+    pub(super) fn parse(query: &Query) -> Result<Self, Problem> {
         let wait = match query.get("wait").map(str::parse::<f64>) {
             None => None,
             Some(seconds) => {
@@ -247,6 +269,12 @@ fn flag(query: &Query, name: &str) -> Result<bool, Problem> {
         Some("true") => Ok(true),
         Some(_) => Err(argument_problem(&format!("invalid argument {name}: should be true or false"))),
     }
+}
+
+/// The status of one write.
+fn status(change: &AcceptedChange, revision: Option<u64>) -> StatusCode {
+    let created = change.before.is_none() && revision.is_some();
+    if created { StatusCode::CREATED } else { StatusCode::OK }
 }
 
 fn argument_problem(message: &str) -> Problem {
@@ -284,8 +312,7 @@ fn rejected(operation: Option<usize>, problem: Problem) -> RejectedChanges {
     RejectedChanges { operation, error: problem.into() }
 }
 
-/// The requests of a batch, each with its method and the name of its resource.
-fn parse_batch(body: Option<Value>) -> Result<Vec<(Method, String, ChangeRequest)>, RejectedChanges> {
+fn parse_batch(body: Option<Value>) -> Result<Vec<NamedChange>, RejectedChanges> {
     let whole = |message: String| rejected(None, Problem::new("operations", message));
     let body = serde_json::from_value::<BatchBody>(body.unwrap_or_default())
         .map_err(|error| whole(format!("invalid batch: {error}")))?;
@@ -302,7 +329,7 @@ fn parse_batch(body: Option<Value>) -> Result<Vec<(Method, String, ChangeRequest
 }
 
 /// The request of an operation; the row of the table says which documents it writes.
-fn parse_operation(operation: BatchOperation) -> Result<(Method, String, ChangeRequest), Problem> {
+fn parse_operation(operation: BatchOperation) -> Result<NamedChange, Problem> {
     let BatchOperation { method, path, body, if_match, if_none_match } = operation;
     let no_write = |message: String| {
         Problem::new("path", message)
@@ -327,11 +354,11 @@ fn parse_operation(operation: BatchOperation) -> Result<(Method, String, ChangeR
     let query = Query::parse(query);
     let action = action(&method, &query, found.sub_path, body)?;
     let request = ChangeRequest { kind, id: found.id, action, precondition, ttl: ttl(&query)? };
-    Ok((method, below, request))
+    Ok(NamedChange { method, resource: below, request })
 }
 
 /// The response to a batch of which nothing was written.
-fn batch_error(rejected: RejectedChanges) -> Reply {
+pub(super) fn batch_error(rejected: RejectedChanges) -> Reply {
     let RejectedChanges { operation, error } = rejected;
     let message = error.to_string();
     let (status, mut members) = error_members(error);

@@ -1,0 +1,185 @@
+//! `PUT /apisix/admin/configs`: replaces the whole configuration in one commit, as an API-driven
+//! standalone APISIX does (contract 2.8).
+//!
+//! The difference to what is stored becomes a batch: documents that differ are written, those that
+//! are missing are removed. Invariant: a body that is invalid in one document changes none.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+use http::{Method, StatusCode};
+use model::{Id, Key, Kind, Problem};
+use pki::Keyring;
+use rustls_pki_types::UnixTime;
+use serde_json::{Map, Value, json};
+
+use super::configs;
+use super::put_digest::{DIGEST, PutDigest};
+use super::writes::{NamedChange, WriteArguments, batch_error};
+use super::{AdminApi, AdminRequest, error_reply};
+use crate::admin::access::{AdminClient, Caller};
+use crate::admin::reply::{self, Reply};
+use crate::change::private_keys::seal_private_keys;
+use crate::change::{Action, ChangeError, ChangeRequest, RequestPrecondition};
+use crate::store::{DocumentList, StoreError};
+
+/// The longest digest, in bytes.
+const DIGEST_MAX: usize = 256;
+
+impl AdminApi {
+    /// `PUT configs`
+    pub(super) async fn put_configs(
+        &self,
+        client: &AdminClient,
+        caller: &Caller,
+        request: AdminRequest,
+    ) -> Reply {
+        let Some(digest) = request.headers.get(DIGEST).and_then(|digest| digest.to_str().ok()) else {
+            return reply::error(StatusCode::BAD_REQUEST, "missing digest header", None);
+        };
+        let digest = digest.to_owned();
+        if digest.len() > DIGEST_MAX {
+            let message = format!("invalid digest header: more than {DIGEST_MAX} characters");
+            return reply::error(StatusCode::BAD_REQUEST, &message, None);
+        }
+        let arguments = match WriteArguments::parse(&request.query) {
+            Ok(arguments) => arguments,
+            Err(problem) => return reply::problem(&problem),
+        };
+        let body = match configs::body_object(request.body) {
+            Ok(body) => body,
+            Err(reply) => return reply,
+        };
+        match self.replace_all(client, caller, &digest, body, &arguments).await {
+            Ok(reply) => reply,
+            Err(error) => error_reply(ChangeError::Store(error)),
+        }
+    }
+
+    async fn replace_all(
+        &self,
+        client: &AdminClient,
+        caller: &Caller,
+        digest: &str,
+        body: Map<String, Value>,
+        arguments: &WriteArguments,
+    ) -> Result<Reply, StoreError> {
+        let stored = self.store.load().await?;
+        let before = PutDigest::of(&*self.store, &stored).await?;
+        if before.is_some_and(|before| before.digest == digest) {
+            return Ok(reply::empty(StatusCode::NO_CONTENT));
+        }
+        let body = Arc::new(body);
+        let (checked, keyring) = (Arc::clone(&body), Arc::clone(&self.keyring));
+        // Hundreds of certificates take a while.
+        let work =
+            tokio::task::spawn_blocking(move || configs::validate(&checked, &keyring, UnixTime::now()));
+        match work.await {
+            Ok(errors) if errors.is_empty() => {}
+            Ok(errors) => return Ok(configs::invalid_configuration(errors)),
+            Err(_) => return Ok(reply::empty(StatusCode::INTERNAL_SERVER_ERROR)),
+        }
+        let operations = match difference(&body, &stored, &self.keyring) {
+            Ok(operations) => operations,
+            Err(problem) => return Ok(reply::problem(&problem)),
+        };
+        let revision = if operations.is_empty() {
+            (!arguments.dry_run).then_some(stored.revision)
+        } else {
+            match self.apply_audited(client, caller, &operations, arguments).await {
+                Ok(accepted) => accepted.revision,
+                Err(rejected) => return Ok(batch_error(rejected)),
+            }
+        };
+        let Some(revision) = revision else {
+            let changes = operations.iter().map(|change| format!("{} {}", change.method, change.resource));
+            let body = json!({"dry_run": true, "changes": changes.collect::<Vec<_>>()});
+            return Ok(reply::json(StatusCode::OK, &body));
+        };
+        let removed = operations.iter().filter(|change| change.method == Method::DELETE).count();
+        let created = operations.iter().filter(|change| change.method == Method::PUT);
+        let known: HashSet<String> = stored.items.iter().map(|item| item.key.to_string()).collect();
+        let created = created.filter(|change| !known.contains(&change.resource)).count();
+        let kept = PutDigest {
+            digest: digest.to_owned(),
+            last_modified: UnixTime::now().as_secs(),
+            revision,
+            documents: stored.items.len() + created - removed,
+        };
+        if let Err(error) = kept.keep(&*self.store).await {
+            tracing::warn!(%error, "the digest of the configuration was not kept: its client sends it again");
+        }
+        let mut reply = self.waited_reply(StatusCode::ACCEPTED, Map::new(), Some(revision), arguments).await;
+        kept.add_headers(&mut reply);
+        Ok(reply)
+    }
+}
+
+/// The writes that make the stored documents those of `body`, which is valid.
+///
+/// # Errors
+/// When a section's version is older than the stored one, or a document has no id.
+fn difference(
+    body: &Map<String, Value>,
+    stored: &DocumentList,
+    keyring: &Keyring,
+) -> Result<Vec<NamedChange>, Problem> {
+    let mut operations = Vec::new();
+    for kind in Kind::ADMIN {
+        let before: HashMap<&Id, _> = stored
+            .items
+            .iter()
+            .filter(|item| item.key.kind == kind)
+            .map(|item| (&item.key.id, item))
+            .collect();
+        let version = before.values().map(|item| item.mod_revision).max().unwrap_or_default();
+        let version_key = configs::version_key(kind.plural());
+        if let Some(given) = body.get(&version_key).and_then(Value::as_f64) {
+            #[expect(clippy::cast_precision_loss, reason = "revisions are far below 2^53")]
+            let version = version as f64;
+            if given < version {
+                let message = format!("{version_key} must be greater than or equal to ({version})");
+                return Err(Problem::new(version_key, message));
+            }
+            // APISIX keeps a section whose version is the stored one.
+            if given.total_cmp(&version).is_eq() {
+                continue;
+            }
+        }
+        let mut named = HashSet::new();
+        for item in body.get(kind.plural()).and_then(Value::as_array).into_iter().flatten() {
+            let document = configs::without_metadata(item);
+            let id = configs::id_of(&document)
+                .ok_or_else(|| Problem::new("id", format!("missing {} id", kind.noun())))?;
+            let id = Id::parse(&id)?;
+            let unchanged =
+                before.get(&id).is_some_and(|item| equals_stored(kind, &document, &item.document, keyring));
+            if !unchanged {
+                operations.push(change(kind, &id, Method::PUT, Action::Put { body: Some(document) }));
+            }
+            named.insert(id);
+        }
+        let gone = before.keys().filter(|id| !named.contains(**id));
+        operations.extend(gone.map(|id| change(kind, id, Method::DELETE, Action::Delete { force: false })));
+    }
+    Ok(operations)
+}
+
+fn change(kind: Kind, id: &Id, method: Method, action: Action) -> NamedChange {
+    let resource = Key::new(kind, id.clone()).to_string();
+    let precondition = RequestPrecondition::Unconditional;
+    let request = ChangeRequest { kind, id: Some(id.to_string()), action, precondition, ttl: None };
+    NamedChange { method, resource, request }
+}
+
+/// Whether a PUT of the document would change nothing but its time. One key has one encrypted text.
+fn equals_stored(kind: Kind, document: &Value, stored: &Value, keyring: &Keyring) -> bool {
+    let with_text_id = |mut value: Value| {
+        if let (Some(id), Some(members)) = (configs::id_of(&value), value.as_object_mut()) {
+            members.insert("id".to_owned(), id.into());
+            seal_private_keys(kind, members, keyring);
+        }
+        value
+    };
+    with_text_id(document.clone()) == with_text_id(configs::without_metadata(stored))
+}
