@@ -1,4 +1,4 @@
-//! Selects the route of a request, and its service, upstream and timeouts. Contract sections 7.1
+//! Selects the route of a request, and its service, plugins, upstream and timeouts. Contract sections 7.1
 //! and 7.3.
 //!
 //! The data plane forwards by [`find`] and the explain API reports it.
@@ -34,7 +34,7 @@ pub struct Destination<'a> {
     pub timeouts: Timeouts,
     /// The block of the route, or else of its service.
     pub client_identity: Option<&'a ClientIdentity>,
-    /// The block of the route, or else of its service.
+    /// The plugin of the route, or else of its plugin config, or else of its service.
     pub proxy_rewrite: Option<&'a ProxyRewrite>,
 }
 
@@ -58,13 +58,16 @@ pub fn find<'a>(
     if route.blocked.is_some() {
         return Err(Reason::BlockedRoute);
     }
+    // Its plugins would be skipped.
+    if let Some(id) = &route.plugin_config {
+        let config = snapshot.plugin_config(id).ok_or(Reason::NoPluginConfig)?;
+        if config.blocked.is_some() {
+            return Err(Reason::BlockedPluginConfig);
+        }
+    }
     let upstream = resolve_upstream(snapshot, route.upstream.as_ref(), route.service.as_ref())?;
     let timeouts = route.timeout.or(upstream.timeout).unwrap_or(DEFAULT_TIMEOUTS);
-    let service = route.service.as_ref().and_then(|id| snapshot.service(id));
-    let of_service = service.and_then(|service| service.client_identity.as_deref());
-    let client_identity = route.client_identity.as_deref().or(of_service);
-    let of_service = service.and_then(|service| service.proxy_rewrite.as_deref());
-    let proxy_rewrite = route.proxy_rewrite.as_deref().or(of_service);
+    let (client_identity, proxy_rewrite) = (snapshot.client_identity(route), snapshot.proxy_rewrite(route));
     Ok(Destination { route, upstream, timeouts, client_identity, proxy_rewrite })
 }
 
@@ -94,4 +97,102 @@ pub fn resolve_upstream<'a>(
         UpstreamRef::Id(id) => snapshot.upstream(id).ok_or(Reason::UpstreamMissing)?,
     };
     if upstream.blocked.is_some() { Err(Reason::BlockedUpstream) } else { Ok(upstream) }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use pki::Keyring;
+    use proptest::prelude::*;
+    use serde_json::{Map, Value, json};
+
+    use super::*;
+    use crate::id::Kind;
+    use crate::request_target::PathOptions;
+    use crate::resource::{Blocked, PluginConfig, Resource};
+    use crate::samples::id;
+    use crate::snapshot::Versioned;
+    use crate::variable::NoVariables;
+
+    fn compiled(kind: Kind, document: &Value) -> Resource {
+        crate::compile(kind, &id("1"), document, &Keyring::empty()).unwrap()
+    }
+
+    fn snapshot(resources: impl IntoIterator<Item = Resource>) -> Snapshot {
+        let versioned = |resource| Versioned { version: 1, resource };
+        Snapshot::from_resources(1, resources.into_iter().map(versioned))
+    }
+
+    fn route() -> Value {
+        json!({"uri": "/a", "upstream": {"nodes": {"127.0.0.1:1": 1}}, "plugin_config_id": "1"})
+    }
+
+    fn found(snapshot: &Snapshot) -> Result<Destination<'_>, Reason> {
+        let target = RequestTarget::new(None, Some("a.com"), "/a", PathOptions::default()).unwrap();
+        find(snapshot, &target, "GET", [127, 0, 0, 1].into(), &NoVariables)
+    }
+
+    #[test]
+    fn a_route_without_its_plugin_config_is_denied() {
+        let (route, rule) = (compiled(Kind::Route, &route()), json!({"plugins": {}}));
+        let missing = snapshot([route.clone()]);
+        assert_eq!(found(&missing).unwrap_err(), Reason::NoPluginConfig);
+        assert!(found(&snapshot([route.clone(), compiled(Kind::PluginConfig, &rule)])).is_ok());
+        let blocked = Some(Blocked::new("it has a plugin"));
+        let blocked = PluginConfig { id: id("1"), proxy_rewrite: None, blocked };
+        let blocked = snapshot([route, Resource::PluginConfig(Arc::new(blocked))]);
+        assert_eq!(found(&blocked).unwrap_err(), Reason::BlockedPluginConfig);
+        for unserved in [&missing, &blocked] {
+            let served = snapshot([compiled(
+                Kind::Route,
+                &json!({
+                    "uri": "/a", "upstream": {"nodes": {"127.0.0.1:1": 1}},
+                }),
+            )]);
+            assert_eq!(served.losses(unserved).routes.lost, 1);
+        }
+    }
+
+    fn some_plugins() -> impl Strategy<Value = Map<String, Value>> {
+        let rewrite = prop::sample::select(vec!["/b", "/c", "/d"]).prop_map(|uri| json!({"uri": uri}));
+        prop::option::of(rewrite).prop_map(|rewrite| {
+            rewrite.into_iter().map(|rewrite| ("proxy-rewrite".to_owned(), rewrite)).collect()
+        })
+    }
+
+    proptest! {
+        /// Contract 7.3, as APISIX merges documents.
+        #[test]
+        fn plugins_are_merged_as_documents_are(
+            own in some_plugins(), config in some_plugins(), service in some_plugins(),
+            uses_config in any::<bool>(), uses_service in any::<bool>(),
+        ) {
+            let mut merged = own.clone();
+            if uses_config {
+                config.clone().into_iter().for_each(|(name, value)| {
+                    merged.entry(name).or_insert(value);
+                });
+            }
+            if uses_service {
+                merged = service.clone().into_iter().chain(merged).collect();
+            }
+            let mut document = route();
+            let members = document.as_object_mut().unwrap();
+            members.insert("plugins".to_owned(), own.into());
+            if !uses_config {
+                members.remove("plugin_config_id");
+            }
+            if uses_service {
+                members.insert("service_id".to_owned(), 1.into());
+            }
+            let snapshot = snapshot([
+                compiled(Kind::Route, &document),
+                compiled(Kind::PluginConfig, &json!({"plugins": config})),
+                compiled(Kind::Service, &json!({"plugins": service})),
+            ]);
+            let effective = found(&snapshot).unwrap().proxy_rewrite.map(ProxyRewrite::source);
+            prop_assert_eq!(effective, merged.get("proxy-rewrite"));
+        }
+    }
 }

@@ -27,7 +27,7 @@ pub(crate) use ssl::require_supported_version;
 
 use crate::id::{Id, Kind};
 use crate::problem::{Problem, ProblemKind};
-use crate::resource::{GlobalRule, Resource};
+use crate::resource::{GlobalRule, PluginConfig, Resource};
 use crate::schema::validate;
 
 /// Compiles a document to a resource. Private keys may be PEM or encrypted with the keyring; `id`
@@ -46,6 +46,11 @@ pub fn compile(kind: Kind, id: &Id, document: &Value, keyring: &Keyring) -> Resu
         Kind::Ssl => Resource::Ssl(Arc::new(ssl::compile(id, document, keyring)?)),
         Kind::Upstream => Resource::Upstream(Arc::new(upstream::compile(Some(id), document, keyring)?)),
         Kind::Service => Resource::Service(Arc::new(service::compile(id, document, keyring)?)),
+        Kind::PluginConfig => Resource::PluginConfig(Arc::new(PluginConfig {
+            id: id.clone(),
+            proxy_rewrite: plugins::http_plugins(document)?,
+            blocked: None,
+        })),
         Kind::Route => Resource::Route(Arc::new(route::compile(id, document, keyring)?)),
         Kind::StreamRoute => Resource::StreamRoute(Arc::new(stream_route::compile(id, document, keyring)?)),
         Kind::GlobalRule => {

@@ -32,7 +32,7 @@ pub fn extensions(kind: Kind) -> &'static [Extension] {
     match kind {
         Kind::Ssl => &SSL,
         Kind::Route | Kind::Service => &IDENTITY,
-        Kind::Upstream | Kind::StreamRoute | Kind::GlobalRule => &[],
+        Kind::Upstream | Kind::PluginConfig | Kind::StreamRoute | Kind::GlobalRule => &[],
     }
 }
 

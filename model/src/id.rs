@@ -21,22 +21,27 @@ pub enum Kind {
     Upstream,
     /// Settings that several routes share.
     Service,
+    /// Plugins that several routes share.
+    PluginConfig,
     /// Matches requests and selects an upstream.
     Route,
     /// Matches TCP connections and selects an upstream.
     StreamRoute,
-    /// Plugins of all requests in APISIX. The Admin API has none; the store may contain those of
-    /// another program.
+    /// Plugins of all requests.
     GlobalRule,
 }
 
 impl Kind {
     /// Every kind, in the order of dependency.
-    pub const ALL: [Kind; 6] =
-        [Kind::Ssl, Kind::Upstream, Kind::Service, Kind::Route, Kind::StreamRoute, Kind::GlobalRule];
-
-    /// The kinds that the Admin API writes.
-    pub const ADMIN: [Kind; 5] = [Kind::Ssl, Kind::Upstream, Kind::Service, Kind::Route, Kind::StreamRoute];
+    pub const ALL: [Kind; 7] = [
+        Kind::Ssl,
+        Kind::Upstream,
+        Kind::Service,
+        Kind::PluginConfig,
+        Kind::Route,
+        Kind::StreamRoute,
+        Kind::GlobalRule,
+    ];
 
     /// The segment in Admin URLs and store keys, like `ssls`.
     pub fn plural(self) -> &'static str {
@@ -44,6 +49,7 @@ impl Kind {
             Kind::Ssl => "ssls",
             Kind::Upstream => "upstreams",
             Kind::Service => "services",
+            Kind::PluginConfig => "plugin_configs",
             Kind::Route => "routes",
             Kind::StreamRoute => "stream_routes",
             Kind::GlobalRule => "global_rules",
@@ -56,6 +62,7 @@ impl Kind {
             Kind::Ssl => "ssl",
             Kind::Upstream => "upstream",
             Kind::Service => "service",
+            Kind::PluginConfig => "plugin_config",
             Kind::Route => "route",
             Kind::StreamRoute => "stream_route",
             Kind::GlobalRule => "global_rule",
@@ -65,6 +72,7 @@ impl Kind {
     /// The word in Admin messages ("missing ssl id").
     pub fn noun(self) -> &'static str {
         match self {
+            Kind::PluginConfig => "plugin config",
             Kind::StreamRoute => "stream route",
             Kind::GlobalRule => "global rule",
             other => other.singular(),

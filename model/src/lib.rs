@@ -87,9 +87,9 @@ pub use reason::Reason;
 pub use redact::{has_private_key_armor, redact, truncated};
 pub use request_target::{PathOptions, RequestTarget, RequestTargetError};
 pub use resource::{
-    Blocked, CacheSlot, GlobalRule, KeepalivePool, KeyPair, MethodSet, Node, PassHost, Reference, Resource,
-    Route, RouteMethod, Scheme, Service, Ssl, StreamRoute, Timeouts, TlsVersion, Upstream, UpstreamIdentity,
-    UpstreamRef, UpstreamTls, references,
+    Blocked, CacheSlot, GlobalRule, KeepalivePool, KeyPair, MethodSet, Node, PassHost, PluginConfig,
+    Reference, Referrers, Resource, Route, RouteMethod, Scheme, Service, Ssl, StreamRoute, Timeouts,
+    TlsVersion, Upstream, UpstreamIdentity, UpstreamRef, UpstreamTls, references, referrers,
 };
 pub use route_index::RouteQuery;
 pub use schema::{json_schema, lua_type, validate};

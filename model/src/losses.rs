@@ -173,13 +173,21 @@ fn routes(snapshot: &Snapshot) -> impl Iterator<Item = ServedRoute<'_>> {
     let any = snapshot.blocking_global_rule().is_none();
     let served = move |route: &Route| {
         let is_usable = || has_usable_upstream(snapshot, route.upstream.as_ref(), route.service.as_ref());
-        any && route.enabled && !snapshot.is_blocked(route) && is_usable()
+        any && route.enabled
+            && !snapshot.is_blocked(route)
+            && has_plugin_config(snapshot, route)
+            && is_usable()
     };
     snapshot.routes().filter(move |route| served(route)).map(|route| ServedRoute {
         route,
         hosts: snapshot.hosts(route),
         identity: snapshot.client_identity(route),
     })
+}
+
+/// Whether the plugin config that the route names exists.
+fn has_plugin_config(snapshot: &Snapshot, route: &Route) -> bool {
+    route.plugin_config.as_ref().is_none_or(|id| snapshot.plugin_config(id).is_some())
 }
 
 /// Whether the upstream exists, is not blocked, and has a node in rotation.

@@ -88,13 +88,13 @@ pub fn check_request(
     cache.first_conflict(snapshot, destination.route).map_or(Ok(()), Err)
 }
 
-/// Whether the route, or else its service, asks for raw paths.
+/// Whether the route, or else its plugin config or service, asks for raw paths.
 pub(crate) fn is_enabled(snapshot: &Snapshot, route: &Route) -> bool {
-    effective_rewrite(snapshot, route).is_some_and(ProxyRewrite::uses_raw_path)
+    snapshot.proxy_rewrite(route).is_some_and(ProxyRewrite::uses_raw_path)
 }
 
-/// Checks a route or service that asks for raw paths for the Admin API; the snapshot contains it
-/// already.
+/// Checks a route, plugin config or service that asks for raw paths for the Admin API; the snapshot
+/// contains it already.
 ///
 /// # Errors
 ///
@@ -102,12 +102,9 @@ pub(crate) fn is_enabled(snapshot: &Snapshot, route: &Route) -> bool {
 pub fn check_resource(snapshot: &Snapshot, resource: &Resource) -> Result<(), Problem> {
     let routes: Vec<&Route> = match resource {
         Resource::Route(route) => vec![route],
-        Resource::Service(service) => {
-            let all = snapshot.resources().filter_map(|versioned| match &versioned.resource {
-                Resource::Route(route) if route.service.as_ref() == Some(&service.id) => Some(&**route),
-                _ => None,
-            });
-            all.collect()
+        Resource::Service(service) => users(snapshot, |route| route.service.as_ref() == Some(&service.id)),
+        Resource::PluginConfig(config) => {
+            users(snapshot, |route| route.plugin_config.as_ref() == Some(&config.id))
         }
         _ => Vec::new(),
     };
@@ -119,6 +116,10 @@ pub fn check_resource(snapshot: &Snapshot, resource: &Resource) -> Result<(), Pr
         Some(conflict) => Err(Problem::new(FIELD, describe(&conflict)).with_hint(HINT)),
         None => Ok(()),
     }
+}
+
+fn users(snapshot: &Snapshot, uses: impl Fn(&Route) -> bool) -> Vec<&Route> {
+    snapshot.routes().map(|route| &**route).filter(|route| uses(route)).collect()
 }
 
 /// The field of a document.
@@ -175,8 +176,8 @@ fn conflicting_member(snapshot: &Snapshot, raw: &Route, sibling: &Route) -> Opti
         let shared = || raw_to.zip(sibling_to).is_some_and(|(one, other)| may_share_node(one, other));
         return guard.filter(|_| of_host || shared());
     }
-    let rewrite = effective_rewrite(snapshot, sibling);
-    if rewrite.is_some() && rewrite != effective_rewrite(snapshot, raw) {
+    let rewrite = snapshot.proxy_rewrite(sibling);
+    if rewrite.is_some() && rewrite != snapshot.proxy_rewrite(raw) {
         return Some("proxy-rewrite");
     }
     let same = raw_to.is_none_or(|raw| sibling_to.is_some_and(|sibling| reaches_all_nodes(sibling, raw)));
@@ -207,12 +208,6 @@ pub(crate) fn hosts_overlap(some: &[NamePattern], others: &[NamePattern]) -> boo
     some.is_empty()
         || others.is_empty()
         || some.iter().any(|one| others.iter().any(|other| one.overlaps(other)))
-}
-
-fn effective_rewrite<'a>(snapshot: &'a Snapshot, route: &'a Route) -> Option<&'a ProxyRewrite> {
-    let service = route.service.as_ref().and_then(|id| snapshot.service(id));
-    let of_service = || service.and_then(|service| service.proxy_rewrite.as_deref());
-    route.proxy_rewrite.as_deref().or_else(of_service)
 }
 
 /// Whether the upstreams may share a server, which need not distinguish hosts.

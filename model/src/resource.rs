@@ -8,17 +8,19 @@
 mod blocked;
 mod cache_slot;
 mod method;
+mod plugins;
 mod reference;
 
 use std::fmt;
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
-pub use blocked::{Blocked, GlobalRule};
+pub use blocked::Blocked;
 pub use cache_slot::CacheSlot;
 use ipnet::IpNet;
 pub use method::{MethodSet, RouteMethod};
-pub use reference::{Reference, references};
+pub use plugins::{GlobalRule, PluginConfig};
+pub use reference::{Reference, Referrers, references, referrers};
 
 use crate::client_identity::ClientIdentity;
 use crate::expression::Vars;
@@ -36,6 +38,8 @@ pub enum Resource {
     Upstream(Arc<Upstream>),
     /// Settings that several routes share.
     Service(Arc<Service>),
+    /// Plugins that several routes share.
+    PluginConfig(Arc<PluginConfig>),
     /// Matches requests and selects an upstream.
     Route(Arc<Route>),
     /// Matches TCP connections and selects an upstream.
@@ -51,6 +55,7 @@ impl Resource {
             Resource::Ssl(_) => Kind::Ssl,
             Resource::Upstream(_) => Kind::Upstream,
             Resource::Service(_) => Kind::Service,
+            Resource::PluginConfig(_) => Kind::PluginConfig,
             Resource::Route(_) => Kind::Route,
             Resource::StreamRoute(_) => Kind::StreamRoute,
             Resource::GlobalRule(_) => Kind::GlobalRule,
@@ -63,6 +68,7 @@ impl Resource {
             Resource::Ssl(ssl) => &ssl.id,
             Resource::Upstream(upstream) => upstream.id.as_ref().unwrap_or(&NAMELESS),
             Resource::Service(service) => &service.id,
+            Resource::PluginConfig(config) => &config.id,
             Resource::Route(route) => &route.id,
             Resource::StreamRoute(route) => &route.id,
             Resource::GlobalRule(rule) => &rule.id,
@@ -80,6 +86,7 @@ impl Resource {
             (Resource::Ssl(a), Resource::Ssl(b)) => Arc::ptr_eq(a, b),
             (Resource::Upstream(a), Resource::Upstream(b)) => Arc::ptr_eq(a, b),
             (Resource::Service(a), Resource::Service(b)) => Arc::ptr_eq(a, b),
+            (Resource::PluginConfig(a), Resource::PluginConfig(b)) => Arc::ptr_eq(a, b),
             (Resource::Route(a), Resource::Route(b)) => Arc::ptr_eq(a, b),
             (Resource::StreamRoute(a), Resource::StreamRoute(b)) => Arc::ptr_eq(a, b),
             (Resource::GlobalRule(a), Resource::GlobalRule(b)) => Arc::ptr_eq(a, b),
@@ -392,13 +399,15 @@ pub struct Route {
     pub upstream: Option<UpstreamRef>,
     /// The service, which supplies settings that the route lacks.
     pub service: Option<Id>,
+    /// The plugin config, which supplies plugins that the route lacks.
+    pub plugin_config: Option<Id>,
     /// Overrides the upstream's.
     pub timeout: Option<Timeouts>,
     /// A predicate on matching requests.
     pub vars: Vars,
     /// Replaces the service's.
     pub client_identity: Option<Arc<ClientIdentity>>,
-    /// Replaces the service's.
+    /// Replaces the one of the plugin config, and of the service.
     pub proxy_rewrite: Option<Arc<ProxyRewrite>>,
     /// Set if the resource is blocked ([`Resource::blocked`]).
     pub blocked: Option<Blocked>,

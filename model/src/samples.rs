@@ -16,9 +16,9 @@ use crate::id::Id;
 use crate::pattern::NamePattern;
 use crate::proxy_rewrite::ProxyRewrite;
 use crate::resource::{
-    Blocked, CacheSlot, GlobalRule, KeepalivePool, KeyPair, Node, PassHost, Resource, Route, RouteMethod,
-    Scheme, Service, Ssl, StreamRoute, Timeouts, TlsVersion, Upstream, UpstreamIdentity, UpstreamRef,
-    UpstreamTls,
+    Blocked, CacheSlot, GlobalRule, KeepalivePool, KeyPair, Node, PassHost, PluginConfig, Resource, Route,
+    RouteMethod, Scheme, Service, Ssl, StreamRoute, Timeouts, TlsVersion, Upstream, UpstreamIdentity,
+    UpstreamRef, UpstreamTls,
 };
 use crate::snapshot::Snapshot;
 use crate::snapshot::Versioned;
@@ -171,10 +171,11 @@ prop_compose! {
         methods in subsequence(RouteMethod::ALL.to_vec(), 0..=2), local in prop::bool::weighted(0.2),
         priority in -1..2_i32, enabled in prop::bool::weighted(0.9), service in option::of(some_id()),
         upstream in some_target(), timeout in option::of(some_timeouts()), blocks in some_blocks(),
+        plugin_config in option::weighted(0.3, some_id()),
     ) -> Resource {
         let (client_identity, proxy_rewrite) = blocks;
         Resource::Route(Arc::new(Route {
-            client_identity, proxy_rewrite, vars: Vars::default(), blocked: None,
+            client_identity, proxy_rewrite, plugin_config, vars: Vars::default(), blocked: None,
             id: own, hosts, priority, enabled, service, upstream, timeout,
             uris: uris.iter().map(|uri| UriPattern::parse(uri).unwrap()).collect(),
             methods: methods.into_iter().collect(),
@@ -198,6 +199,12 @@ prop_compose! {
     }
 }
 
+fn some_plugin_config() -> impl Strategy<Value = Resource> {
+    (some_id(), some_blocks()).prop_map(|(id, (_, proxy_rewrite))| {
+        Resource::PluginConfig(Arc::new(PluginConfig { id, proxy_rewrite, blocked: None }))
+    })
+}
+
 fn some_global_rule() -> impl Strategy<Value = Resource> {
     some_id().prop_map(|id| Resource::GlobalRule(Arc::new(GlobalRule { id, blocked: None })))
 }
@@ -211,6 +218,9 @@ pub(crate) fn block(resource: Resource) -> Resource {
             Resource::Upstream(Arc::new(Upstream { blocked, ..(*upstream).clone() }))
         }
         Resource::Service(service) => Resource::Service(Arc::new(Service { blocked, ..(*service).clone() })),
+        Resource::PluginConfig(config) => {
+            Resource::PluginConfig(Arc::new(PluginConfig { blocked, ..(*config).clone() }))
+        }
         Resource::Route(route) => Resource::Route(Arc::new(Route { blocked, ..(*route).clone() })),
         Resource::StreamRoute(route) => {
             Resource::StreamRoute(Arc::new(StreamRoute { blocked, ..(*route).clone() }))
@@ -227,6 +237,7 @@ pub(crate) fn some_versioned() -> impl Strategy<Value = Versioned> {
         some_ssl(),
         some_upstream(),
         some_service(),
+        some_plugin_config(),
         some_route(),
         some_stream_route(),
         some_global_rule()

@@ -16,7 +16,8 @@ use crate::client_identity::ClientIdentity;
 use crate::host_name::HostName;
 use crate::id::{Id, Key, Kind};
 use crate::pattern::HostPattern;
-use crate::resource::{CacheSlot, Resource, Route, Service, Ssl, StreamRoute, Upstream};
+use crate::proxy_rewrite::ProxyRewrite;
+use crate::resource::{CacheSlot, PluginConfig, Resource, Route, Service, Ssl, StreamRoute, Upstream};
 use crate::route_index::{RouteIndex, RouteQuery};
 use crate::sni_index::{SiteLookup, SniIndex};
 use crate::stream_index::{StreamIndex, StreamQuery};
@@ -30,6 +31,7 @@ pub struct Snapshot {
     ssls: OrdMap<Id, Versioned>,
     upstreams: OrdMap<Id, Versioned>,
     services: OrdMap<Id, Versioned>,
+    plugin_configs: OrdMap<Id, Versioned>,
     routes: OrdMap<Id, Versioned>,
     stream_routes: OrdMap<Id, Versioned>,
     global_rules: OrdMap<Id, Versioned>,
@@ -55,6 +57,7 @@ impl Snapshot {
             ssls: OrdMap::new(),
             upstreams: OrdMap::new(),
             services: OrdMap::new(),
+            plugin_configs: OrdMap::new(),
             routes: OrdMap::new(),
             stream_routes: OrdMap::new(),
             global_rules: OrdMap::new(),
@@ -142,6 +145,14 @@ impl Snapshot {
         }
     }
 
+    /// The plugin config with this id.
+    pub fn plugin_config(&self, id: &Id) -> Option<&Arc<PluginConfig>> {
+        match self.plugin_configs.get(id).map(|versioned| &versioned.resource) {
+            Some(Resource::PluginConfig(config)) => Some(config),
+            _ => None,
+        }
+    }
+
     /// The route with this id, enabled or not.
     pub fn route(&self, id: &Id) -> Option<&Arc<Route>> {
         match self.routes.get(id).map(|versioned| &versioned.resource) {
@@ -164,10 +175,19 @@ impl Snapshot {
             .or_else(|| service.and_then(|service| service.client_identity.as_deref()))
     }
 
-    /// Whether the route or its service is blocked.
+    /// The effective `proxy-rewrite` of a route: its own, or else its plugin config's, or else its
+    /// service's (contract 7.3).
+    pub fn proxy_rewrite<'a>(&'a self, route: &'a Route) -> Option<&'a ProxyRewrite> {
+        let config = || self.plugin_config(route.plugin_config.as_ref()?)?.proxy_rewrite.as_deref();
+        let service = || self.service(route.service.as_ref()?)?.proxy_rewrite.as_deref();
+        route.proxy_rewrite.as_deref().or_else(config).or_else(service)
+    }
+
+    /// Whether the route, its plugin config or its service is blocked.
     pub(crate) fn is_blocked(&self, route: &Route) -> bool {
-        let service = route.service.as_ref().and_then(|id| self.service(id));
-        route.blocked.is_some() || service.is_some_and(|service| service.blocked.is_some())
+        let config = || self.plugin_config(route.plugin_config.as_ref()?)?.blocked.as_ref();
+        let service = || self.service(route.service.as_ref()?)?.blocked.as_ref();
+        route.blocked.as_ref().or_else(config).or_else(service).is_some()
     }
 
     /// Every route, enabled or not.
@@ -229,6 +249,7 @@ impl Snapshot {
             Kind::Ssl => &self.ssls,
             Kind::Upstream => &self.upstreams,
             Kind::Service => &self.services,
+            Kind::PluginConfig => &self.plugin_configs,
             Kind::Route => &self.routes,
             Kind::StreamRoute => &self.stream_routes,
             Kind::GlobalRule => &self.global_rules,
@@ -240,6 +261,7 @@ impl Snapshot {
             Kind::Ssl => &mut self.ssls,
             Kind::Upstream => &mut self.upstreams,
             Kind::Service => &mut self.services,
+            Kind::PluginConfig => &mut self.plugin_configs,
             Kind::Route => &mut self.routes,
             Kind::StreamRoute => &mut self.stream_routes,
             Kind::GlobalRule => &mut self.global_rules,
@@ -264,7 +286,7 @@ impl Snapshot {
             Some(Resource::Route(route)) => self.unindex_route(route),
             Some(Resource::StreamRoute(route)) => self.stream_index.remove(route),
             Some(Resource::GlobalRule(rule)) => drop(self.blocked_global_rules.remove(&rule.id)),
-            Some(Resource::Service(_) | Resource::Upstream(_)) | None => {}
+            Some(Resource::Service(_) | Resource::Upstream(_) | Resource::PluginConfig(_)) | None => {}
         }
         match new {
             Some(Resource::Ssl(ssl)) => self.sni_index.insert(ssl),
@@ -274,7 +296,7 @@ impl Snapshot {
                 self.blocked_global_rules.insert(rule.id.clone());
             }
             Some(Resource::GlobalRule(_)) => {}
-            Some(Resource::Service(_) | Resource::Upstream(_)) | None => {}
+            Some(Resource::Service(_) | Resource::Upstream(_) | Resource::PluginConfig(_)) | None => {}
         }
         if matches!(old.or(new), Some(Resource::Ssl(_))) {
             self.site_generation += 1;

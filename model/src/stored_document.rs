@@ -182,6 +182,7 @@ impl Kind {
             Kind::Ssl => "its names are not served, and it is not used as a client certificate",
             Kind::Upstream => "requests to it get a 503",
             Kind::Service => "requests to its routes get a 503",
+            Kind::PluginConfig => "requests to the routes that name it get a 503",
             Kind::Route => "the requests that it matches get a 503",
             Kind::StreamRoute => "the connections that it matches are closed",
             Kind::GlobalRule => "every HTTP request gets a 503",

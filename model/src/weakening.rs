@@ -40,6 +40,9 @@ pub fn weakenings(old: &Resource, new: &Resource) -> Vec<Weakening> {
         (Resource::Ssl(old), Resource::Ssl(new)) => ssl::compare(old, new, &mut found),
         (Resource::Upstream(old), Resource::Upstream(new)) => upstream("", old, new, &mut found),
         (Resource::Service(old), Resource::Service(new)) => routing::services(old, new, &mut found),
+        (Resource::PluginConfig(old), Resource::PluginConfig(new)) => {
+            routing::plugin_configs(old, new, &mut found);
+        }
         (Resource::Route(old), Resource::Route(new)) => routing::routes(old, new, &mut found),
         (Resource::StreamRoute(old), Resource::StreamRoute(new)) => {
             routing::stream_routes(old, new, &mut found);
@@ -61,7 +64,8 @@ pub fn removal_weakenings(old: &Resource) -> Vec<Weakening> {
         Resource::Route(old) => routing::route_removal(old, &mut found),
         Resource::StreamRoute(old) => routing::stream_route_removal(old, &mut found),
         Resource::GlobalRule(old) => found.add_if(old.blocked.is_some(), "plugins", RULE_GONE),
-        Resource::Upstream(_) => {}
+        // Requests that need it get a 503.
+        Resource::Upstream(_) | Resource::PluginConfig(_) => {}
     }
     found.0
 }
@@ -76,7 +80,7 @@ pub(crate) fn addresses_within(inner: &[ipnet::IpNet], outer: &[ipnet::IpNet]) -
     routing::within(inner, outer)
 }
 
-const RULE_GONE: &str = "requests are served that were denied, because the rule was unsupported";
+const RULE_GONE: &str = "requests are served that were denied, because a plugin was unsupported";
 
 /// Collects weakenings.
 #[derive(Default)]

@@ -9,11 +9,13 @@ mod assembler;
 mod chunks;
 mod decode;
 mod encode;
+mod older_nodes;
 mod tickets;
 
 pub use assembler::{DeltaAssembler, DeltaLimits, ResourceError};
 pub use chunks::{Chunks, chunks};
 pub(crate) use decode::resource_from_wire;
+pub use older_nodes::without_plugin_configs;
 use proto::push;
 pub use tickets::{tickets_from_wire, tickets_to_wire};
 
@@ -26,6 +28,7 @@ pub fn key_to_wire(key: &Key) -> push::Key {
         Kind::Ssl => push::Kind::Ssl,
         Kind::Upstream => push::Kind::Upstream,
         Kind::Service => push::Kind::Service,
+        Kind::PluginConfig => push::Kind::PluginConfig,
         Kind::Route => push::Kind::Route,
         Kind::StreamRoute => push::Kind::StreamRoute,
         Kind::GlobalRule => push::Kind::GlobalRule,
@@ -43,6 +46,7 @@ pub fn key_from_wire(key: &push::Key) -> Result<Key, Problem> {
         Ok(push::Kind::Ssl) => Kind::Ssl,
         Ok(push::Kind::Upstream) => Kind::Upstream,
         Ok(push::Kind::Service) => Kind::Service,
+        Ok(push::Kind::PluginConfig) => Kind::PluginConfig,
         Ok(push::Kind::Route) => Kind::Route,
         Ok(push::Kind::StreamRoute) => Kind::StreamRoute,
         Ok(push::Kind::GlobalRule) => Kind::GlobalRule,

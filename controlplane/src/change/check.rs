@@ -5,7 +5,7 @@
 //! here. References to other resources (contract 2.6, 2.7) are looked up in the `overlay`, which
 //! makes the commit depend on them: no document refers to one that another writer has removed.
 
-use model::{Id, Key, Kind, Problem, Reference, Resource, Scheme, Snapshot, Versioned};
+use model::{Id, Key, Kind, Problem, Reference, Referrers, Resource, Scheme, Snapshot, Versioned};
 use pki::Keyring;
 use rustls_pki_types::UnixTime;
 use serde_json::Value;
@@ -47,7 +47,7 @@ pub(crate) async fn check_references(
     check_raw_paths(resource, pending, keyring, overlay).await
 }
 
-/// Rejects a route or service that forwards raw paths where a client could bypass a rule. A rule
+/// Rejects a route, plugin config or service that forwards raw paths where a client could bypass a rule. A rule
 /// that is written later is accepted; data planes then deny such requests.
 async fn check_raw_paths(
     resource: &Resource,
@@ -59,34 +59,35 @@ async fn check_raw_paths(
         return Ok(());
     }
     let mut resources = Vec::new();
-    for kind in [Kind::Ssl, Kind::Upstream, Kind::Service, Kind::Route] {
-        let unchanged = overlay.unchanged(kind).await?;
-        resources.extend(unchanged.iter().filter_map(|stored| compile_stored(stored, keyring, None).0));
+    for kind in [Kind::Ssl, Kind::Upstream, Kind::Service, Kind::PluginConfig, Kind::Route] {
+        let loaded = store.list(kind).await?;
+        resources.extend(loaded.items.iter().filter_map(|stored| compile_stored(stored, keyring, None).0));
     }
     resources.extend(pending.iter().map(|resource| Versioned { version: 0, resource: resource.clone() }));
     Ok(model::raw_path::check_resource(&Snapshot::from_resources(0, resources), resource)?)
 }
 
-/// Decides by the document itself, or by the service of a route without a `proxy-rewrite` of its
-/// own.
-async fn forwards_raw_paths(resource: &Resource, overlay: &StoreOverlay<'_>) -> Result<bool, ChangeError> {
-    let (own, service) = match resource {
-        Resource::Route(route) => (&route.proxy_rewrite, route.service.as_ref()),
-        Resource::Service(service) => (&service.proxy_rewrite, None),
+/// Decides by the document itself, or by the plugin config or service of a route without a
+/// `proxy-rewrite` of its own.
+async fn forwards_raw_paths(resource: &Resource, store: &dyn Store) -> Result<bool, ChangeError> {
+    let (own, others) = match resource {
+        Resource::Route(route) => (&route.proxy_rewrite, [&route.plugin_config, &route.service]),
+        Resource::Service(service) => (&service.proxy_rewrite, [&None, &None]),
+        Resource::PluginConfig(config) => (&config.proxy_rewrite, [&None, &None]),
         _ => return Ok(false),
     };
-    match (own, service) {
-        (Some(own), _) => Ok(own.uses_raw_path()),
-        (None, None) => Ok(false),
-        (None, Some(service)) => {
-            let found = overlay.get(&Key::new(Kind::Service, service.clone())).await?;
-            let enabled = |document: &Value| {
-                document.pointer("/plugins/proxy-rewrite/use_real_request_uri_unsafe")
-                    == Some(&Value::Bool(true))
-            };
-            Ok(found.as_ref().is_some_and(enabled))
+    if let Some(own) = own {
+        return Ok(own.uses_raw_path());
+    }
+    for (kind, id) in [Kind::PluginConfig, Kind::Service].into_iter().zip(others) {
+        let Some(id) = id else { continue };
+        let found = store.get(&Key::new(kind, id.clone())).await?;
+        let field = "/plugins/proxy-rewrite/use_real_request_uri_unsafe";
+        if found.is_some_and(|found| found.document.pointer(field) == Some(&Value::Bool(true))) {
+            return Ok(true);
         }
     }
+    Ok(false)
 }
 
 async fn check_reference(reference: &Reference, overlay: &mut StoreOverlay<'_>) -> Result<(), ChangeError> {
@@ -125,18 +126,17 @@ fn scheme_of(upstream: &Value) -> Scheme {
 ///
 /// # Errors
 /// Names the first document that refers to it.
-pub(crate) async fn check_removal(key: &Key, overlay: &mut StoreOverlay<'_>) -> Result<(), ChangeError> {
-    let (field, users, what): (_, &[Kind], _) = match key.kind {
-        Kind::Upstream => ("upstream_id", &[Kind::Route, Kind::Service, Kind::StreamRoute], "this upstream"),
-        Kind::Service => ("service_id", &[Kind::Route, Kind::StreamRoute], "this service directly"),
-        Kind::Ssl | Kind::Route | Kind::StreamRoute | Kind::GlobalRule => return Ok(()),
-    };
-    for user in users {
-        let found =
-            overlay.require_none(*user, |document| refers_to(document, field, key.id.as_str())).await?;
+pub(crate) async fn check_removal(key: &Key, store: &dyn Store) -> Result<(), ChangeError> {
+    let Some(Referrers { kinds, field, target }) = model::referrers(key.kind) else { return Ok(()) };
+    for user in kinds {
+        let loaded = store.list(*user).await?;
+        let found = loaded.items.iter().find(|item| refers_to(&item.document, field, key.id.as_str()));
         if let Some(found) = found {
-            let message =
-                format!("can not delete {what}, {} [{}] is still using it now", user.singular(), found.id);
+            let message = format!(
+                "can not delete {target}, {} [{}] is still using it now",
+                user.singular(),
+                found.key.id
+            );
             return Err(Problem::new("", message).into());
         }
     }

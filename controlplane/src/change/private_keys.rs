@@ -53,7 +53,7 @@ fn private_key_values(kind: Kind, document: &mut Map<String, Value>) -> Vec<&mut
             let upstream = document.get_mut("upstream").and_then(Value::as_object_mut);
             upstream.and_then(upstream_private_key).into_iter().collect()
         }
-        Kind::GlobalRule => Vec::new(),
+        Kind::PluginConfig | Kind::GlobalRule => Vec::new(),
     }
 }
 
@@ -84,7 +84,7 @@ pub(crate) fn private_key_texts(kind: Kind, document: &Value) -> impl Iterator<I
         Kind::Ssl => document.get("key"),
         Kind::Upstream => document.pointer("/tls/client_key"),
         Kind::Service | Kind::Route | Kind::StreamRoute => document.pointer("/upstream/tls/client_key"),
-        Kind::GlobalRule => None,
+        Kind::PluginConfig | Kind::GlobalRule => None,
     };
     one.into_iter().chain(many.into_iter().flatten()).filter_map(Value::as_str)
 }
@@ -144,7 +144,7 @@ fn is_sealed(kind: Kind, path: &str) -> bool {
         Kind::Ssl => path == "key" || path.starts_with("keys["),
         Kind::Upstream => path == "tls.client_key",
         Kind::Service | Kind::Route | Kind::StreamRoute => path == "upstream.tls.client_key",
-        Kind::GlobalRule => false,
+        Kind::PluginConfig | Kind::GlobalRule => false,
     }
 }
 
@@ -179,6 +179,7 @@ mod tests {
             (Kind::Service, inline.clone()),
             (Kind::Route, inline.clone()),
             (Kind::StreamRoute, inline.clone()),
+            (Kind::PluginConfig, inline.clone()),
             (Kind::GlobalRule, inline),
         ] {
             let found: Vec<_> = private_key_texts(kind, &document).map(str::to_owned).collect();

@@ -211,6 +211,7 @@ fn explain_upstream(destination: &destination::Destination<'_>, snapshot: &Snaps
     Outcome::Forwarded(json!({
         "route": route.id.as_str(),
         "service": route.service.as_ref().map(model::Id::as_str),
+        "plugin_config": route.plugin_config.as_ref().map(model::Id::as_str),
         "upstream": upstream.id.as_ref().map(model::Id::as_str),
         "scheme": upstream.scheme.as_str(),
         "nodes": nodes,
@@ -258,6 +259,18 @@ fn explain_no_destination(
             Some(UpstreamRef::Id(upstream)) => explain_blocked(reason, snapshot, Kind::Upstream, upstream),
             _ => explain_blocked(reason, snapshot, Kind::Route, id),
         },
+        Reason::BlockedPluginConfig => {
+            let config = route.plugin_config.as_ref().unwrap_or(id);
+            explain_blocked(reason, snapshot, Kind::PluginConfig, config)
+        }
+        Reason::NoPluginConfig => {
+            let config = route.plugin_config.as_ref().map(model::Id::as_str).unwrap_or_default();
+            FailureExplanation::new(
+                reason,
+                format!("route {id} names plugin config {config}, which does not exist"),
+            )
+            .with_fix(format!("create plugin config {config}"))
+        }
         Reason::NoService => {
             let service = route.service.as_ref().map(model::Id::as_str).unwrap_or_default();
             FailureExplanation::new(

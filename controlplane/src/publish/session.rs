@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::Stream;
+use model::wire::without_plugin_configs;
 use model::{Delta, Key, Snapshot, TicketRing};
 use mtls::Reloader;
 use proto::push::push_server::{Push, PushServer};
@@ -170,6 +171,13 @@ impl NodeSession {
             revision = hello.revision,
             "a data plane connected"
         );
+        if !hello.plugin_configs {
+            let node = &hello.node;
+            tracing::warn!(
+                node,
+                "the data plane knows no plugin configs: routes that name one are blocked there"
+            );
+        }
         let mut tickets = self.send_welcome(&hello, snapshot.revision(), &mut store_state).await?;
         let revision = model::wire::first_delta_base(
             (&hello.store, hello.revision),
@@ -179,7 +187,9 @@ impl NodeSession {
         let mut target = snapshot;
         let mut accepted = self.state.acceptance.subscribe();
         loop {
-            self.send_delta(base.delta_to(&target)).await?;
+            let delta = base.delta_to(&target);
+            let known = if hello.plugin_configs { delta } else { without_plugin_configs(delta) };
+            self.send_delta(known).await?;
             match tokio::time::timeout(ACK_TIMEOUT, self.read_response(target.revision(), &registration))
                 .await
             {

@@ -36,13 +36,14 @@ pub(super) fn compile(id: &Id, document: &Value, keyring: &Keyring) -> Result<Ro
         enabled: enabled(document),
         upstream: upstream::upstream_ref(document, keyring)?,
         service: id_of(document, "service_id")?,
+        plugin_config: id_of(document, "plugin_config_id")?,
         timeout: timeouts(document)?,
         vars: document.get("vars").map(vars).transpose()?.unwrap_or_default(),
         client_identity: client_identity(document)?,
         proxy_rewrite: http_plugins(document)?,
         blocked: None,
     };
-    let unserved = ["filter_func", "script", "script_id", "plugin_config_id"];
+    let unserved = ["filter_func", "script", "script_id"];
     forbid_unsupported(document, &unserved)?;
     forbid_websocket(document)?;
     require_http_scheme(route.upstream.as_ref())?;

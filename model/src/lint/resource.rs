@@ -21,7 +21,7 @@ pub(super) fn check(resource: &Resource, now: UnixTime, notes: &mut Findings) {
         return;
     }
     match resource {
-        Resource::GlobalRule(_) => {}
+        Resource::PluginConfig(_) | Resource::GlobalRule(_) => {}
         Resource::Ssl(ssl) => check_ssl(ssl, now, notes),
         Resource::Upstream(upstream) => check_upstream("", upstream, now, notes),
         Resource::Service(service) => check_upstream_ref(service.upstream.as_ref(), now, notes),

@@ -41,6 +41,7 @@ pub fn lint_snapshot(snapshot: &Snapshot, now: UnixTime, plain_http: bool) -> Ve
             | Resource::StreamRoute(_)
             | Resource::Service(_)
             | Resource::Upstream(_)
+            | Resource::PluginConfig(_)
             | Resource::GlobalRule(_) => {}
         }
         found.extend(notes.findings);

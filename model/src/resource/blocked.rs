@@ -9,7 +9,6 @@ use std::fmt;
 use std::sync::Arc;
 
 use super::Resource;
-use crate::id::Id;
 
 /// Why a resource is blocked, in a sentence for logs and the explain API. Cheap to clone.
 #[derive(Clone, PartialEq, Eq)]
@@ -38,15 +37,6 @@ impl fmt::Debug for Blocked {
     }
 }
 
-/// A global rule of APISIX. It has no effect unless it is blocked.
-#[derive(Debug, Clone, PartialEq)]
-pub struct GlobalRule {
-    /// The id.
-    pub id: Id,
-    /// Set if the rule is blocked, and with it every request.
-    pub blocked: Option<Blocked>,
-}
-
 impl Resource {
     /// Why the resource is blocked, if it is.
     pub fn blocked(&self) -> Option<&Blocked> {
@@ -54,6 +44,7 @@ impl Resource {
             Resource::Ssl(ssl) => ssl.blocked.as_ref(),
             Resource::Upstream(upstream) => upstream.blocked.as_ref(),
             Resource::Service(service) => service.blocked.as_ref(),
+            Resource::PluginConfig(config) => config.blocked.as_ref(),
             Resource::Route(route) => route.blocked.as_ref(),
             Resource::StreamRoute(route) => route.blocked.as_ref(),
             Resource::GlobalRule(rule) => rule.blocked.as_ref(),

@@ -41,11 +41,35 @@ impl Reference {
     }
 }
 
+/// The documents that may refer to those of one kind, for the Admin API's check of a removal
+/// (contract 2.6).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Referrers {
+    /// The kinds that may refer to it, in the order of the check.
+    pub kinds: &'static [Kind],
+    /// The member of their documents with its id, as a text or a number.
+    pub field: &'static str,
+    /// How APISIX's messages call what is to be removed: `this upstream`.
+    pub target: &'static str,
+}
+
+/// What may refer to documents of this kind by a member of their own. `None`: they can always be
+/// removed, an ssl also while an upstream uses it as a client certificate (contract 2.3).
+pub fn referrers(kind: Kind) -> Option<Referrers> {
+    let (field, target, kinds): (_, _, &[Kind]) = match kind {
+        Kind::Upstream => ("upstream_id", "this upstream", &[Kind::Route, Kind::Service, Kind::StreamRoute]),
+        Kind::Service => ("service_id", "this service directly", &[Kind::Route, Kind::StreamRoute]),
+        Kind::PluginConfig => ("plugin_config_id", "this plugin config", &[Kind::Route]),
+        Kind::Ssl | Kind::Route | Kind::StreamRoute | Kind::GlobalRule => return None,
+    };
+    Some(Referrers { kinds, field, target })
+}
+
 /// The references of a resource, in the order of the Admin API's checks.
 pub fn references(resource: &Resource) -> Vec<Reference> {
     let mut found = Vec::new();
     match resource {
-        Resource::Ssl(_) | Resource::GlobalRule(_) => {}
+        Resource::Ssl(_) | Resource::PluginConfig(_) | Resource::GlobalRule(_) => {}
         Resource::Upstream(upstream) => identity("", upstream, &mut found),
         Resource::Service(service) => upstream_ref(service.upstream.as_ref(), &mut found),
         Resource::Route(route) => {
@@ -54,6 +78,8 @@ pub fn references(resource: &Resource) -> Vec<Reference> {
                 .iter_mut()
                 .for_each(|reference| reference.requires_http = reference.key.kind == Kind::Upstream);
             found.extend(route.service.as_ref().map(|id| named("service_id", Kind::Service, id)));
+            let config = route.plugin_config.as_ref();
+            found.extend(config.map(|id| named("plugin_config_id", Kind::PluginConfig, id)));
         }
         Resource::StreamRoute(route) => {
             upstream_ref(route.upstream.as_ref(), &mut found);

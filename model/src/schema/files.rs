@@ -73,15 +73,16 @@ impl SchemaFile {
     }
 }
 
-static KIND_SCHEMAS: LazyLock<[SchemaFile; 6]> =
+static KIND_SCHEMAS: LazyLock<[SchemaFile; 7]> =
     LazyLock::new(|| Kind::ALL.map(|kind| SchemaFile::load(schema_text(kind))));
 
 fn kind_schema(kind: Kind) -> &'static SchemaFile {
-    let [ssl, upstream, service, route, stream_route, global_rule] = &*KIND_SCHEMAS;
+    let [ssl, upstream, service, plugin_config, route, stream_route, global_rule] = &*KIND_SCHEMAS;
     match kind {
         Kind::Ssl => ssl,
         Kind::Upstream => upstream,
         Kind::Service => service,
+        Kind::PluginConfig => plugin_config,
         Kind::Route => route,
         Kind::StreamRoute => stream_route,
         Kind::GlobalRule => global_rule,
@@ -103,6 +104,7 @@ fn schema_text(kind: Kind) -> &'static str {
         Kind::Ssl => include_str!("ssl.schema.json"),
         Kind::Upstream => include_str!("upstream.schema.json"),
         Kind::Service => include_str!("service.schema.json"),
+        Kind::PluginConfig => include_str!("plugin_config.schema.json"),
         Kind::Route => include_str!("route.schema.json"),
         Kind::StreamRoute => include_str!("stream_route.schema.json"),
         Kind::GlobalRule => include_str!("global_rule.schema.json"),

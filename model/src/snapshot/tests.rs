@@ -40,6 +40,7 @@ fn route(own: &str, uris: &[&str], hosts: &[&str]) -> Route {
         vars: Default::default(),
         client_identity: None,
         proxy_rewrite: None,
+        plugin_config: None,
         blocked: None,
     }
 }

@@ -38,7 +38,7 @@ pub(super) fn strip_ignored(kind: Kind, mut document: Value, mut notes: Findings
         match kind {
             Kind::Ssl => strip_ssl(members, &mut notes),
             Kind::Upstream => strip_upstream("", members, &mut notes),
-            Kind::Service | Kind::Route | Kind::StreamRoute | Kind::GlobalRule => {
+            Kind::Service | Kind::PluginConfig | Kind::Route | Kind::StreamRoute | Kind::GlobalRule => {
                 foreign = strip_plugins(kind, members, &mut notes);
                 if members.get("enable_websocket") == Some(&Value::Bool(true)) {
                     members.remove("enable_websocket");

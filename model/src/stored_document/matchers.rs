@@ -15,8 +15,8 @@ use crate::id::{Id, Key, Kind};
 use crate::network;
 use crate::pattern::NamePattern;
 use crate::resource::{
-    Blocked, CacheSlot, GlobalRule, MethodSet, PassHost, Resource, Route, RouteMethod, Scheme, Service, Ssl,
-    StreamRoute, Upstream, UpstreamTls,
+    Blocked, CacheSlot, GlobalRule, MethodSet, PassHost, PluginConfig, Resource, Route, RouteMethod, Scheme,
+    Service, Ssl, StreamRoute, Upstream, UpstreamTls,
 };
 use crate::uri::UriPattern;
 
@@ -32,6 +32,9 @@ pub(super) fn blocked_resource(key: &Key, document: &Value, why: Blocked) -> Opt
             let (upstream, client_identity, proxy_rewrite) = Default::default();
             let service = Service { id, hosts, upstream, client_identity, proxy_rewrite, blocked };
             Resource::Service(Arc::new(service))
+        }
+        Kind::PluginConfig => {
+            Resource::PluginConfig(Arc::new(PluginConfig { id, proxy_rewrite: None, blocked }))
         }
         Kind::Route => Resource::Route(Arc::new(route(id, document, blocked)?)),
         Kind::StreamRoute => Resource::StreamRoute(Arc::new(stream_route(id, document, blocked)?)),
@@ -82,6 +85,7 @@ fn route(id: Id, document: &Value, blocked: Option<Blocked>) -> Option<Route> {
         enabled: enabled(document),
         upstream,
         service: id_of(document, "service_id").ok().flatten(),
+        plugin_config: None,
         timeout,
         vars,
         client_identity,

@@ -117,7 +117,7 @@ fn good(kind: Kind) -> Value {
         Kind::Service => json!({"upstream": upstream()}),
         Kind::Route => route(),
         Kind::StreamRoute => json!({"upstream": upstream()}),
-        Kind::GlobalRule => json!({"plugins": {}}),
+        Kind::PluginConfig | Kind::GlobalRule => json!({"plugins": {}}),
     }
 }
 
@@ -181,6 +181,12 @@ fn harmless_unsupported_fields_are_ignored_with_a_finding() {
         &json!({"plugins": {"prometheus": {"prefer_name": true}}}),
         &["plugins.prometheus"],
     );
+    let config =
+        json!({"plugins": {"prometheus": {}, "proxy-rewrite": {"uri": "/x"}}, "name": "", "desc": "x"});
+    let Resource::PluginConfig(config) = served(Kind::PluginConfig, &config, &["plugins.prometheus"]) else {
+        panic!("not a plugin config")
+    };
+    assert!(config.proxy_rewrite.is_some());
     let invalid = json!({"plugins": {"http-logger": {"uri": 1}, "gzip": {}, "request-id": {}}});
     served(
         Kind::Route,
@@ -210,7 +216,6 @@ fn unsupported_protection_and_routing_fields_block() {
             json!({"plugins": {"proxy-rewrite": {"uri": "/x", "_meta": {"filter": [["arg_a", "==", "1"]]}}}}),
             &["plugins.proxy-rewrite._meta.filter"],
         ),
-        (json!({"plugin_config_id": "1"}), &["plugin_config_id"]),
         (
             json!({"filter_func": "function() return true end", "script_id": "1"}),
             &["filter_func", "script_id"],
@@ -244,6 +249,11 @@ fn fields_that_block_a_route_block_other_kinds() {
         blocked(Kind::Upstream, &with(upstream(), json!({"scheme": scheme})), &["scheme"]);
     }
     blocked(Kind::Service, &json!({"plugins": {"key-auth": {}}}), &["plugins.key-auth"]);
+    blocked(
+        Kind::PluginConfig,
+        &json!({"plugins": {"key-auth": {}, "proxy-rewrite": {"uri": "/x"}}}),
+        &["plugins.key-auth"],
+    );
     blocked(Kind::StreamRoute, &json!({"plugins": {"limit-conn": {}}}), &["plugins.limit-conn"]);
     blocked(Kind::StreamRoute, &json!({"plugins": {"proxy-rewrite": {}}}), &["plugins.proxy-rewrite"]);
     let off = json!({"plugins": {"proxy-rewrite": {"_meta": {"disable": true}}, "syslog": {}}});

@@ -9,12 +9,12 @@ use std::collections::HashSet;
 use ipnet::IpNet;
 use serde_json::Value;
 
-use super::{Weakenings, inline};
+use super::{RULE_GONE, Weakenings, inline};
 use crate::client_identity::ClientIdentity;
 use crate::expression::Vars;
 use crate::pattern::HostPattern;
 use crate::proxy_rewrite::ProxyRewrite;
-use crate::resource::{Route, Service, StreamRoute};
+use crate::resource::{PluginConfig, Route, Service, StreamRoute};
 use crate::uri::UriPattern;
 
 const ELSEWHERE: &str = "requests that it matched may go to a route without its allow-list";
@@ -43,6 +43,14 @@ pub(super) fn service_removal(old: &Service, found: &mut Weakenings) {
     found.add_if(service_restricts_clients(old), "client_identity", ELSEWHERE);
 }
 
+pub(super) fn plugin_configs(old: &PluginConfig, new: &PluginConfig, found: &mut Weakenings) {
+    if new.blocked.is_some() {
+        return;
+    }
+    found.add_if(old.blocked.is_some(), "plugins", RULE_GONE);
+    raw_paths(old.proxy_rewrite.as_deref(), new.proxy_rewrite.as_deref(), found);
+}
+
 pub(super) fn routes(old: &Route, new: &Route, found: &mut Weakenings) {
     if route_restricts_clients(old) {
         compare_matchers(old, new, found);
@@ -56,6 +64,7 @@ pub(super) fn routes(old: &Route, new: &Route, found: &mut Weakenings) {
     if conditions(&old.vars).iter().any(|condition| !conditions(&new.vars).contains(condition)) {
         found.add("vars", "requests are taken that did not fulfil the predicate before");
     }
+    plugin_config(old, new, found);
     let (before, now) = (old.client_identity.as_deref(), new.client_identity.as_deref());
     allow_lists(before, now, found);
     if old.blocked.is_some() && before.is_none() {
@@ -70,6 +79,13 @@ pub(super) fn routes(old: &Route, new: &Route, found: &mut Weakenings) {
             "the allow-list of the previous service, if it has one, does not apply any more",
         );
     }
+}
+
+/// A previous plugin config may be blocked, and the route with it.
+fn plugin_config(old: &Route, new: &Route, found: &mut Weakenings) {
+    let moves = old.plugin_config.is_some() && new.plugin_config != old.plugin_config;
+    let what = "requests may be served that the previous plugin config denied, if it is unsupported";
+    found.add_if(moves, "plugin_config_id", what);
 }
 
 pub(super) fn route_removal(old: &Route, found: &mut Weakenings) {

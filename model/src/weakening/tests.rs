@@ -374,6 +374,27 @@ fn serving_a_blocked_resource_weakens() {
     }
     let rule = blocked(Kind::GlobalRule, &plugin);
     assert_eq!(named(removal_weakenings(&rule)), ["plugins"]);
+    let config = blocked(Kind::PluginConfig, &plugin);
+    assert_eq!(removal_weakenings(&config), vec![], "its routes are denied all the same");
+    for (kind, old) in [(Kind::GlobalRule, rule), (Kind::PluginConfig, config)] {
+        let open = checked(kind, &json!({"plugins": {"prometheus": {}}}));
+        assert_eq!(named(weakenings(&old, &open)), ["plugins"]);
+        assert_eq!(weakenings(&open, &old), vec![]);
+    }
+}
+
+#[test]
+fn weakenings_of_a_plugin_config() {
+    let raw = json!({"plugins": {"proxy-rewrite": {"use_real_request_uri_unsafe": true}}});
+    let field = "plugins.proxy-rewrite.use_real_request_uri_unsafe";
+    weaker(Kind::PluginConfig, json!({"plugins": {}}), raw, field);
+    let uri = json!({"plugins": {"proxy-rewrite": {"uri": "/x"}}});
+    equal(Kind::PluginConfig, json!({"plugins": {}}), uri);
+    // The previous one may be blocked.
+    let route = |id: u8| json!({"uri": "/a", "plugin_config_id": id, "service_id": "s"});
+    let without = json!({"uri": "/a", "service_id": "s"});
+    weaker(Kind::Route, route(1), without, "plugin_config_id");
+    assert_eq!(fields(Kind::Route, &route(1), &route(2)), ["plugin_config_id"]);
 }
 
 #[test]

@@ -19,9 +19,9 @@ use crate::pattern::NamePattern;
 use crate::problem::Problem;
 use crate::proxy_rewrite::ProxyRewrite;
 use crate::resource::{
-    Blocked, CacheSlot, GlobalRule, KeepalivePool, KeyPair, MethodSet, Node, PassHost, Resource, Route,
-    RouteMethod, Scheme, Service, Ssl, StreamRoute, Timeouts, TlsVersion, Upstream, UpstreamIdentity,
-    UpstreamRef, UpstreamTls,
+    Blocked, CacheSlot, GlobalRule, KeepalivePool, KeyPair, MethodSet, Node, PassHost, PluginConfig,
+    Resource, Route, RouteMethod, Scheme, Service, Ssl, StreamRoute, Timeouts, TlsVersion, Upstream,
+    UpstreamIdentity, UpstreamRef, UpstreamTls,
 };
 use crate::uri::UriPattern;
 
@@ -44,6 +44,7 @@ pub(crate) fn resource_from_wire(resource: push::Resource) -> Result<Resource, (
         What::Ssl(_) => Kind::Ssl,
         What::Upstream(_) => Kind::Upstream,
         What::Service(_) => Kind::Service,
+        What::PluginConfig(_) => Kind::PluginConfig,
         What::Route(_) => Kind::Route,
         What::StreamRoute(_) => Kind::StreamRoute,
         What::GlobalRule(_) => Kind::GlobalRule,
@@ -55,6 +56,11 @@ pub(crate) fn resource_from_wire(resource: push::Resource) -> Result<Resource, (
             .map(|upstream| Resource::Upstream(Arc::new(Upstream { blocked, ..upstream }))),
         What::Service(service) => service_from_wire(id, service)
             .map(|service| Resource::Service(Arc::new(Service { blocked, ..service }))),
+        What::PluginConfig(config) => json("proxy_rewrite", &config.proxy_rewrite, ProxyRewrite::compile)
+            .map(|proxy_rewrite| {
+                let proxy_rewrite = proxy_rewrite.map(Arc::new);
+                Resource::PluginConfig(Arc::new(PluginConfig { id, proxy_rewrite, blocked }))
+            }),
         What::Route(route) => {
             route_from_wire(id, route, blocked).map(|route| Resource::Route(Arc::new(route)))
         }
@@ -73,6 +79,7 @@ fn split_blocked(kind: push::resource::Kind) -> (Option<What>, Option<Blocked>) 
         Wire::Ssl(ssl) => What::Ssl(ssl),
         Wire::Upstream(upstream) => What::Upstream(upstream),
         Wire::Service(service) => What::Service(service),
+        Wire::PluginConfig(config) => What::PluginConfig(config),
         Wire::Route(route) => What::Route(route),
         Wire::StreamRoute(route) => What::StreamRoute(route),
         Wire::GlobalRule(rule) => What::GlobalRule(rule),
@@ -252,6 +259,7 @@ fn route_from_wire(id: Id, route: push::Route, blocked: Option<Blocked>) -> Resu
         text.parse().map_err(|_| Problem::new("", format!("\"{text}\" is not an IP network")))
     })?;
     let service = Some(route.service_id.as_str()).filter(|id| !id.is_empty());
+    let config = Some(route.plugin_config_id.as_str()).filter(|id| !id.is_empty());
     Ok(Route {
         id,
         uris,
@@ -262,6 +270,7 @@ fn route_from_wire(id: Id, route: push::Route, blocked: Option<Blocked>) -> Resu
         enabled: !route.disabled,
         upstream: route.upstream.map(upstream_ref_from_wire).transpose()?,
         service: service.map(|id| id_of("service_id", id)).transpose()?,
+        plugin_config: config.map(|id| id_of("plugin_config_id", id)).transpose()?,
         timeout: route.timeout.as_ref().map(timeout_from_wire).transpose()?,
         vars: json("vars", &route.vars, Vars::compile)?.unwrap_or_default(),
         client_identity: json("client_identity", &route.client_identity, ClientIdentity::compile)?

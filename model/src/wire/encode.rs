@@ -24,6 +24,9 @@ impl From<&Resource> for push::Resource {
             Resource::Ssl(ssl) => Kind::Ssl(ssl_to_wire(ssl)),
             Resource::Upstream(upstream) => Kind::Upstream(upstream_to_wire(upstream)),
             Resource::Service(service) => Kind::Service(service_to_wire(service)),
+            Resource::PluginConfig(config) => Kind::PluginConfig(push::PluginConfig {
+                proxy_rewrite: json(config.proxy_rewrite.as_deref().map(ProxyRewrite::source)),
+            }),
             Resource::Route(route) => Kind::Route(route_to_wire(route)),
             Resource::StreamRoute(route) => Kind::StreamRoute(stream_route_to_wire(route)),
             Resource::GlobalRule(_) => Kind::GlobalRule(push::GlobalRule {}),
@@ -43,6 +46,7 @@ fn as_blocked(kind: push::resource::Kind, blocked: &Blocked) -> push::resource::
         Kind::Ssl(ssl) => What::Ssl(ssl),
         Kind::Upstream(upstream) => What::Upstream(upstream),
         Kind::Service(service) => What::Service(service),
+        Kind::PluginConfig(config) => What::PluginConfig(config),
         Kind::Route(route) => What::Route(route),
         Kind::StreamRoute(route) => What::StreamRoute(route),
         Kind::GlobalRule(rule) => What::GlobalRule(rule),
@@ -156,6 +160,7 @@ fn route_to_wire(route: &Route) -> push::Route {
         vars: json((!route.vars.is_empty()).then(|| route.vars.source())),
         client_identity: json(route.client_identity.as_deref().map(ClientIdentity::source)),
         proxy_rewrite: json(route.proxy_rewrite.as_deref().map(ProxyRewrite::source)),
+        plugin_config_id: route.plugin_config.as_ref().map(ToString::to_string).unwrap_or_default(),
     }
 }
 

@@ -4,7 +4,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use model::Key;
+use model::{Key, Kind};
 use serde_json::Value;
 
 use crate::store::StoredDocument;
@@ -79,6 +79,7 @@ pub(super) struct Document {
 /// The message about entries of unknown kinds.
 pub(super) fn skipped_note(name: &str, count: usize) -> String {
     format!(
-        "{name} ({count} of them) cannot be copied: countersign knows ssls, upstreams, services, routes and stream_routes"
+        "{name} ({count} of them) cannot be copied: countersign knows {}",
+        Kind::ALL.map(Kind::plural).join(", ")
     )
 }

@@ -235,7 +235,7 @@ pub(crate) async fn check_permissions(
 ) -> Result<i64, ProbeError> {
     let (mut client, _) = connect_and_login(endpoint, settings).await?;
     let keys = count_keys(endpoint, settings, &mut client, Consistency::Linearizable).await?;
-    let directories = model::Kind::ADMIN.map(|kind| kind.plural()).into_iter().chain([OWN_DIRECTORY]);
+    let directories = model::Kind::ALL.map(|kind| kind.plural()).into_iter().chain([OWN_DIRECTORY]);
     let key = |directory| format!("{}/{directory}/{PROBE_ID}", settings.prefix);
     let writes: Vec<_> = directories.map(|directory| TxnOp::put(key(directory), "", None)).collect();
     // No key has fewer than zero versions.

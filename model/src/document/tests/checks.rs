@@ -460,7 +460,6 @@ fn unsupported_route_fields_are_rejected() {
     for (changes, field) in [
         (json!({"filter_func": "function(vars) return false end"}), "filter_func"),
         (json!({"script": "local _M = {} return _M"}), "script"),
-        (json!({"plugin_config_id": 1}), "plugin_config_id"),
         (json!({"script_id": 1}), "script_id"),
         (json!({"upstream": upstream(json!({"checks": {"active": {}}}))}), "upstream.checks"),
         (json!({"uri": "$env://URI"}), "uri"),

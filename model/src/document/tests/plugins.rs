@@ -1,6 +1,7 @@
 //! Plugins of documents: honoured, without an effect, or refused by name.
 
 use super::*;
+use crate::resource::references;
 
 const UNKNOWN: [&str; 4] = ["ip-restriction", "cors", "request-id", "nothing"];
 
@@ -14,7 +15,7 @@ fn unknown_plugins_are_refused_in_apisix_words() {
             assert_eq!((problem.field, problem.kind), (format!("plugins.{name}"), ProblemKind::Unsupported));
             assert!(problem.hint.is_some());
             let only = json!({"plugins": {name: {}}});
-            for kind in [Kind::Service, Kind::GlobalRule] {
+            for kind in [Kind::Service, Kind::PluginConfig, Kind::GlobalRule] {
                 assert_eq!(problem_of(kind, &only).message, format!("unknown plugin [{name}]"), "{kind}");
             }
             let stream = problem_of(Kind::StreamRoute, &stream_route(only));
@@ -37,6 +38,7 @@ fn plugins_that_only_observe_are_accepted() {
     for (kind, document) in [
         (Kind::Route, route(plugins.clone())),
         (Kind::Service, plugins.clone()),
+        (Kind::PluginConfig, with(plugins.clone(), json!({"id": "1", "name": "", "labels": {"a": "b"}}))),
         (Kind::GlobalRule, plugins),
         (Kind::StreamRoute, stream_route(json!({"plugins": {"syslog": {"host": "127.0.0.1", "port": 514}}}))),
         (Kind::StreamRoute, stream_route(json!({"plugins": {}}))),
@@ -88,6 +90,30 @@ fn a_disabled_rewrite_replaces_the_services() {
     let document = route(json!({"plugins": {"proxy-rewrite": ordered}}));
     let Ok(Resource::Route(route)) = checked(Kind::Route, &document) else { panic!("is accepted") };
     assert_eq!(route.proxy_rewrite.as_deref().unwrap().source(), &json!({"uri": "/x"}));
+}
+
+#[test]
+fn a_plugin_config_is_referred_to_and_checked() {
+    let named = route(json!({"plugin_config_id": 7}));
+    let Ok(resource) = checked(Kind::Route, &named) else { panic!("is accepted") };
+    let [reference] = &references(&resource)[..] else { panic!("one reference") };
+    assert_eq!(reference.key.to_string(), "plugin_configs/7");
+    let problem = reference.check(None).unwrap_err();
+    assert_eq!(
+        (&*problem.field, &*problem.message),
+        (
+            "plugin_config_id",
+            "failed to fetch plugin config info by plugin config id [7], response code: 404"
+        )
+    );
+    for (document, field) in [
+        (json!({"id": "1"}), ""),
+        (json!({"plugins": {}, "uri": "/"}), "uri"),
+        (json!({"plugins": {"proxy-rewrite": {"uri": "x"}}}), "plugins.proxy-rewrite.uri"),
+    ] {
+        let problem = problem_of(Kind::PluginConfig, &document);
+        assert!(problem.field.starts_with(field), "{problem:?}");
+    }
 }
 
 #[test]

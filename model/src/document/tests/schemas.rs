@@ -236,7 +236,7 @@ fn some_document(kind: Kind) -> impl Strategy<Value = Value> {
         Kind::Service => json!({}),
         Kind::Route => json!({"uri": "/", "plugins": {}}),
         Kind::StreamRoute => json!({}),
-        Kind::GlobalRule => json!({"plugins": {}}),
+        Kind::PluginConfig | Kind::GlobalRule => json!({"plugins": {}}),
     };
     vec((select(names), some_value()), 0..3).prop_map(move |changes| {
         let mut document = good.clone();
@@ -276,7 +276,7 @@ proptest! {
     }
 }
 
-static INDEPENDENT: LazyLock<[jsonschema::Validator; 6]> = LazyLock::new(|| {
+static INDEPENDENT: LazyLock<[jsonschema::Validator; 7]> = LazyLock::new(|| {
     Kind::ALL.map(|kind| {
         jsonschema::draft7::options().should_validate_formats(true).build(json_schema(kind)).unwrap()
     })
