@@ -15,6 +15,7 @@ pub(crate) mod handler;
 pub(crate) mod key_file;
 mod list;
 pub(crate) mod metrics;
+mod openapi;
 pub(crate) mod operation;
 mod path;
 mod precondition;

@@ -34,7 +34,7 @@ use super::operation::{Call, Effect, Operation};
 use super::path::{self, AdminPath, Match, NoOperation};
 use super::query::Query;
 use super::reply::{self, Reply, ResponseHeaders};
-use super::{absent, denied_nodes, precondition};
+use super::{absent, denied_nodes, openapi, precondition};
 use crate::change::{ChangeError, ChangePipeline};
 use crate::current_snapshot::CurrentSnapshot;
 use crate::listener_errors::ErrorReason;
@@ -213,6 +213,7 @@ impl AdminApi {
             Call::Plugins => reply::with_api_version(plugins::show(request.id.as_deref(), &request.query)),
             Call::ReloadPlugins => reply::text(StatusCode::OK, "done"),
             Call::ServerInfo => self.server_info(),
+            Call::OpenApi => openapi::show(),
             Call::Configs => self.configs(&request).await,
             Call::ValidateConfigs => self.validate_configs(request).await,
             Call::DataPlanes => self.data_planes(&request).await,

@@ -60,6 +60,8 @@ pub(super) enum Call {
     ReloadPlugins,
     /// This control plane's name and version.
     ServerInfo,
+    /// The OpenAPI document.
+    OpenApi,
     /// The whole configuration, as an API-driven standalone APISIX has it.
     Configs,
     /// Replaces the whole configuration.
@@ -282,6 +284,7 @@ fn own_endpoints() -> Vec<Operation> {
             "Explain what happens to a connection and request",
         ),
         row(Method::GET, "/lint", Reads, Call::Lint, "List likely misconfigurations"),
+        row(Method::GET, "/openapi.json", Reads, Call::OpenApi, "Get this document"),
     ]
 }
 

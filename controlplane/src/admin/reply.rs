@@ -53,6 +53,11 @@ pub(crate) fn json(status: StatusCode, value: &impl Serialize) -> Reply {
     }
 }
 
+/// A JSON text.
+pub(crate) fn json_text(status: StatusCode, text: Bytes) -> Reply {
+    build(status, "application/json", text)
+}
+
 /// `{"error_msg": ...}`, with a `hint` of ours where there is one. A private key in the message is
 /// redacted.
 pub(crate) fn error(status: StatusCode, message: &str, hint: Option<&str>) -> Reply {

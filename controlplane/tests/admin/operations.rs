@@ -82,7 +82,7 @@ fn sample(operation: &Operation, world: &World) -> Sample {
         "GET /plugins/{name}" => at("/plugins/proxy-rewrite", json!(null), 200),
         "PUT /plugins/reload" => all(json!(null), 200),
         "POST /configs/validate" => all(json!({"routes": []}), 200),
-        "GET /dataplanes" | "GET /denied_nodes" | "GET /lint" => all(json!(null), 200),
+        "GET /dataplanes" | "GET /denied_nodes" | "GET /lint" | "GET /openapi.json" => all(json!(null), 200),
         "POST /dataplanes/accept_store" => all(json!(null), 200),
         "GET /denied_nodes/{id}" | "DELETE /denied_nodes/{id}" => at("/denied_nodes/1", json!(null), 200),
         "PUT /denied_nodes/{id}" => at("/denied_nodes/1", json!({"serial": "01"}), 200),
