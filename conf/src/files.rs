@@ -11,6 +11,7 @@ use process::bounded_read;
 use crate::environment;
 use crate::settings::{ConfigProvider, Settings};
 use crate::tree::{YamlNode, YamlValue};
+use crate::value;
 
 /// APISIX's default keyring. It is public, so it protects nothing.
 pub(crate) const PUBLIC_KEYRING: [&str; 2] = ["qeddd145sfvddff3", "edd1c9f0985e76a2"];
@@ -165,7 +166,7 @@ impl Settings {
     fn control_plane_start_files(&self) -> Vec<StartFile<'_>> {
         let (admin, etcd, push) = (&self.deployment.admin, &self.deployment.etcd, &self.countersign.push);
         let mut files = Vec::new();
-        if let Some(tls) = admin.tls.as_ref().filter(|_| admin.enabled && admin.https) {
+        for tls in admin.tls_settings() {
             files.push(StartFile::new(ADMIN_CERT, &tls.cert));
             files.push(StartFile::secret(ADMIN_CERT_KEY, &tls.key));
             files.extend(tls.ca.as_ref().map(|ca| StartFile::new(ADMIN_CA, ca)));
@@ -304,7 +305,8 @@ pub(crate) fn has_secrets(file: &YamlNode) -> bool {
     keys.into_iter().chain(keyring).chain(password).any(|node| match &node.value {
         YamlValue::Scalar(scalar) if !node.is_null() => {
             let text = environment::without_variables(&scalar.text);
-            !text.is_empty() && !PUBLIC_KEYRING.contains(&text.as_str())
+            let public = value::sha256_digits(&text).is_some() || PUBLIC_KEYRING.contains(&text.as_str());
+            !text.is_empty() && !public
         }
         _ => false,
     })

@@ -26,14 +26,15 @@ pub use ciphers::Ciphers;
 pub use error::{ConfError, ConfProblem};
 pub use files::{ADMIN_CA, ADMIN_CERT, ADMIN_CERT_KEY, KeyringFileError, MissingFiles};
 pub use model::TlsVersion;
+pub use reader::ADMIN_LISTEN;
 pub use reader::countersign::host_name;
 pub use schema::unsupported_keys;
 pub use secret::Secret;
 pub use settings::{
-    AdminKey, AdminRole, AdminSettings, AdminTlsSettings, ApisixSettings, ConfigProvider,
-    CountersignSettings, DeploymentRole, DeploymentSettings, EtcdSettings, EtcdTlsSettings, HttpLimits,
-    LimitSettings, NodeSettings, PathSettings, ProxyMode, PushSettings, RealIpSettings, Settings,
-    SslSettings, StoreSettings, StreamListener, TlsSettings,
+    AdminKey, AdminKeyValue, AdminListener, AdminRole, AdminSettings, AdminTlsSettings, ApisixSettings,
+    ClientRole, ConfigProvider, CountersignSettings, DeploymentRole, DeploymentSettings, EtcdSettings,
+    EtcdTlsSettings, HttpLimits, LimitSettings, NodeSettings, PathSettings, ProxyMode, PushSettings,
+    RealIpSettings, Settings, SslSettings, StoreSettings, StreamListener, TlsSettings,
 };
 
 const DEFAULTS: &str = include_str!("defaults.yaml");
@@ -121,7 +122,8 @@ pub fn load_text(
 fn listeners(settings: &Settings) -> Vec<(&'static str, std::net::SocketAddr)> {
     let admin = &settings.deployment.admin;
     let mut listeners = vec![("countersign.push.listen", settings.countersign.push.listen)];
-    listeners.extend(admin.enabled.then_some(("deployment.admin.admin_listen", admin.listen)));
+    let of_admin = admin.listeners.iter().filter(|_| admin.enabled);
+    listeners.extend(of_admin.map(|listener| (reader::ADMIN_LISTEN, listener.address)));
     let status = settings.countersign.control_plane.status;
     listeners.extend(status.map(|address| ("countersign.control_plane.status", address)));
     listeners.extend(settings.apisix.status.map(|address| ("apisix.status", address)));

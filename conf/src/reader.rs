@@ -4,6 +4,8 @@
 //! one run reports every problem; the placeholder never leaves this crate, because problems make
 //! the load fail.
 
+mod admin;
+mod admin_listen;
 pub(crate) mod countersign;
 mod nginx;
 mod paths;
@@ -14,13 +16,15 @@ mod stream;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Component, Path, PathBuf};
 
+pub use admin_listen::ADMIN_LISTEN;
+
 use crate::environment::Lookup;
 use crate::error::ConfProblem;
 use crate::files;
 use crate::secret::Secret;
 use crate::settings::{
-    AdminKey, AdminRole, AdminSettings, AdminTlsSettings, ApisixSettings, ConfigProvider, DeploymentRole,
-    DeploymentSettings, EtcdSettings, EtcdTlsSettings, HttpLimits, UNSPECIFIED,
+    ApisixSettings, ConfigProvider, DeploymentRole, DeploymentSettings, EtcdSettings, EtcdTlsSettings,
+    HttpLimits, UNSPECIFIED,
 };
 use crate::tree::{YamlNode, YamlValue};
 use crate::value::{self, ValueError};
@@ -77,72 +81,6 @@ impl Reader<'_> {
             "etcd" => Ok(ConfigProvider::Etcd),
             _ => Err(ValueError::expected("embedded (one local file) or etcd", node)),
         })
-    }
-
-    /// The role data_plane has no Admin API.
-    fn enable_admin(&mut self, role: DeploymentRole) -> bool {
-        self.flag("apisix.enable_admin") && role != DeploymentRole::DataPlane
-    }
-
-    fn admin(&mut self, role: DeploymentRole) -> AdminSettings {
-        let enabled = self.enable_admin(role);
-        let key_required = self.required("deployment.admin.admin_key_required", value::boolean);
-        let keys = self
-            .optional("deployment.admin.admin_key", |node| value::list(node, admin_key))
-            .unwrap_or_default();
-        if enabled && key_required && keys.is_empty() {
-            let message = "ERROR: missing valid Admin API token. Please modify \"admin_key\": give at least one \
-                           {name, key, role} (an empty key is generated), or set admin_key_required: false";
-            self.problem("deployment.admin.admin_key", message.into());
-        }
-        for (nth, key) in keys.iter().enumerate() {
-            let twin = keys.iter().take(nth).any(|other| other.key == key.key && !key.key.is_empty());
-            if twin {
-                let message = format!("the entry {:?} has the same key as another one", key.name);
-                self.problem("deployment.admin.admin_key", message);
-            }
-        }
-        let https = self.flag("deployment.admin.https_admin");
-        let tls = if enabled { self.admin_tls(https) } else { None };
-        AdminSettings {
-            enabled,
-            key_required,
-            keys,
-            allow: self.optional("deployment.admin.allow_admin", |node| value::list(node, value::network)),
-            listen: self.listen("deployment.admin.admin_listen"),
-            https,
-            tls,
-            cors: self.flag("deployment.admin.enable_admin_cors"),
-            v3: self.optional("deployment.admin.admin_api_version", value::text).as_deref() == Some("v3"),
-        }
-    }
-
-    fn admin_tls(&mut self, https: bool) -> Option<AdminTlsSettings> {
-        let below = |name: &str| format!("deployment.admin.admin_api_mtls.{name}");
-        let cert = self.path(&below("admin_ssl_cert"), self.folder);
-        let key = self.path(&below("admin_ssl_cert_key"), self.folder);
-        let ca = self.path(&below("admin_ssl_ca_cert"), self.folder);
-        match (cert, key) {
-            (Some(cert), Some(key)) => {
-                if !https {
-                    let text = "not used, because https_admin is false: the Admin API speaks plain HTTP";
-                    self.warn("deployment.admin.admin_api_mtls", text);
-                }
-                Some(AdminTlsSettings { cert, key, ca })
-            }
-            _ => {
-                if https {
-                    let message = "missing ssl cert for https admin: https_admin is true, so admin_ssl_cert and \
-                                   admin_ssl_cert_key must name files (`controlplane pki init` makes them)";
-                    self.problem("deployment.admin.admin_api_mtls", message.into());
-                } else if ca.is_some() {
-                    let message = "admin_ssl_ca_cert without https_admin, admin_ssl_cert and admin_ssl_cert_key \
-                                   would verify no client";
-                    self.problem("deployment.admin.admin_api_mtls", message.into());
-                }
-                None
-            }
-        }
     }
 
     fn etcd(&mut self) -> EtcdSettings {
@@ -289,15 +227,6 @@ impl Reader<'_> {
         self.optional(field, value::text).filter(|text| !text.is_empty()).map(|text| start.join(text))
     }
 
-    /// `{ip, port}` below `field`.
-    fn listen(&mut self, field: &str) -> SocketAddr {
-        let (ip, port) = (format!("{field}.ip"), format!("{field}.port"));
-        self.reject_null(&ip);
-        self.reject_null(&port);
-        let (ip, port) = (self.optional(&ip, value::ip), self.optional(&port, value::port));
-        SocketAddr::new(ip.unwrap_or(UNSPECIFIED.ip()), port.unwrap_or(9180))
-    }
-
     fn socket(&mut self, field: &str) -> SocketAddr {
         self.required(field, |node| value::socket_addr(node).map(Some)).unwrap_or(UNSPECIFIED)
     }
@@ -346,7 +275,10 @@ impl Reader<'_> {
     }
 
     fn problem(&mut self, field: &str, message: String) {
-        let line = self.line(field);
+        self.problem_at(self.line(field), field, message);
+    }
+
+    fn problem_at(&mut self, line: Option<usize>, field: &str, message: String) {
         self.problems.push(ConfProblem { line, field: field.to_owned(), message });
     }
 
@@ -371,46 +303,20 @@ impl Reader<'_> {
 /// Rejects two listeners on one port before the kernel does (contract 1.3).
 pub(crate) fn port_conflicts(reader: &mut Reader<'_>, listeners: &[(&str, SocketAddr)]) {
     for (nth, (what, address)) in listeners.iter().enumerate() {
-        let clash = listeners.iter().take(nth).find(|(_, other)| {
-            let same_port = other.port() == address.port() && address.port() != 0;
-            let same_family = other.is_ipv4() == address.is_ipv4();
-            same_port && same_family && overlap(other.ip(), address.ip())
-        });
-        if let Some((other, _)) = clash {
+        // The entries of `admin_listen` were compared with each other, by their lines.
+        let compared = |other: &str| *what == ADMIN_LISTEN && other == ADMIN_LISTEN;
+        let mut others = listeners.iter().take(nth).filter(|(other, _)| !compared(other));
+        if let Some((other, _)) = others.find(|(_, other)| conflict(*other, *address)) {
             let message = format!("port {} conflicts with {other}; give each its own", address.port());
             reader.problem(what, message);
         }
     }
 }
 
-fn overlap(one: IpAddr, other: IpAddr) -> bool {
-    one == other || one.is_unspecified() || other.is_unspecified()
-}
-
-fn admin_key(node: &YamlNode) -> Result<AdminKey, ValueError> {
-    let YamlValue::Map(_) = &node.value else {
-        // The value may be a misplaced key, so it is not shown.
-        return Err(ValueError::new("expected {name, key, role}, found something else").on_line(node.line));
-    };
-    let part = |name: &'static str| node.get(name).filter(|node| !node.is_null());
-    let name = part("name")
-        .map_or(Ok(String::new()), |node| value::text(node).map_err(|error| error.below("name")))?;
-    // An absent, null or empty key makes the control plane generate one.
-    let key = part("key")
-        .map_or(Ok(Secret::default()), |node| value::secret(node).map_err(|error| error.below("key")))?;
-    let role = match part("role") {
-        None => {
-            return Err(
-                ValueError::new("the entry has no role; give role: admin or role: viewer").on_line(node.line)
-            );
-        }
-        Some(role) => match value::text(role).as_deref() {
-            Ok("admin") => AdminRole::Admin,
-            Ok("viewer") => AdminRole::Viewer,
-            _ => return Err(ValueError::expected("admin or viewer", role).below("role")),
-        },
-    };
-    Ok(AdminKey { name, key, role })
+/// Whether the kernel would refuse one of two listeners.
+fn conflict(one: SocketAddr, other: SocketAddr) -> bool {
+    let overlap = one.ip() == other.ip() || one.ip().is_unspecified() || other.ip().is_unspecified();
+    one.port() == other.port() && one.port() != 0 && one.is_ipv4() == other.is_ipv4() && overlap
 }
 
 /// `/a/conf/../data` as `/a/data`, for messages.

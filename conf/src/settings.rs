@@ -2,13 +2,17 @@
 //!
 //! Names follow the file. `Debug` shows no secret.
 
+mod admin;
 mod countersign;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-pub(crate) use countersign::ControlPlaneSettings;
+pub use admin::{
+    AdminKey, AdminKeyValue, AdminListener, AdminRole, AdminSettings, AdminTlsSettings, ClientRole,
+};
+pub(crate) use countersign::{ControlPlaneSettings, CountersignAdminSettings};
 pub use countersign::{
     CountersignSettings, LimitSettings, NodeSettings, PushSettings, StoreSettings, TlsSettings,
 };
@@ -75,77 +79,6 @@ pub enum ConfigProvider {
     Embedded,
     /// `etcd`: the cluster of `deployment.etcd`.
     Etcd,
-}
-
-/// `deployment.admin`: the Admin API.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct AdminSettings {
-    /// `apisix.enable_admin` and the role: false disables the Admin API.
-    pub enabled: bool,
-    /// `admin_key_required`: false disables the key check.
-    pub key_required: bool,
-    /// `admin_key`; the control plane generates empty keys.
-    pub keys: Vec<AdminKey>,
-    /// `allow_admin`; `None` allows every address, an empty list none.
-    pub allow: Option<Vec<IpNet>>,
-    /// `admin_listen`; port 0 lets the kernel pick.
-    pub listen: SocketAddr,
-    /// `https_admin`; `tls` is then `Some`.
-    pub https: bool,
-    /// `admin_api_mtls`; `None` when the file names no certificate.
-    pub tls: Option<AdminTlsSettings>,
-    /// `enable_admin_cors`
-    pub cors: bool,
-    /// `admin_api_version` is `v3` (anything else means the shapes of v2).
-    pub v3: bool,
-}
-
-impl Default for AdminSettings {
-    fn default() -> Self {
-        Self {
-            enabled: true,
-            key_required: true,
-            keys: Vec::new(),
-            allow: Some(Vec::new()),
-            listen: UNSPECIFIED,
-            https: false,
-            tls: None,
-            cors: true,
-            v3: true,
-        }
-    }
-}
-
-/// One entry of `admin_key`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct AdminKey {
-    /// For logs.
-    pub name: String,
-    /// The expected key; the control plane generates an empty one.
-    pub key: Secret,
-    /// The role of the key.
-    pub role: AdminRole,
-}
-
-/// `admin_key[].role`
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum AdminRole {
-    /// Everything.
-    Admin,
-    /// GET only.
-    Viewer,
-}
-
-/// `deployment.admin.admin_api_mtls`: PEM files, absolute (relative ones start at the file's
-/// folder).
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct AdminTlsSettings {
-    /// `admin_ssl_cert`
-    pub cert: PathBuf,
-    /// `admin_ssl_cert_key`
-    pub key: PathBuf,
-    /// `admin_ssl_ca_cert`; `Some` makes a client certificate of this CA mandatory.
-    pub ca: Option<PathBuf>,
 }
 
 /// `deployment.etcd`

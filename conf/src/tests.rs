@@ -32,9 +32,10 @@ fn the_settings_file_may_be_a_bounded_pipe() {
 fn an_empty_file_gives_the_defaults() {
     let settings = load_with("# nothing\n", &[]).unwrap();
     assert_eq!(settings.deployment.provider, ConfigProvider::Embedded);
-    assert_eq!(settings.deployment.admin.listen.to_string(), "0.0.0.0:9180");
-    assert!(settings.deployment.admin.keys[0].key.is_empty());
-    assert_eq!(settings.deployment.admin.allow.as_ref().unwrap()[0].to_string(), "127.0.0.0/24");
+    let [listener] = &settings.deployment.admin.listeners[..] else { panic!() };
+    assert_eq!(listener.address.to_string(), "0.0.0.0:9180");
+    assert_eq!(listener.allow.as_ref().unwrap()[0].to_string(), "127.0.0.0/24");
+    assert_eq!(settings.deployment.admin.keys[0].key, AdminKeyValue::Generated);
     assert_eq!(settings.apisix.ssl.protocols, [TlsVersion::V12, TlsVersion::V13]);
     assert_eq!(settings.apisix.status, None);
     assert_eq!((settings.apisix.proxy_mode, settings.apisix.streams.len()), (ProxyMode::Http, 0));
@@ -81,8 +82,7 @@ fn the_example_has_every_key() {
 fn the_demo_file_takes_its_ports_from_the_environment() {
     let text = include_str!("../config.yaml");
     let settings = load_with(text, &[]).unwrap();
-    assert!(settings.deployment.admin.https);
-    let tls = settings.deployment.admin.tls.clone().unwrap();
+    let tls = settings.deployment.admin.listeners[0].tls.clone().unwrap();
     assert_eq!(tls.ca.as_deref(), Some(Path::new("/srv/gate/conf/pki/admin-ca.crt")));
     assert_eq!(settings.apisix.status.unwrap().to_string(), "127.0.0.1:7085");
 
@@ -98,8 +98,9 @@ fn the_demo_file_takes_its_ports_from_the_environment() {
         ("COUNTERSIGN_ADMIN_KEY", "123456"),
     ];
     let settings = load_with(text, &variables).unwrap();
-    assert_eq!(settings.deployment.admin.listen.port(), 0);
-    assert_eq!(settings.deployment.admin.keys[0].key.expose(), "123456");
+    assert_eq!(settings.deployment.admin.listeners[0].address.port(), 0);
+    let key = AdminKeyValue::Clear(Secret::new("123456".to_owned()));
+    assert_eq!(settings.deployment.admin.keys[0].key, key);
     assert_eq!(settings.countersign.push.listen.port(), 19280);
     assert_eq!(settings.countersign.node.control_planes, ["127.0.0.1:19280"]);
     assert_eq!(settings.countersign.node.cert, Path::new("/tmp/pki/node.crt"));
@@ -371,7 +372,7 @@ fn an_ipv4_mapped_network_is_the_ipv4_network() {
     };
     let read = settings("::ffff:127.0.0.0/104").unwrap();
     let wanted = ["127.0.0.0/8".parse().unwrap()];
-    assert_eq!(read.deployment.admin.allow.as_deref(), Some(&wanted[..]));
+    assert_eq!(read.deployment.admin.listeners[0].allow.as_deref(), Some(&wanted[..]));
     assert_eq!(read.apisix.trusted_addresses.as_deref(), Some(&wanted[..]));
     assert_eq!(read.real_ip.from, wanted);
     let refused = settings("::ffff:127.0.0.0/80").unwrap_err().to_string();
@@ -522,6 +523,7 @@ fn the_document_lists_the_unsupported_keys() {
     assert!(shown == rows, "docs/SETTINGS.md must hold these rows:\n{}", rows.join("\n"));
 }
 
+mod admin;
 mod apisix_example;
 mod keyring;
 mod null;

@@ -71,6 +71,12 @@ pub(crate) fn secret(node: &YamlNode) -> Result<Secret, ValueError> {
     })
 }
 
+/// The digits of a key that is given as `sha256:...`.
+pub(crate) fn sha256_digits(text: &str) -> Option<&str> {
+    let (prefix, digits) = text.split_once(':')?;
+    prefix.eq_ignore_ascii_case("sha256").then_some(digits)
+}
+
 pub(crate) fn boolean(node: &YamlNode) -> Result<bool, ValueError> {
     match &node.value {
         YamlValue::Scalar(scalar) => match scalar.kind {

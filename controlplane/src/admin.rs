@@ -7,6 +7,7 @@
 
 mod absent;
 pub(crate) mod access;
+pub(crate) mod addresses;
 pub(crate) mod admin_key;
 mod audit;
 mod body;
@@ -24,6 +25,7 @@ pub(crate) mod reply;
 pub(crate) mod server;
 mod shared_key;
 pub(crate) mod tls;
+mod wrong_keys;
 
 pub use handler::AdminApi;
-pub use server::{AdminServer, Limits};
+pub use server::{AdminServer, BoundListener, Limits};

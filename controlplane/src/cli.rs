@@ -7,6 +7,7 @@ mod backup;
 pub(crate) mod check_report;
 pub(crate) mod copy;
 pub(crate) mod doctor;
+mod hash_key;
 pub(crate) mod pki_cli;
 pub(crate) mod preflight;
 
@@ -65,6 +66,9 @@ enum Command {
     /// Examine everything: configuration, certificates, etcd, listeners, and the data plane's half;
     /// exits with 1 if something is wrong. May be run beside a control plane and a data plane.
     Doctor(DoctorArgs),
+    /// Print the hash of an admin key, which is read from standard input, for admin_key in the
+    /// configuration.
+    HashKey,
     /// Make certificates and look at them.
     Pki(PkiArgs),
     /// Restore a backup as the embedded store. The control plane must be stopped.
@@ -85,6 +89,7 @@ pub fn main() -> ! {
         Command::Check => check(&cli.config, &mut out),
         Command::Copy(args) => copy(&cli.config, &args, &mut out),
         Command::Doctor(args) => doctor(&cli.config, &args, &mut out),
+        Command::HashKey => exit_code(hash_key::run_on_stdin(&mut out)),
         Command::Pki(args) => exit_code(pki_cli::run(&cli.config, &args, UnixTime::now(), &mut out)),
         Command::Restore(args) => restore(&cli.config, &args, &mut out),
     };

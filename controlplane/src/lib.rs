@@ -35,10 +35,11 @@ pub use cli::main;
 pub mod testing {
     pub mod admin {
         pub use crate::admin::access::{Access, ApiKey};
+        pub use crate::admin::addresses::AllowedAddresses;
         pub use crate::admin::operation::{Effect, Operation, operations};
         pub use crate::admin::reply::ResponseHeaders;
         pub use crate::admin::tls::ReloadingTls;
-        pub use crate::admin::{AdminApi, AdminServer, Limits};
+        pub use crate::admin::{AdminApi, AdminServer, BoundListener, Limits};
     }
     pub mod change {
         pub use crate::change::{

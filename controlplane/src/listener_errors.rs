@@ -79,6 +79,8 @@ error_reasons! {
     AdminCertificate => "admin_certificate";
     /// The admin key is missing, wrong, or its role may not do this.
     AdminKey => "admin_key";
+    /// The admin key is wrong, and so were too many before it from this address.
+    AdminWrongKeys => "admin_wrong_keys";
     /// The push listener cannot accept a connection.
     PushAccept => "push_accept";
     /// A TLS handshake with the push failed.

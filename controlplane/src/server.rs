@@ -22,7 +22,7 @@ use in_use_retry::InUseRetry;
 use mtls::CertificateMonitor;
 use pki::Keyring;
 use process::signals::Signals;
-use serde_json::Value;
+use serde_json::{Value, json};
 use telemetry::Heartbeats;
 use telemetry::status::StatusServer;
 use tokio::sync::watch;
@@ -30,7 +30,7 @@ use tokio::task::JoinHandle;
 
 use crate::admin::AdminServer;
 use crate::admin::key_file::AdminKeyError;
-use crate::admin::tls::{ReloadingTls, TlsError};
+use crate::admin::tls::{ListenerTls, TlsError};
 use crate::current_snapshot::ListenerSettings;
 use crate::listener_errors::ListenError;
 use crate::publish::{self, PublishConfig, PublishError};
@@ -154,15 +154,13 @@ async fn start(
     }
     let connections = descriptors::connection_limits()?;
     settings.check_control_plane_files()?;
-    let tls = ReloadingTls::from_settings(&settings)?;
+    let tls = ListenerTls::from_settings(&settings)?;
     let keyring = Arc::new(keyring(&settings)?);
     let mut in_use_retry = InUseRetry::new(settings.countersign.drain_delay.saturating_add(STOP_MAX));
     let bind = || std::future::ready(status::bind(&settings).map_err(StartupError::from));
     let status = in_use_retry.run(StartupError::is_in_use, bind).await?;
     let mut certificates = CertificateMonitor::default();
-    if let Some(tls) = &tls {
-        certificates.add(&tls.files);
-    }
+    tls.iter().for_each(|tls| certificates.add(&tls.files));
     let store = open_store(&settings, &mut certificates, &mut in_use_retry).await?;
     let heartbeats = Arc::<Heartbeats>::default();
     store.heartbeat().into_iter().for_each(|heartbeat| heartbeats.register(heartbeat));
@@ -191,37 +189,38 @@ async fn start(
                 ..ListenerSettings::from_settings(&settings)
             };
             let api = admin::admin_api(&settings, listeners, store.clone(), keyring, &publish).await?;
-            let listener = admin::bind_admin_listener(&settings, &mut in_use_retry).await?;
-            Some(AdminServer::new(
-                listener,
-                tls,
-                api,
-                admin::admin_limits(&settings, connections.admin),
-                &heartbeats,
-            ))
+            let bound = admin::bind_listeners(&settings, &tls, &mut in_use_retry).await?;
+            let limits = admin::admin_limits(&settings, connections.admin);
+            Some(AdminServer::new(bound, api, limits, &heartbeats))
         }
         false => None,
     };
-    let address = server.as_ref().map(AdminServer::address).transpose()?;
+    let addresses = server.as_ref().map(AdminServer::addresses).transpose()?.unwrap_or_default();
     let status =
         status.map(|listener| status::serve(listener, &heartbeats, &publish, &certificates, signals.clone()));
     let status = status.transpose()?;
-    print_ready(store.identity(), address, publish.push_addr, status.as_ref().map(StatusServer::address));
+    print_ready(store.identity(), &addresses, publish.push_addr, status.as_ref().map(StatusServer::address));
     let admin_task = server.map(|server| tokio::spawn(server.run(stopped)));
     tokio::spawn(certificates.run(signals.reload()));
     Ok(RunningServer { stop, admin_task, publish, status })
 }
 
 /// Logs that the control plane is ready, and prints the one line on stdout that has every
-/// listener's address; disabled listeners are left out.
-fn print_ready(store: &str, admin: Option<SocketAddr>, push: SocketAddr, status: Option<SocketAddr>) {
-    match admin {
-        Some(address) => tracing::info!(%address, store, "the control plane is ready"),
+/// listener's address; disabled listeners are left out. `admin` is the first of `admin_listeners`.
+fn print_ready(store: &str, admin: &[SocketAddr], push: SocketAddr, status: Option<SocketAddr>) {
+    let admin: Vec<_> = admin.iter().map(SocketAddr::to_string).collect();
+    match admin.first() {
+        Some(_) => tracing::info!(address = admin.join(", "), store, "the control plane is ready"),
         None => tracing::info!(store, "the control plane is ready; apisix.enable_admin: {ADMIN_DISABLED}"),
     }
-    let listeners = [("admin", admin), ("push", Some(push)), ("status", status)];
-    let addresses =
-        listeners.into_iter().filter_map(|(name, at)| Some((name.to_owned(), at?.to_string().into())));
+    let first = admin.first().map(|address| Value::from(address.as_str()));
+    let listeners = [
+        ("admin", first),
+        ("admin_listeners", Some(admin.into()).filter(|listeners: &Value| *listeners != json!([]))),
+        ("push", Some(push.to_string().into())),
+        ("status", status.map(|address| address.to_string().into())),
+    ];
+    let addresses = listeners.into_iter().filter_map(|(name, at)| Some((name.to_owned(), at?)));
     telemetry::stdout::write_ready_line(&Value::Object(addresses.collect()));
 }
 

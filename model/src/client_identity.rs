@@ -76,6 +76,19 @@ impl ClientIdentity {
         Ok(ClientIdentity { source: source.clone(), forward, allow })
     }
 
+    /// A block whose allow-list has one entry: the clients with this attribute (`uri`, `dns`, ...).
+    ///
+    /// # Errors
+    ///
+    /// Why no client can have it; the problem has no field.
+    pub fn with_attribute(attribute: &str, value: &str) -> Result<ClientIdentity, Problem> {
+        let entry = Value::Object([(attribute.to_owned(), value.into())].into_iter().collect());
+        let allow = AllowList::compile(std::slice::from_ref(&entry))
+            .map_err(|problem| Problem { field: String::new(), ..problem })?;
+        let source = serde_json::json!({"allow": [entry]});
+        Ok(ClientIdentity { source, forward: ForwardedHeaders::default(), allow: Some(allow) })
+    }
+
     /// The block as in the document.
     pub fn source(&self) -> &Value {
         &self.source
@@ -133,6 +146,8 @@ impl PartialEq for ClientIdentity {
         self.source == other.source
     }
 }
+
+impl Eq for ClientIdentity {}
 
 impl fmt::Debug for ClientIdentity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -3,8 +3,8 @@
 use super::Reader;
 use crate::environment::Lookup;
 use crate::settings::{
-    ControlPlaneSettings, CountersignSettings, LimitSettings, NodeSettings, PushSettings, StoreSettings,
-    TlsSettings,
+    ControlPlaneSettings, CountersignAdminSettings, CountersignSettings, LimitSettings, NodeSettings,
+    PushSettings, StoreSettings, TlsSettings,
 };
 use crate::value::{self, ValueError};
 
@@ -24,6 +24,10 @@ impl Reader<'_> {
         // Unlike other keys it may be null, which disables the listener.
         let control_plane = ControlPlaneSettings {
             status: self.optional("countersign.control_plane.status", value::socket_addr),
+        };
+        let admin = CountersignAdminSettings {
+            wrong_keys_per_minute: self
+                .required("countersign.admin.wrong_keys_per_minute", value::non_negative),
         };
         let name = self.optional("countersign.node.name", value::text).filter(|name| !name.is_empty());
         let node = NodeSettings {
@@ -64,6 +68,7 @@ impl Reader<'_> {
         CountersignSettings {
             push,
             control_plane,
+            admin,
             store,
             node,
             keyring_file,

@@ -11,6 +11,8 @@ pub struct CountersignSettings {
     pub push: PushSettings,
     /// `control_plane`
     pub control_plane: ControlPlaneSettings,
+    /// `admin`
+    pub admin: CountersignAdminSettings,
     /// `store`
     pub store: StoreSettings,
     /// `node`: the data plane's end of the push.
@@ -62,6 +64,14 @@ pub struct ControlPlaneSettings {
     /// The address of `/status`, `/status/ready` and `/metrics`; port 0 lets the kernel pick.
     /// `None`: disabled.
     pub status: Option<SocketAddr>,
+}
+
+/// `countersign.admin`
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct CountersignAdminSettings {
+    /// Wrong admin keys of one address (over IPv6 a /64) in a minute; further ones are answered
+    /// with 429. 0: no limit.
+    pub wrong_keys_per_minute: u32,
 }
 
 /// `countersign.store`

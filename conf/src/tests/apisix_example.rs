@@ -13,7 +13,7 @@ const COPY: &str = "COUNTERSIGN_APISIX_EXAMPLE";
 fn check(text: &str) {
     let settings = load_with(text, &[]).unwrap_or_else(|problems| panic!("{problems}"));
     assert_eq!(settings.deployment.provider, ConfigProvider::Etcd);
-    assert!(settings.deployment.admin.enabled && !settings.deployment.admin.https);
+    assert!(settings.deployment.admin.enabled && settings.deployment.admin.tls_settings().is_empty());
     assert_eq!(settings.countersign.limits.connections_per_worker, 10620);
     assert_eq!(settings.apisix.ssl.ciphers.as_ref().unwrap().names().split(':').count(), 6);
     let ignored = |key: &str| settings.warnings.iter().any(|text| text.contains(&format!(" {key}: ")));

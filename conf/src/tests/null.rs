@@ -4,16 +4,14 @@ use super::{load_with, problems};
 
 #[test]
 fn null_is_an_error_where_a_default_protects() {
-    let settings = load_with("deployment: {admin: {allow_admin: null}}", &[]).unwrap();
-    assert_eq!(settings.deployment.admin.allow, None);
+    let allowed = |text: &str| load_with(text, &[]).unwrap().deployment.admin.listeners[0].allow.clone();
+    let loopback = "admin_listen: {ip: 127.0.0.1}";
+    assert_eq!(allowed(&format!("deployment: {{admin: {{allow_admin: null, {loopback}}}}}")), None);
+    assert_eq!(allowed("deployment: {admin: {allow_admin: []}}"), Some(vec![]));
     let settings = load_with("apisix: {data_encryption: {keyring: null}, status: null}", &[]).unwrap();
     assert!(settings.apisix.keyring.is_empty() && settings.apisix.status.is_none());
     let settings = load_with("countersign: {control_plane: {status: null}}", &[]).unwrap();
     assert_eq!(settings.countersign.control_plane.status, None);
-    assert_eq!(
-        load_with("deployment: {admin: {allow_admin: []}}", &[]).unwrap().deployment.admin.allow,
-        Some(vec![])
-    );
     for (text, field) in [
         ("apisix:\n  node_listen:\n", "apisix.node_listen"),
         ("apisix: {ssl: {listen: null}}", "apisix.ssl.listen"),

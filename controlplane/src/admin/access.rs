@@ -1,29 +1,30 @@
-//! Access control: client certificates, addresses and API keys (contract 2.1).
+//! Access control: API keys, and roles by client certificate (contract 2.1).
 //!
 //! Keys are kept as SHA-256 digests and compared in constant time, so neither memory nor timing
-//! reveals them. An empty key never matches.
+//! reveals them. An empty key never matches. Invariant: a request with a wrong key is rejected
+//! whatever its certificate is; a certificate and a valid key never take from each other.
 
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Instant;
 
 use aws_lc_rs::constant_time::verify_slices_are_equal;
 use aws_lc_rs::digest::{SHA256, SHA256_OUTPUT_LEN, digest};
-use conf::AdminRole;
+use conf::{AdminRole, ClientRole};
 use http::HeaderMap;
 use http::header::COOKIE;
-use ipnet::IpNet;
-use model::RealIp;
 use pki::Identity;
 use rustls_pki_types::UnixTime;
 
+use super::addresses::AllowedAddresses;
 use super::query::Query;
+use super::wrong_keys::WrongKeys;
 
 pub struct Access {
-    /// `None` allows every address.
-    allow: Option<Vec<IpNet>>,
     /// `None` switches the key check off.
     keys: Option<Vec<HashedKey>>,
-    /// The proxies whose headers carry the client's address.
-    real_ip: Option<RealIp>,
+    client_roles: Vec<ClientRole>,
+    wrong_keys: WrongKeys,
 }
 
 struct HashedKey {
@@ -37,6 +38,8 @@ struct HashedKey {
 pub struct AdminClient {
     /// The socket's address; for a request, the address that a trusted proxy's header carries.
     pub address: SocketAddr,
+    /// The addresses that the client's listener allows.
+    pub allowed: Arc<AllowedAddresses>,
     pub certificate: ClientCertStatus,
 }
 
@@ -57,13 +60,23 @@ pub enum ClientCertStatus {
 }
 
 impl ClientCertStatus {
-    /// The subject of a verified certificate, for the log.
-    pub fn subject(&self) -> Option<&str> {
+    /// The name of a verified certificate, for the log: its subject, or else a name of its subject
+    /// alternative name (a SPIFFE certificate may have no subject).
+    pub fn name(&self) -> Option<&str> {
+        let identity = self.identity()?;
+        log_name(identity.subject(), identity.san_uris().iter().chain(identity.san_dns()))
+    }
+
+    fn identity(&self) -> Option<&Identity> {
         match self {
-            Self::Verified { identity, .. } => Some(identity.subject()),
+            Self::Verified { identity, .. } => Some(identity),
             Self::NotRequested | Self::Missing | Self::Rejected(_) => None,
         }
     }
+}
+
+fn log_name<'a>(subject: &'a str, mut names: impl Iterator<Item = &'a String>) -> Option<&'a str> {
+    Some(subject).filter(|subject| !subject.is_empty()).or_else(|| names.next().map(String::as_str))
 }
 
 /// SHA-256 of an admin key.
@@ -85,8 +98,10 @@ pub struct ApiKey<'a> {
 /// The authenticated caller of a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Caller {
-    /// The name of the key; `-` when the key check is off.
+    /// The name of the key; `-` without a key.
     pub name: String,
+    /// The `match` of `client_roles` that the certificate has, for the log.
+    pub client_role: Option<String>,
 }
 
 /// Why a caller is not authenticated. The text is the contract's `description`.
@@ -96,14 +111,20 @@ pub enum AccessError {
     MissingKey,
     #[error("wrong apikey")]
     WrongKey,
+    /// Wrong, and the address has sent too many wrong keys.
+    #[error("wrong apikey, and too many of them from this address")]
+    TooManyWrongKeys {
+        /// Seconds until wrong keys are counted anew.
+        retry_after: u64,
+    },
     #[error("invalid method for role viewer")]
     ViewerMethod,
 }
 
 impl Access {
-    /// Allows these addresses and keys. `keys: None` switches the key check off. Entries with an
-    /// empty key are ignored.
-    pub fn new(allow: Option<Vec<IpNet>>, keys: Option<&[ApiKey<'_>]>) -> Self {
+    /// Accepts these keys. `None` switches the key check off. Entries with an empty key are
+    /// ignored.
+    pub fn new(keys: Option<&[ApiKey<'_>]>) -> Self {
         let keys = keys.map(|keys| {
             keys.iter()
                 .filter(|entry| !entry.key.is_empty())
@@ -114,7 +135,7 @@ impl Access {
                 })
                 .collect()
         });
-        Self { allow, keys, real_ip: None }
+        Self { keys, client_roles: Vec::new(), wrong_keys: WrongKeys::new(0) }
     }
 
     /// Adds a key of which only the digest is known here.
@@ -124,62 +145,75 @@ impl Access {
         self
     }
 
-    /// Takes client addresses from `nginx_config.http.real_ip_*`, as nginx does for every server
-    /// (contract 2.1).
-    pub fn with_real_ip(mut self, real_ip: Option<RealIp>) -> Self {
-        self.real_ip = real_ip;
+    /// Gives clients roles by their certificates: the first entry that matches counts.
+    pub fn with_client_roles(mut self, client_roles: Vec<ClientRole>) -> Self {
+        self.client_roles = client_roles;
         self
     }
 
-    /// The client's address, where a trusted proxy's header carries it.
-    pub fn client_address(&self, peer: IpAddr, headers: &HeaderMap) -> Option<SocketAddr> {
-        self.real_ip.as_ref()?.client_addr(peer, headers)
+    /// Limits the wrong keys of an address in a minute; 0: no limit.
+    pub fn with_wrong_keys_per_minute(mut self, max: u32) -> Self {
+        self.wrong_keys = WrongKeys::new(max);
+        self
     }
 
-    /// Whether `allow_admin` contains this address.
-    pub fn allows(&self, address: IpAddr) -> bool {
-        let address = address.to_canonical();
-        self.allow.as_ref().is_none_or(|allow| allow.iter().any(|net| net.contains(&address)))
-    }
-
-    /// Whether the address is denied whatever headers the request has.
-    pub fn always_denies(&self, address: IpAddr) -> bool {
-        !self.allows(address) && !self.real_ip.as_ref().is_some_and(|real_ip| real_ip.trusts(address))
-    }
-
-    /// Authenticates a request by query argument `api_key`, else header `X-API-KEY`, else cookie
-    /// `x_api_key`. `reads`: the request changes nothing.
+    /// Authenticates a request for an operation that needs this role. The role of a caller is the
+    /// greater of its key's and its certificate's. The key is query argument `api_key`, else header
+    /// `X-API-KEY`, else cookie `x_api_key`. The certificate must not have expired.
     ///
     /// # Errors
-    /// When the key is missing or wrong, or its role only reads.
+    /// When a key is wrong, or there is neither a key nor a certificate with a role, or when the
+    /// role is too small.
     pub fn authenticate(
         &self,
-        reads: bool,
+        required: AdminRole,
+        client: &AdminClient,
         query: &Query,
         headers: &HeaderMap,
     ) -> Result<Caller, AccessError> {
-        let Some(keys) = &self.keys else { return Ok(Caller { name: "-".to_owned() }) };
-        let presented = query
-            .get("api_key")
-            .map(str::as_bytes)
-            .or_else(|| headers.get("x-api-key").map(|value| value.as_bytes()))
-            .or_else(|| cookie(headers, b"x_api_key"))
-            .ok_or(AccessError::MissingKey)?;
-        let presented = key_digest(presented);
-        // Every entry is compared, so the time does not reveal which one matched.
-        let mut matched = None;
-        for entry in keys {
-            let equal = verify_slices_are_equal(&entry.digest, &presented).is_ok();
-            if equal && matched.is_none() {
-                matched = Some(entry);
-            }
+        let Some(keys) = &self.keys else { return Ok(Caller { name: "-".to_owned(), client_role: None }) };
+        let by_key = match presented_key(query, headers) {
+            None => None,
+            Some(key) => Some(find_key(keys, key).ok_or_else(|| self.wrong_key(client.address.ip()))?),
+        };
+        let by_certificate = client
+            .certificate
+            .identity()
+            .and_then(|identity| self.client_roles.iter().find(|entry| entry.client.allows(Some(identity))));
+        let roles = by_key.map(|key| key.role).into_iter().chain(by_certificate.map(|entry| entry.role));
+        if roles.max().ok_or(AccessError::MissingKey)? < required {
+            return Err(AccessError::ViewerMethod);
         }
-        let entry = matched.ok_or(AccessError::WrongKey)?;
-        match entry.role {
-            AdminRole::Viewer if !reads => Err(AccessError::ViewerMethod),
-            AdminRole::Viewer | AdminRole::Admin => Ok(Caller { name: entry.name.clone() }),
+        Ok(Caller {
+            name: by_key.map_or("-", |key| &key.name).to_owned(),
+            client_role: by_certificate.map(|entry| entry.name.clone()),
+        })
+    }
+
+    fn wrong_key(&self, address: IpAddr) -> AccessError {
+        match self.wrong_keys.record(address, Instant::now()) {
+            Ok(()) => AccessError::WrongKey,
+            Err(retry_after) => AccessError::TooManyWrongKeys { retry_after },
         }
     }
+}
+
+fn presented_key<'a>(query: &'a Query, headers: &'a HeaderMap) -> Option<&'a [u8]> {
+    let header = || headers.get("x-api-key").map(|value| value.as_bytes());
+    query.get("api_key").map(str::as_bytes).or_else(header).or_else(|| cookie(headers, b"x_api_key"))
+}
+
+fn find_key<'a>(keys: &'a [HashedKey], presented: &[u8]) -> Option<&'a HashedKey> {
+    let presented = key_digest(presented);
+    // Every entry is compared, so the time does not reveal which one matched.
+    let mut matched = None;
+    for entry in keys {
+        let equal = verify_slices_are_equal(&entry.digest, &presented).is_ok();
+        if equal && matched.is_none() {
+            matched = Some(entry);
+        }
+    }
+    matched
 }
 
 fn cookie<'a>(headers: &'a HeaderMap, name: &[u8]) -> Option<&'a [u8]> {
@@ -193,8 +227,14 @@ fn cookie<'a>(headers: &'a HeaderMap, name: &[u8]) -> Option<&'a [u8]> {
 #[cfg(test)]
 mod tests {
     use http::Method;
+    use pki::ca::{Authority, AuthoritySpec, LeafSpec};
+    use pki::{ClientAuth, ClientAuthInput};
 
     use super::*;
+
+    fn client(certificate: ClientCertStatus) -> AdminClient {
+        AdminClient { address: ([127, 0, 0, 1], 1).into(), allowed: Arc::default(), certificate }
+    }
 
     fn access() -> Access {
         let keys = [
@@ -202,7 +242,7 @@ mod tests {
             ApiKey { name: "eye", key: "look", role: AdminRole::Viewer },
             ApiKey { name: "empty", key: "", role: AdminRole::Admin },
         ];
-        Access::new(None, Some(&keys))
+        Access::new(Some(&keys))
     }
 
     fn ask(
@@ -214,9 +254,10 @@ mod tests {
             .iter()
             .map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap()))
             .collect::<HeaderMap>();
-        access()
-            .authenticate(method == Method::GET, &Query::parse(Some(query)), &headers)
-            .map(|caller| caller.name)
+        let required = if method == Method::GET { AdminRole::Viewer } else { AdminRole::Admin };
+        let client = client(ClientCertStatus::NotRequested);
+        let caller = access().authenticate(required, &client, &Query::parse(Some(query)), &headers);
+        caller.map(|caller| caller.name)
     }
 
     #[test]
@@ -239,19 +280,108 @@ mod tests {
     #[test]
     fn a_viewer_only_reads() {
         assert_eq!(ask(Method::GET, "api_key=look", &[]).unwrap(), "eye");
-        for method in [Method::PUT, Method::POST, Method::PATCH, Method::DELETE, Method::HEAD] {
+        for method in [Method::PUT, Method::POST, Method::PATCH, Method::DELETE] {
             assert_eq!(ask(method, "api_key=look", &[]), Err(AccessError::ViewerMethod));
         }
     }
 
+    /// Roles for the certificates `ops`, admin, and `*.test`, viewer.
+    fn access_with_roles() -> Access {
+        let role = |attribute, value, role| ClientRole {
+            name: format!("{attribute}={value}"),
+            client: model::ClientIdentity::with_attribute(attribute, value).unwrap(),
+            role,
+        };
+        access().with_client_roles(vec![
+            role("subject", "CN=ops", AdminRole::Admin),
+            role("dns", "*.test", AdminRole::Viewer),
+            role("uri", "spiffe://a/b", AdminRole::Admin),
+        ])
+    }
+
+    fn verified(leaf: &LeafSpec) -> AdminClient {
+        let authority = Authority::root(&AuthoritySpec::new("ca")).unwrap();
+        let issued = authority.issue(leaf).unwrap();
+        let anchors = vec![authority.certificate().clone()];
+        let policy = ClientAuth::new(ClientAuthInput { anchors, depth: 1, ..Default::default() }).unwrap();
+        let chain = issued.chain[0].der();
+        let verified = pki::verify_client(&policy, chain, &[], UnixTime::now()).unwrap();
+        let (identity, expires) = (verified.identity().clone(), verified.valid_until());
+        client(ClientCertStatus::Verified { identity, expires })
+    }
+
     #[test]
-    fn addresses_are_compared_in_canonical_form() {
-        let only = Access::new(Some(vec!["127.0.0.0/24".parse().unwrap()]), None);
-        assert!(only.allows("127.0.0.1".parse().unwrap()));
-        assert!(only.allows("::ffff:127.0.0.1".parse().unwrap()));
-        assert!(!only.allows("127.0.1.1".parse().unwrap()));
-        assert!(!only.allows("::1".parse().unwrap()));
-        assert!(!Access::new(Some(Vec::new()), None).allows("127.0.0.1".parse().unwrap()));
-        assert!(Access::new(None, None).allows("8.8.8.8".parse().unwrap()));
+    fn a_certificate_is_enough_where_it_has_a_role() {
+        let access = access_with_roles();
+        let ask = |client: &AdminClient, required, query: &str| {
+            let caller = access.authenticate(required, client, &Query::parse(Some(query)), &HeaderMap::new());
+            caller.map(|caller| (caller.name, caller.client_role.unwrap_or_default()))
+        };
+        let caller = |key: &str, role: &str| Ok((key.to_owned(), role.to_owned()));
+        let (read, write) = (AdminRole::Viewer, AdminRole::Admin);
+
+        let ops = verified(&LeafSpec::client("ops"));
+        assert_eq!(ask(&ops, write, ""), caller("-", "subject=CN=ops"));
+        // A wrong key is never made up for by the certificate.
+        assert_eq!(ask(&ops, read, "api_key=bad"), Err(AccessError::WrongKey));
+        assert_eq!(ask(&ops, read, "api_key="), Err(AccessError::WrongKey));
+        // Of both the greater role counts, and the log has both.
+        assert_eq!(ask(&ops, write, "api_key=look"), caller("eye", "subject=CN=ops"));
+
+        let ci = verified(&LeafSpec::client("ci").dns("CI.test"));
+        assert_eq!(ask(&ci, read, ""), caller("-", "dns=*.test"));
+        assert_eq!(ask(&ci, write, ""), Err(AccessError::ViewerMethod));
+        assert_eq!(ask(&ci, write, "api_key=secret"), caller("root", "dns=*.test"));
+        // The first entry that matches counts.
+        let both = verified(&LeafSpec::client("ops").dns("ops.test"));
+        assert_eq!(ask(&both, write, ""), caller("-", "subject=CN=ops"));
+        let later = verified(&LeafSpec::client("x").dns("x.test").uri("spiffe://a/b"));
+        assert_eq!(ask(&later, write, ""), Err(AccessError::ViewerMethod));
+
+        for other in [
+            verified(&LeafSpec::client("OPS2").dns("a.b.test").uri("spiffe://a/b/c")),
+            client(ClientCertStatus::Missing),
+            client(ClientCertStatus::NotRequested),
+            client(ClientCertStatus::Rejected("expired".to_owned())),
+        ] {
+            assert_eq!(ask(&other, read, ""), Err(AccessError::MissingKey), "{other:?}");
+            assert_eq!(ask(&other, write, "api_key=secret"), caller("root", ""), "{other:?}");
+        }
+    }
+
+    #[test]
+    fn without_keys_only_certificates_count() {
+        let access = Access::new(Some(&[])).with_client_roles(access_with_roles().client_roles);
+        let ask = |client: &AdminClient, query: &str| {
+            access.authenticate(AdminRole::Admin, client, &Query::parse(Some(query)), &HeaderMap::new())
+        };
+        assert!(ask(&verified(&LeafSpec::client("ops")), "").is_ok());
+        assert_eq!(ask(&verified(&LeafSpec::client("ops")), "api_key=x"), Err(AccessError::WrongKey));
+        assert_eq!(ask(&client(ClientCertStatus::NotRequested), ""), Err(AccessError::MissingKey));
+    }
+
+    #[test]
+    fn a_correct_key_is_taken_after_any_number_of_wrong_ones() {
+        let access = access().with_wrong_keys_per_minute(2);
+        let ask = |query: &str| {
+            let client = client(ClientCertStatus::NotRequested);
+            access.authenticate(AdminRole::Viewer, &client, &Query::parse(Some(query)), &HeaderMap::new())
+        };
+        for _ in 0..2 {
+            assert_eq!(ask("api_key=bad"), Err(AccessError::WrongKey));
+        }
+        assert!(matches!(ask("api_key=bad"), Err(AccessError::TooManyWrongKeys { retry_after: 1..=60 })));
+        assert_eq!(ask(""), Err(AccessError::MissingKey));
+        assert!(ask("api_key=secret").is_ok());
+    }
+
+    #[test]
+    fn a_certificate_without_a_subject_has_a_name_for_the_log() {
+        let names = ["spiffe://a/b".to_owned(), "b.test".to_owned()];
+        assert_eq!(log_name("CN=ops", names.iter()), Some("CN=ops"));
+        assert_eq!(log_name("", names.iter()), Some("spiffe://a/b"));
+        assert_eq!(log_name("", [].iter()), None);
+        assert_eq!(verified(&LeafSpec::client("ops")).certificate.name(), Some("CN=ops"));
+        assert_eq!(client(ClientCertStatus::Missing).certificate.name(), None);
     }
 }

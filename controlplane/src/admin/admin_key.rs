@@ -7,7 +7,7 @@
 
 use std::path::{Path, PathBuf};
 
-use conf::{AdminKey, AdminRole};
+use conf::{AdminKey, AdminKeyValue, AdminRole};
 use zeroize::Zeroizing;
 
 use super::access::KeyDigest;
@@ -15,32 +15,30 @@ use super::key_file::{AdminKeyError, KeyFile, LocalKey};
 use super::shared_key;
 use crate::store::Store;
 
-/// An admin key with its value or its digest.
+/// An admin key with its value, its digest, or both.
 pub(crate) struct ResolvedKey {
     pub name: String,
+    /// Empty where only the digest is known.
     pub key: Zeroizing<String>,
     pub role: AdminRole,
     /// The file that was created for a new key.
     pub created: Option<PathBuf>,
-    /// The digest of the key that another control plane over the same store created.
-    pub shared_digest: Option<KeyDigest>,
+    /// The digest in `admin_key`, or that of the key that another control plane over the same store
+    /// created.
+    pub digest: Option<KeyDigest>,
 }
 
-/// Resolves empty keys: an admin entry gets the key from its file, or that of the control planes
-/// that share `store`, or a new one. A viewer entry without a key stays unusable. `store`: `None`
-/// where no other control plane can open it.
+/// Resolves keys that are to be generated: an admin entry gets the key from its file, or that of the
+/// control planes that share `store`, or a new one. A viewer entry without a key stays unusable.
+/// `store`: `None` where no other control plane can open it.
 ///
 /// # Errors
-/// When there is no entry, or a key can be neither read nor written.
+/// When a key can be neither read nor written.
 pub(crate) async fn resolve_keys(
     keys: &[AdminKey],
-    config: &Path,
     folder: &Path,
     store: Option<&dyn Store>,
 ) -> Result<Vec<ResolvedKey>, AdminKeyError> {
-    if keys.is_empty() {
-        return Err(AdminKeyError::NoKeys { path: config.to_path_buf() });
-    }
     let mut resolved = Vec::with_capacity(keys.len());
     for entry in keys {
         resolved.push(resolve_key(entry, folder, store).await?);
@@ -51,7 +49,8 @@ pub(crate) async fn resolve_keys(
 /// The errors that [`resolve_keys`] would return for these entries: key files without a key, names
 /// that are no file names. Changes nothing.
 pub(crate) fn key_file_problems(keys: &[AdminKey], folder: &Path) -> Vec<AdminKeyError> {
-    let generated = keys.iter().filter(|entry| entry.key.is_empty() && entry.role != AdminRole::Viewer);
+    let generated =
+        keys.iter().filter(|entry| entry.key == AdminKeyValue::Generated && entry.role != AdminRole::Viewer);
     generated
         .filter_map(|entry| KeyFile::new(&entry.name, folder).and_then(|file| file.read_text()).err())
         .collect()
@@ -63,31 +62,33 @@ async fn resolve_key(
     store: Option<&dyn Store>,
 ) -> Result<ResolvedKey, AdminKeyError> {
     let AdminKey { name, key, role } = entry;
-    let configured = |key: &str| ResolvedKey {
+    let configured = |key: &str, digest| ResolvedKey {
         name: name.clone(),
         key: Zeroizing::new(key.to_owned()),
         role: *role,
         created: None,
-        shared_digest: None,
+        digest,
     };
-    if !key.is_empty() {
-        return Ok(configured(key.expose()));
-    }
-    if *role == AdminRole::Viewer {
-        tracing::warn!(
-            name,
-            "WARNING: using empty Admin API. The viewer has no key, so it cannot be used: set one in admin_key"
-        );
-        return Ok(configured(""));
+    match key {
+        AdminKeyValue::Clear(key) => return Ok(configured(key.expose(), None)),
+        AdminKeyValue::Sha256(digest) => return Ok(configured("", Some(*digest))),
+        AdminKeyValue::Generated if *role == AdminRole::Viewer => {
+            tracing::warn!(
+                name,
+                "WARNING: using empty Admin API. The viewer has no key, so it cannot be used: set one in admin_key"
+            );
+            return Ok(configured("", None));
+        }
+        AdminKeyValue::Generated => {}
     }
     let file = KeyFile::new(name, folder)?;
-    let (local, shared_digest) = match store {
+    let (local, digest) = match store {
         Some(store) => shared_key::resolve(&file, store).await?,
         None => (Some(file.read_or_create()?), None),
     };
     let LocalKey { key, is_new } = local.unwrap_or_default();
     let created = is_new.then_some(file.path);
-    Ok(ResolvedKey { name: name.clone(), key, role: *role, created, shared_digest })
+    Ok(ResolvedKey { name: name.clone(), key, role: *role, created, digest })
 }
 
 #[cfg(test)]
@@ -98,15 +99,15 @@ mod tests {
     use super::*;
 
     fn entry(name: &str, key: &str, role: AdminRole) -> AdminKey {
-        AdminKey { name: name.to_owned(), key: conf::Secret::new(key.to_owned()), role }
-    }
-
-    fn config() -> PathBuf {
-        PathBuf::from("conf/config.yaml")
+        let key = match key {
+            "" => AdminKeyValue::Generated,
+            clear => AdminKeyValue::Clear(conf::Secret::new(clear.to_owned())),
+        };
+        AdminKey { name: name.to_owned(), key, role }
     }
 
     async fn complete(keys: &[AdminKey], folder: &Path) -> Result<Vec<ResolvedKey>, AdminKeyError> {
-        super::resolve_keys(keys, &config(), folder, None).await
+        resolve_keys(keys, folder, None).await
     }
 
     #[tokio::test]
@@ -128,6 +129,16 @@ mod tests {
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
         let other = tempfile::tempdir().unwrap();
         assert_ne!(complete(&keys, other.path()).await.unwrap()[0].key, first[0].key);
+    }
+
+    #[tokio::test]
+    async fn a_hashed_key_creates_no_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let key =
+            AdminKey { name: "admin".into(), key: AdminKeyValue::Sha256([7; 32]), role: AdminRole::Admin };
+        let resolved = complete(&[key], folder.path()).await.unwrap();
+        assert_eq!((resolved[0].key.as_str(), resolved[0].digest), ("", Some([7; 32])));
+        assert!(fs::read_dir(folder.path()).unwrap().next().is_none());
     }
 
     #[tokio::test]
@@ -175,8 +186,6 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let refused =
             async |keys: &[AdminKey]| complete(keys, folder.path()).await.err().unwrap().to_string();
-        assert!(refused(&[]).await.contains("ERROR: missing valid Admin API token."));
-        assert!(refused(&[]).await.contains("Please modify \"admin_key\" in conf/config.yaml ."));
         assert!(refused(&[entry("../x", "", AdminRole::Admin)]).await.contains("letters"));
         fs::write(folder.path().join("admin.key"), "two words\n").unwrap();
         assert!(refused(&[entry("admin", "", AdminRole::Admin)]).await.contains("admin.key"));

@@ -1,7 +1,8 @@
 //! The audit log: one line for every write by an authenticated caller.
 //!
-//! A line has the caller, its address, the resource and the status. It never has a body, a key, a
-//! query or an error text, which may quote what the client sent. The path is redacted.
+//! A line has the caller (the name of its key, its certificate, the entry of `client_roles` that
+//! matched), its address, the resource and the status. It never has a body, a key, a query or an
+//! error text, which may quote what the client sent. The path is redacted.
 
 use std::borrow::Cow;
 
@@ -28,7 +29,8 @@ pub(super) fn write(entry: &AuditEntry<'_>) {
     tracing::info!(
         target: "audit",
         key = entry.caller.name,
-        certificate = entry.client.certificate.subject(),
+        certificate = entry.client.certificate.name(),
+        client_role = entry.caller.client_role,
         peer = %entry.client.address,
         method = %entry.method,
         resource = redact_path(entry.resource).as_ref(),

@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use conf::AdminRole;
-use http::header::{CONTENT_TYPE, EXPECT};
+use http::header::{CONTENT_TYPE, EXPECT, RETRY_AFTER};
 use http::request::Parts;
 use http::{HeaderMap, Method, Request, StatusCode};
 use hyper::body::Incoming;
@@ -84,9 +84,9 @@ impl AdminApi {
     ) -> Reply {
         let (head, body) = request.into_parts();
         let mut body = Some(body);
-        let real_ip = self.access.client_address(client.address.ip(), &head.headers);
+        let real_ip = client.allowed.client_address(client.address.ip(), &head.headers);
         let forwarded =
-            real_ip.map(|address| Arc::new(AdminClient { address, certificate: client.certificate.clone() }));
+            real_ip.map(|address| Arc::new(AdminClient { address, ..AdminClient::clone(client) }));
         let reply =
             self.authorize(forwarded.as_ref().unwrap_or(client), &head, &mut body, authenticated).await;
         let reply = match head.method {
@@ -110,7 +110,7 @@ impl AdminApi {
         body: &mut Option<Incoming>,
         authenticated: &Notify,
     ) -> Reply {
-        if !self.access.allows(client.address.ip()) {
+        if !client.allowed.allows(client.address.ip()) {
             if let Some(suppressed) = ErrorReason::AdminAddress.record() {
                 tracing::warn!(peer = %client.address, suppressed, "denied by allow_admin");
             }
@@ -128,12 +128,13 @@ impl AdminApi {
             AdminPath::Below(below) => below,
         };
         let found = path::find(&head.method, &below);
-        let reads = match &found {
-            Ok(found) => found.operation.role() == AdminRole::Viewer,
-            Err(_) => matches!(head.method, Method::GET | Method::HEAD),
+        let required = match &found {
+            Ok(found) => found.operation.role(),
+            Err(_) if matches!(head.method, Method::GET | Method::HEAD) => AdminRole::Viewer,
+            Err(_) => AdminRole::Admin,
         };
         let query = Query::parse(head.uri.query());
-        let caller = match self.access.authenticate(reads, &query, &head.headers) {
+        let caller = match self.access.authenticate(required, client, &query, &head.headers) {
             Ok(caller) => caller,
             Err(error) => return unauthorized(client, error),
         };
@@ -309,13 +310,23 @@ fn body_format(call: Call, headers: &HeaderMap) -> BodyFormat {
     }
 }
 
-/// The 401 of a request without a valid key (contract 2.1).
+/// The 401 of a request without a valid key (contract 2.1); 429 for too many wrong keys, which also
+/// ends the connection.
 fn unauthorized(client: &AdminClient, error: AccessError) -> Reply {
-    if let Some(suppressed) = ErrorReason::AdminKey.record() {
+    let reason = match error {
+        AccessError::TooManyWrongKeys { .. } => ErrorReason::AdminWrongKeys,
+        _ => ErrorReason::AdminKey,
+    };
+    if let Some(suppressed) = reason.record() {
         tracing::warn!(peer = %client.address, suppressed, "failed to check token: {error}");
     }
     let body = json!({"error_msg": "failed to check token", "description": error.to_string()});
-    reply::json(StatusCode::UNAUTHORIZED, &body)
+    let AccessError::TooManyWrongKeys { retry_after } = error else {
+        return reply::json(StatusCode::UNAUTHORIZED, &body);
+    };
+    let mut reply = reply::with_close(reply::json(StatusCode::TOO_MANY_REQUESTS, &body));
+    reply.headers_mut().insert(RETRY_AFTER, retry_after.into());
+    reply
 }
 
 /// Stream routes can be switched off as a whole (contract 2.2).

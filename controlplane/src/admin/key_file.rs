@@ -19,13 +19,6 @@ const FILE_BYTES_MAX: u64 = 64 << 10;
 /// Why there is no usable admin key.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum AdminKeyError {
-    /// `admin_key` has no entry.
-    #[error(
-        "ERROR: missing valid Admin API token. Please modify \"admin_key\" in {path} . Add an entry `{{name: admin, key: \"\", role: admin}}` \
-         to have a key made, or set `admin_key_required: false` to do without",
-        path = path.display()
-    )]
-    NoKeys { path: PathBuf },
     /// The name is no valid file name.
     #[error(
         "deployment.admin.admin_key: no key can be generated for the name {name:?}, because it is kept in a file of that name: use letters, \

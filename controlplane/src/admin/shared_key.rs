@@ -147,7 +147,7 @@ impl SharedKey {
 
 #[cfg(test)]
 mod tests {
-    use conf::{AdminKey, AdminRole};
+    use conf::{AdminKey, AdminKeyValue, AdminRole};
 
     use super::*;
     use crate::admin::admin_key::{ResolvedKey, resolve_keys};
@@ -155,9 +155,8 @@ mod tests {
 
     /// The key that a control plane with this folder resolves.
     async fn start(folder: &Path, store: &dyn Store) -> ResolvedKey {
-        let entry =
-            AdminKey { name: "admin".into(), key: conf::Secret::new(String::new()), role: AdminRole::Admin };
-        resolve_keys(&[entry], Path::new("c.yaml"), folder, Some(store)).await.unwrap().remove(0)
+        let entry = AdminKey { name: "admin".into(), key: AdminKeyValue::Generated, role: AdminRole::Admin };
+        resolve_keys(&[entry], folder, Some(store)).await.unwrap().remove(0)
     }
 
     fn store(folder: &Path) -> EmbeddedStore {
@@ -176,7 +175,7 @@ mod tests {
         let digest = key_digest(made[0].key.as_bytes());
         for (ready, folder) in started.iter().zip(&folders) {
             if ready.created.is_none() {
-                assert_eq!((ready.key.as_str(), ready.shared_digest), ("", Some(digest)));
+                assert_eq!((ready.key.as_str(), ready.digest), ("", Some(digest)));
                 assert!(!folder.path().join("admin.key").exists(), "what was made in vain is gone");
             }
         }
@@ -185,10 +184,7 @@ mod tests {
         // After a restart, the creator reads the key from its file.
         let folder = made[0].created.as_deref().unwrap().parent().unwrap();
         let again = start(folder, &store).await;
-        assert_eq!(
-            (again.key.as_str(), again.created, again.shared_digest),
-            (made[0].key.as_str(), None, None)
-        );
+        assert_eq!((again.key.as_str(), again.created, again.digest), (made[0].key.as_str(), None, None));
     }
 
     #[tokio::test]
@@ -199,15 +195,11 @@ mod tests {
             std::fs::write(folder.path().join("admin.key"), format!("{key}\n")).unwrap();
         }
         let one = start(folders[0].path(), &store).await;
-        assert_eq!((one.key.as_str(), one.created, one.shared_digest), ("one", None, None));
+        assert_eq!((one.key.as_str(), one.created, one.digest), ("one", None, None));
         let two = start(folders[1].path(), &store).await;
-        assert_eq!(
-            (two.key.as_str(), two.shared_digest),
-            ("two", Some(key_digest(b"one"))),
-            "both are good there"
-        );
+        assert_eq!((two.key.as_str(), two.digest), ("two", Some(key_digest(b"one"))), "both are good there");
         let three = start(folders[2].path(), &store).await;
-        assert_eq!((three.key.as_str(), three.shared_digest), ("", Some(key_digest(b"one"))));
+        assert_eq!((three.key.as_str(), three.digest), ("", Some(key_digest(b"one"))));
     }
 
     /// Captures the log.
@@ -239,7 +231,7 @@ mod tests {
         assert!(!logged().contains("ERROR"), "it was not made there: {}", logged());
         std::fs::remove_file(folder.path().join("admin.key")).unwrap();
         let again = start(folder.path(), &store).await;
-        assert_eq!(again.shared_digest, Some(key_digest(made.key.as_bytes())));
+        assert_eq!(again.digest, Some(key_digest(made.key.as_bytes())));
         assert!(logged().contains("ERROR") && logged().contains("etcdctl del"), "{}", logged());
     }
 
@@ -251,12 +243,9 @@ mod tests {
             let version =
                 store.internal_entry(InternalKey::AdminKeys).await.unwrap().map_or(0, |entry| entry.version);
             store.swap_internal_entry(InternalKey::AdminKeys, version, text.to_owned().into()).await.unwrap();
-            let entry = AdminKey {
-                name: "admin".into(),
-                key: conf::Secret::new(String::new()),
-                role: AdminRole::Admin,
-            };
-            let failed = resolve_keys(&[entry], Path::new("c.yaml"), folder.path(), Some(&store)).await;
+            let entry =
+                AdminKey { name: "admin".into(), key: AdminKeyValue::Generated, role: AdminRole::Admin };
+            let failed = resolve_keys(&[entry], folder.path(), Some(&store)).await;
             assert!(failed.err().unwrap().to_string().contains("damaged"));
             assert!(!folder.path().join("admin.key").exists());
         }

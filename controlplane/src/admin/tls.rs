@@ -11,7 +11,7 @@
 
 use std::sync::Arc;
 
-use conf::{AdminTlsSettings, Ciphers, Settings, TlsVersion};
+use conf::{AdminListener, AdminTlsSettings, Ciphers, Settings, TlsVersion};
 use mtls::{
     ClientVerifier, ConfiguredFile, CredentialFiles, Credentials, FileError, LoadedCredentials, Reloader,
     VerifyClient,
@@ -25,6 +25,12 @@ use rustls::{CertificateError, ServerConfig, SupportedProtocolVersion};
 
 use super::access::ClientCertStatus;
 
+/// The names of the listeners' files in metrics and the log, by their order in the settings.
+const NAMES: [&str; 16] = [
+    "admin", "admin-2", "admin-3", "admin-4", "admin-5", "admin-6", "admin-7", "admin-8", "admin-9",
+    "admin-10", "admin-11", "admin-12", "admin-13", "admin-14", "admin-15", "admin-16",
+];
+
 /// nginx's default, which APISIX does not change: one intermediate.
 const DEPTH: u32 = 1;
 
@@ -34,11 +40,6 @@ pub enum TlsError {
     /// A file is unreadable or has unexpected content.
     #[error("{0}")]
     File(#[from] FileError),
-    #[error(
-        "missing ssl cert for https admin: set deployment.admin.admin_api_mtls.admin_ssl_cert and \
-         admin_ssl_cert_key, or https_admin: false"
-    )]
-    NoCertificate,
     #[error("deployment.admin.admin_api_version: only v3 is supported: remove the key, or write v3")]
     ApiVersion,
     /// None of the configured protocol versions is supported.
@@ -63,38 +64,59 @@ pub struct ReloadingTls {
     pub files: Reloader<ServerTls>,
 }
 
-impl ReloadingTls {
-    /// The configured TLS; `None` when the Admin API is disabled or plain HTTP.
+/// The TLS of the configured listeners, which share the files that they have in common.
+#[derive(Debug, Default)]
+pub(crate) struct ListenerTls(Vec<(AdminTlsSettings, ReloadingTls)>);
+
+impl ListenerTls {
+    /// The configured TLS; none when the Admin API is disabled or plain HTTP.
     ///
     /// # Errors
     /// When the settings or the files are invalid.
-    pub(crate) fn from_settings(settings: &Settings) -> Result<Option<Self>, TlsError> {
+    pub(crate) fn from_settings(settings: &Settings) -> Result<Self, TlsError> {
         let admin = &settings.deployment.admin;
         if !admin.enabled {
-            return Ok(None);
+            return Ok(Self::default());
         }
         if !admin.v3 {
             return Err(TlsError::ApiVersion);
         }
-        if !admin.https {
-            if admin.tls.as_ref().is_some_and(|tls| tls.ca.is_some()) {
-                tracing::warn!(
-                    "admin_api_mtls is set but https_admin is false: the Admin API asks for NO client certificate"
-                );
-            }
-            return Ok(None);
-        }
-        let files = admin.tls.as_ref().ok_or(TlsError::NoCertificate)?;
         let ssl = &settings.apisix.ssl;
-        Ok(Some(Self::load(files, &ssl.protocols, ssl.ciphers.as_ref())?))
+        let load = |(files, name): (&AdminTlsSettings, &'static str)| {
+            let tls = ReloadingTls::load_named(name, files, &ssl.protocols, ssl.ciphers.as_ref())?;
+            Ok((files.clone(), tls))
+        };
+        admin.tls_settings().into_iter().zip(NAMES).map(load).collect::<Result<_, _>>().map(Self)
     }
 
+    /// The TLS of each combination of files.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &ReloadingTls> {
+        self.0.iter().map(|(_, tls)| tls)
+    }
+
+    /// The TLS of a listener; `None`: plain HTTP.
+    pub(crate) fn of_listener(&self, listener: &AdminListener) -> Option<ReloadingTls> {
+        let files = listener.tls.as_ref()?;
+        self.0.iter().find(|(known, _)| known == files).map(|(_, tls)| tls.clone())
+    }
+}
+
+impl ReloadingTls {
     /// Reads the files. `ciphers`: the permitted suites; `None`: all. A CA file that is configured
     /// but missing, empty or without a certificate is an error, never "no CA".
     ///
     /// # Errors
     /// Names the file and the problem.
     pub fn load(
+        files: &AdminTlsSettings,
+        versions: &[TlsVersion],
+        ciphers: Option<&Ciphers>,
+    ) -> Result<Self, TlsError> {
+        Self::load_named("admin", files, versions, ciphers)
+    }
+
+    fn load_named(
+        name: &'static str,
         files: &AdminTlsSettings,
         versions: &[TlsVersion],
         ciphers: Option<&Ciphers>,
@@ -125,7 +147,7 @@ impl ReloadingTls {
             required_dns_name: None,
         };
         let (cert, ca) = (ConfiguredFile::new(conf::ADMIN_CERT, &files.cert), named.ca.clone());
-        let files = Reloader::new("admin", named, move |contents| {
+        let files = Reloader::new(name, named, move |contents| {
             let policy = ca.as_ref().map(|file| client_auth(file, contents)).transpose()?.map(Arc::new);
             let config = server_config(&provider, &versions, contents, policy.as_deref());
             Ok(ServerTls { config: Arc::new(config.map_err(|error| cert.by_ref().error(error))?), policy })

@@ -5,6 +5,7 @@
 //! problems at once, each with its fix.
 
 use std::net::{SocketAddr, TcpListener};
+use std::path::Path;
 
 use conf::{ConfigProvider, PushSettings, Settings};
 use mtls::{CertKeyPair, CertificateExpiry, ConfiguredFileRef};
@@ -12,7 +13,7 @@ use pki::{Certificate, format_utc};
 use rustls_pki_types::UnixTime;
 
 use crate::admin::admin_key;
-use crate::admin::tls::ReloadingTls;
+use crate::admin::tls::ListenerTls;
 use crate::cli::check_report::CheckReport;
 use crate::inventory::Inventory;
 use crate::listener_errors::ListenError;
@@ -27,39 +28,45 @@ pub(crate) async fn run(settings: &Settings) -> CheckReport {
     let mut report = CheckReport::default();
     check_settings(settings, &mut report);
     check_documents(settings, false, &mut report).await;
-    for (key, address) in configured_listeners(settings) {
+    for ConfiguredListener { setting, address, .. } in configured_listeners(settings) {
         if let Err(error) = TcpListener::bind(address) {
-            report.fail(key, ListenError::new(key, address, error), "");
+            report.fail(setting, ListenError::new(setting, address, error), "");
         }
     }
     report
 }
 
-/// The listeners by their settings.
-pub(crate) fn configured_listeners(settings: &Settings) -> Vec<(&'static str, SocketAddr)> {
+/// A listener of the settings.
+pub(crate) struct ConfiguredListener<'a> {
+    pub setting: &'static str,
+    pub address: SocketAddr,
+    /// Its certificate's file; `None`: plain HTTP.
+    pub certificate: Option<&'a Path>,
+}
+
+/// The listeners of a control plane.
+pub(crate) fn configured_listeners(settings: &Settings) -> Vec<ConfiguredListener<'_>> {
     let (admin, push) = (&settings.deployment.admin, &settings.countersign.push);
-    let admin = admin.enabled.then_some(("deployment.admin.admin_listen", admin.listen));
-    let status = settings.countersign.control_plane.status.map(|address| (status::STATUS_KEY, address));
-    admin.into_iter().chain([("countersign.push.listen", push.listen)]).chain(status).collect()
+    let of_admin = admin.listeners.iter().filter(|_| admin.enabled).map(|listener| ConfiguredListener {
+        setting: conf::ADMIN_LISTEN,
+        address: listener.address,
+        certificate: listener.tls.as_ref().map(|tls| tls.cert.as_path()),
+    });
+    let push = ConfiguredListener {
+        setting: "countersign.push.listen",
+        address: push.listen,
+        certificate: Some(&push.cert),
+    };
+    let status = settings.countersign.control_plane.status;
+    let status =
+        status.map(|address| ConfiguredListener { setting: status::STATUS_KEY, address, certificate: None });
+    of_admin.chain([push]).chain(status).collect()
 }
 
 /// The checks whose result does not depend on a running control plane.
 pub(crate) fn check_settings(settings: &Settings, report: &mut CheckReport) {
     let now = UnixTime::now();
-    match ReloadingTls::from_settings(settings) {
-        Ok(Some(tls)) => {
-            let files = tls.files.files();
-            let leaf = tls.files.in_use().and_then(|summary| summary.credentials.leaf().cloned());
-            if let (Some(file), Some(leaf)) = (files.certificate(), leaf) {
-                check_expiry(file, &leaf, now, report);
-            }
-        }
-        Ok(None) if !settings.deployment.admin.enabled => {
-            report.warn("apisix.enable_admin", server::ADMIN_DISABLED, "");
-        }
-        Ok(None) => report.ok("deployment.admin.https_admin", "false: the Admin API is plain HTTP"),
-        Err(error) => report.fail("deployment.admin.admin_api_mtls", error, ""),
-    }
+    check_admin_listeners(settings, now, report);
     match server::keyring(settings) {
         Ok(_) => report.ok(settings.keyring_setting(), "can be used"),
         Err(error) => report.fail(settings.keyring_setting(), error, ""),
@@ -68,13 +75,6 @@ pub(crate) fn check_settings(settings: &Settings, report: &mut CheckReport) {
         report.fail("files", error, "");
     }
     let admin = &settings.deployment.admin;
-    if admin.enabled && admin.key_required && admin.keys.is_empty() {
-        report.fail(
-            "deployment.admin.admin_key",
-            "no entry",
-            "add one (an empty key is made at the first start), or set admin_key_required: false",
-        );
-    }
     if admin.enabled && admin.key_required {
         for error in admin_key::key_file_problems(&admin.keys, server::admin_key_folder(settings)) {
             report.fail("deployment.admin.admin_key", error, "");
@@ -83,6 +83,28 @@ pub(crate) fn check_settings(settings: &Settings, report: &mut CheckReport) {
     check_push(&settings.countersign.push, &settings.countersign.node.server_name, now, report);
     if settings.deployment.provider == ConfigProvider::Etcd {
         check_etcd(settings, now, report);
+    }
+}
+
+/// Checks the certificates of the Admin API, and names the listeners without any.
+fn check_admin_listeners(settings: &Settings, now: UnixTime, report: &mut CheckReport) {
+    let admin = &settings.deployment.admin;
+    if !admin.enabled {
+        report.warn("apisix.enable_admin", server::ADMIN_DISABLED, "");
+    }
+    let tls = match ListenerTls::from_settings(settings) {
+        Ok(tls) => tls,
+        Err(error) => return report.fail("deployment.admin.admin_api_mtls", error, ""),
+    };
+    for tls in tls.iter() {
+        let leaf = tls.files.in_use().and_then(|summary| summary.credentials.leaf().cloned());
+        if let (Some(file), Some(leaf)) = (tls.files.files().certificate(), leaf) {
+            check_expiry(file, &leaf, now, report);
+        }
+    }
+    for listener in admin.listeners.iter().filter(|listener| admin.enabled && listener.tls.is_none()) {
+        let text = format!("false: the Admin API is plain HTTP on {}", listener.address);
+        report.ok("deployment.admin.https_admin", text);
     }
 }
 

@@ -8,10 +8,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use conf::{AdminRole, AdminTlsSettings, TlsVersion};
+use conf::{AdminRole, AdminTlsSettings, ClientRole, TlsVersion};
 use controlplane::testing::admin::ReloadingTls;
 use controlplane::testing::admin::ResponseHeaders;
-use controlplane::testing::admin::{Access, ApiKey};
+use controlplane::testing::admin::{Access, AllowedAddresses, ApiKey};
 use controlplane::testing::admin::{AdminApi, AdminServer, Limits};
 use controlplane::testing::change::ChangePipeline;
 use controlplane::testing::current_snapshot::{CurrentSnapshot, ListenerSettings};
@@ -44,6 +44,9 @@ pub(crate) struct Builder {
     pub allow: Option<Vec<ipnet::IpNet>>,
     pub real_ip: Option<model::RealIp>,
     pub keys: bool,
+    pub client_roles: Vec<ClientRole>,
+    /// 0: no limit.
+    pub wrong_keys_per_minute: u32,
     pub https: bool,
     pub ca: bool,
     pub keyring: Vec<&'static str>,
@@ -80,6 +83,9 @@ impl Builder {
             ApiKey { name: "admin", key: KEY, role: AdminRole::Admin },
             ApiKey { name: "viewer", key: VIEWER, role: AdminRole::Viewer },
         ];
+        let access = Access::new(self.keys.then_some(&keys[..]))
+            .with_client_roles(self.client_roles)
+            .with_wrong_keys_per_minute(self.wrong_keys_per_minute);
         let (stop, stopped) = watch::channel(false);
         let heartbeat = Heartbeat::new("watch", Readiness::Required);
         let following = publish::store_watcher::start(
@@ -102,7 +108,7 @@ impl Builder {
             changes: ChangePipeline::new(Arc::clone(&store), Arc::clone(&keyring))
                 .with_protected_client_auth(self.protect_client_auth),
             store: Arc::clone(&store),
-            access: Access::new(self.allow, self.keys.then_some(&keys[..])).with_real_ip(self.real_ip),
+            access,
             fleet: Arc::new(Fleet),
             denied: publish::DeniedNodes::load(Arc::clone(&store)).await.unwrap(),
             acceptance: publish::StoreAcceptance::start(Arc::clone(&store), stopped.clone()).await,
@@ -111,8 +117,11 @@ impl Builder {
             stream_routes_enabled: self.streams,
         };
         let any = "127.0.0.1:0".parse().unwrap();
-        let server = AdminServer::bind(any, tls, admin, self.limits, &Heartbeats::default()).await.unwrap();
-        let address = server.address().unwrap();
+        let allowed = AllowedAddresses::new(self.allow, self.real_ip);
+        let heartbeats = Heartbeats::default();
+        let server = AdminServer::bind(any, tls, allowed, admin, self.limits, &heartbeats);
+        let server = server.await.unwrap();
+        let address = server.addresses().unwrap()[0];
         let task = tokio::spawn(server.run(stopped));
         let identity = clients.issue(&LeafSpec::client("tester")).unwrap();
         World { folder, files, servers, clients, identity, store, keyring, address, stop, task }
@@ -156,6 +165,8 @@ impl World {
             allow: Some(vec!["127.0.0.0/24".parse().unwrap()]),
             real_ip: None,
             keys: true,
+            client_roles: Vec::new(),
+            wrong_keys_per_minute: 0,
             https: true,
             ca: true,
             keyring: vec![RING],

@@ -10,8 +10,7 @@ use crate::cli::check_report::CheckReport;
 use crate::cli::pki_cli;
 
 pub(super) fn check(settings: &Settings, now: UnixTime, report: &mut CheckReport) {
-    let admin = &settings.deployment.admin;
-    if let Some(files) = admin.tls.as_ref().filter(|_| admin.https) {
+    for files in settings.deployment.admin.tls_settings() {
         let cert = ConfiguredFileRef { setting: conf::ADMIN_CERT, path: &files.cert };
         let key = ConfiguredFileRef { setting: conf::ADMIN_CERT_KEY, path: &files.key };
         check_pair(cert, key, CertUsage::Server(None), now, report);

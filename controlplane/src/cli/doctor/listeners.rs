@@ -18,31 +18,28 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
 use crate::cli::check_report::CheckReport;
-use crate::cli::preflight;
+use crate::cli::preflight::{self, ConfiguredListener};
 use crate::listener_errors::ListenError;
-use crate::server::status;
 use crate::store::etcd::dial;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
-const PUSH: &str = "countersign.push.listen";
 
 /// Returns whether a control plane of this configuration runs.
 pub(super) async fn check(settings: &Settings, report: &mut CheckReport) -> bool {
-    let admin = &settings.deployment.admin;
-    let admin_cert = admin.tls.as_ref().filter(|_| admin.https).map(|tls| tls.cert.as_path());
-    let push_cert = Some(settings.countersign.push.cert.as_path());
     let mut running = false;
-    for (key, address) in preflight::configured_listeners(settings) {
+    let (tls, plain): (Vec<_>, Vec<_>) = preflight::configured_listeners(settings)
+        .into_iter()
+        .partition(|listener| listener.certificate.is_some());
+    for ConfiguredListener { setting, address, certificate } in tls.into_iter().chain(plain) {
         // Plain HTTP, bound by the same process as the others.
-        if key == status::STATUS_KEY && running && is_in_use(address) {
-            report.ok(key, format!("{address} is in use by the control plane that runs"));
+        if certificate.is_none() && running && is_in_use(address) {
+            report.ok(setting, format!("{address} is in use by the control plane that runs"));
             continue;
         }
-        let path = if key == PUSH { push_cert } else { admin_cert };
-        let configured = path.and_then(|path| {
-            ConfiguredFileRef { setting: key, path }.read_certificates().ok()?.into_iter().next()
+        let configured = certificate.and_then(|path| {
+            ConfiguredFileRef { setting, path }.read_certificates().ok()?.into_iter().next()
         });
-        running |= check_listener(key, address, configured.as_ref(), report).await;
+        running |= check_listener(setting, address, configured.as_ref(), report).await;
     }
     running
 }

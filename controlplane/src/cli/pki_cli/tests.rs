@@ -47,7 +47,7 @@ fn init_makes_the_files_of_the_configuration() {
     let lookup = |name: &str| (name == "COUNTERSIGN_PKI").then(|| text(&dir).to_owned());
     let settings =
         conf::load_text(&config, &std::fs::read_to_string(&config).unwrap(), folder.path(), &lookup).unwrap();
-    let admin = settings.deployment.admin.tls.unwrap();
+    let admin = settings.deployment.admin.listeners[0].tls.clone().unwrap();
     let (push, node) = (settings.countersign.push, settings.countersign.node);
     for path in [&admin.cert, admin.ca.as_ref().unwrap(), &push.cert, &push.ca, &node.cert, &node.ca] {
         assert!(!pki::certificates_from_pem(&std::fs::read_to_string(path).unwrap()).unwrap().is_empty());

@@ -1,0 +1,96 @@
+//! The accept loop of one listener.
+//!
+//! On shutdown it accepts the queued connections before it closes the listener, and a connection
+//! accepted last gets its first response.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use telemetry::Heartbeat;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::task::JoinSet;
+
+use super::connection::ConnectionServer;
+use super::wait_for_stop;
+use crate::listener_errors::ErrorReason;
+
+/// Backoff of accept when the process has no file descriptors left; doubled each time up to the
+/// maximum.
+const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
+const ACCEPT_BACKOFF_MAX: Duration = Duration::from_secs(1);
+
+/// A listener that is ready to accept.
+pub(super) struct Listener {
+    pub(super) socket: TcpListener,
+    pub(super) heartbeat: Arc<Heartbeat>,
+    pub(super) connections: Arc<ConnectionServer>,
+}
+
+impl Listener {
+    /// Serves until `stop` turns true, then lets open requests finish within the limit.
+    pub(super) async fn run(self, mut stop: watch::Receiver<bool>) {
+        let Self { socket, heartbeat, connections: server } = self;
+        let permits = Arc::new(Semaphore::new(server.limits.connections_max));
+        let mut connections = JoinSet::new();
+        let mut backoff = ACCEPT_BACKOFF;
+        let serve = |connections: &mut JoinSet<()>, stream, address, permit, stop| {
+            let server = Arc::clone(&server);
+            let Ok(denied_slot) = server.reserve_denied_slot(address) else { return };
+            connections.spawn(async move {
+                server.connection(stream, address, stop).await;
+                drop((permit, denied_slot));
+            });
+        };
+        loop {
+            while connections.try_join_next().is_some() {}
+            let accepted = tokio::select! {
+                () = wait_for_stop(&mut stop) => break,
+                never = heartbeat.beat_forever() => match never {},
+                accepted = accept(&socket, &permits) => accepted,
+            };
+            match accepted {
+                Ok((stream, address, permit)) => {
+                    backoff = ACCEPT_BACKOFF;
+                    serve(&mut connections, stream, address, permit, stop.clone());
+                }
+                Err(error) => {
+                    if let Some(suppressed) = ErrorReason::AdminAccept.record() {
+                        tracing::warn!(%error, suppressed, "the Admin API cannot accept a connection");
+                    }
+                    tokio::time::sleep(backoff).await;
+                    backoff = (backoff * 2).min(ACCEPT_BACKOFF_MAX);
+                }
+            }
+        }
+        heartbeat.set_idle();
+        // Clients see queued connections as established; closing the listener would reset them.
+        if let Ok(queue) = socket.into_std() {
+            while let Ok(permit) = Arc::clone(&permits).try_acquire_owned()
+                && let Ok((stream, address)) = queue.accept()
+            {
+                let stream = stream.set_nonblocking(true).and_then(|()| TcpStream::from_std(stream));
+                if let Ok(stream) = stream {
+                    serve(&mut connections, stream, address, permit, stop.clone());
+                }
+            }
+        }
+        let open = async { while connections.join_next().await.is_some() {} };
+        if tokio::time::timeout(server.limits.shutdown_timeout, open).await.is_err() {
+            tracing::warn!(
+                connections = connections.len(),
+                "stopped before the last Admin API requests ended"
+            );
+        }
+    }
+}
+
+async fn accept(
+    listener: &TcpListener,
+    permits: &Arc<Semaphore>,
+) -> std::io::Result<(TcpStream, SocketAddr, OwnedSemaphorePermit)> {
+    let permit = Arc::clone(permits).acquire_owned().await.map_err(std::io::Error::other)?;
+    let (stream, address) = listener.accept().await?;
+    Ok((stream, address, permit))
+}
