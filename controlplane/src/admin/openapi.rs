@@ -73,7 +73,7 @@ fn components() -> Value {
     // A test proves that the file is JSON.
     let mut components: Value = serde_json::from_str(COMPONENTS).unwrap_or_default();
     if let Some(schemas) = components.get_mut("schemas").and_then(Value::as_object_mut) {
-        for kind in Kind::ADMIN {
+        for kind in Kind::ALL {
             let mut schema = modern(model::json_schema(kind));
             if let Some(known) = schema.pointer_mut("/properties/plugins") {
                 let names = plugins()
@@ -234,6 +234,18 @@ fn shape(operation: &Operation) -> Shape {
         Call::ValidateDocument => body(any(), None),
         Call::ServerInfo => read(reference("server_info")),
         Call::Configs => read(reference("configs")),
+        Call::PutConfigs => Shape {
+            parameters: &["digest", "dry_run", "weaken", "wait"],
+            media: &["application/json", "application/yaml"],
+            success: vec![
+                (200, Some(json!({"type": "object"}))),
+                (202, Some(json!({"type": "object"}))),
+                (204, None),
+            ],
+            errors: &[404, 408, 409, 503],
+            headers: &["X-Countersign-Revision"],
+            ..body(reference("configs"), None)
+        },
         Call::ValidateConfigs => Shape {
             media: &["application/json", "application/yaml"],
             ..body(reference("configs"), Some(json!({"type": "object"})))

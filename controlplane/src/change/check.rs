@@ -8,7 +8,7 @@
 use model::{Id, Key, Kind, Problem, Reference, Referrers, Resource, Scheme, Snapshot, Versioned};
 use pki::Keyring;
 use rustls_pki_types::UnixTime;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::ChangeError;
 use super::overlay::{Dependence, StoreOverlay};
@@ -129,8 +129,8 @@ fn scheme_of(upstream: &Value) -> Scheme {
 pub(crate) async fn check_removal(key: &Key, store: &dyn Store) -> Result<(), ChangeError> {
     let Some(Referrers { kinds, field, target }) = model::referrers(key.kind) else { return Ok(()) };
     for user in kinds {
-        let loaded = store.list(*user).await?;
-        let found = loaded.items.iter().find(|item| refers_to(&item.document, field, key.id.as_str()));
+        let found =
+            overlay.require_none(*user, |_, document| refers_to(document, field, key.id.as_str())).await?;
         if let Some(found) = found {
             let message = format!(
                 "can not delete {target}, {} [{}] is still using it now",
@@ -138,6 +138,29 @@ pub(crate) async fn check_removal(key: &Key, store: &dyn Store) -> Result<(), Ch
                 found.key.id
             );
             return Err(Problem::new("", message).into());
+        }
+    }
+    Ok(())
+}
+
+/// Rejects a global rule with a plugin that another global rule has: which of them would apply is
+/// not defined. `document` is that of the rule.
+///
+/// # Errors
+/// Names the first such plugin.
+pub(crate) async fn check_global_rule(
+    key: &Key,
+    document: &Map<String, Value>,
+    overlay: &mut StoreOverlay<'_>,
+) -> Result<(), ChangeError> {
+    let plugins = document.get("plugins").and_then(Value::as_object);
+    for name in plugins.into_iter().flat_map(Map::keys).filter(|_| key.kind == Kind::GlobalRule) {
+        let has_it = |other: &Key, document: &Value| {
+            other != key && document.get("plugins").is_some_and(|plugins| plugins.get(name).is_some())
+        };
+        if let Some(other) = overlay.require_none(Kind::GlobalRule, has_it).await? {
+            let message = format!("plugin '{name}' already exists in global rule with id '{}'", other.id);
+            return Err(Problem::new(format!("plugins.{name}"), message).into());
         }
     }
     Ok(())

@@ -137,6 +137,10 @@ impl ChangePipeline {
                 (None, _) => check::check_removal(&change.key, &mut overlay).await,
             };
             checked.map_err(at(index))?;
+            if let Some(document) = &change.document {
+                let checked = check::check_global_rule(&change.key, document, &mut overlay).await;
+                checked.map_err(at(index))?;
+            }
         }
         let conditions = overlay.into_conditions();
         for (index, (change, resource)) in changes.iter_mut().zip(&resources).enumerate() {
@@ -218,6 +222,7 @@ impl ChangePipeline {
         let document = Value::Object(members);
         let (resource, findings) = check::check_document(*kind, id, &document, &self.keyring, now)?;
         private_keys::reject_stray_keys(*kind, &document)?;
+        change.notes.warnings.extend(model::plugin_warnings(&document));
         change.notes.findings = findings;
         if let Value::Object(members) = document {
             change.document = Some(members);

@@ -74,16 +74,16 @@ impl<'a> StoreOverlay<'a> {
     pub(crate) async fn require_none(
         &mut self,
         kind: Kind,
-        found: impl Fn(&Value) -> bool,
+        found: impl Fn(&Key, &Value) -> bool,
     ) -> Result<Option<Key>, StoreError> {
         let revision = self.list(kind).await?.revision;
         let unchanged = self.unchanged(kind).await?.into_iter().map(|item| (&item.key, &item.document));
         let selected =
-            unchanged.into_iter().find(|(_, document)| found(document)).map(|(key, _)| key.clone());
+            unchanged.into_iter().find(|(key, document)| found(key, document)).map(|(key, _)| key.clone());
         let pending = self.pending.iter().filter(|(key, _)| key.kind == kind);
         let mut pending = pending.filter_map(|(key, document)| Some((key, document.as_ref()?)));
-        let selected =
-            selected.or_else(|| pending.find(|(_, document)| found(document)).map(|(key, _)| key.clone()));
+        let selected = selected
+            .or_else(|| pending.find(|(key, document)| found(key, document)).map(|(key, _)| key.clone()));
         if selected.is_none() {
             let condition = Condition::KindUnchanged { kind, since: revision };
             if !self.conditions.contains(&condition) {

@@ -10,6 +10,7 @@ mod access;
 mod adopted;
 mod audit;
 mod batch;
+mod configs;
 mod denied;
 mod explain;
 mod extension;

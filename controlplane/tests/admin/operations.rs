@@ -66,6 +66,10 @@ fn sample(operation: &Operation, world: &World) -> Sample {
         "PUT /{documents}" => {
             let mut body = document();
             body["id"] = json!("new");
+            if kind == "global_rules" {
+                // A plugin is in one global rule only.
+                body["plugins"] = json!({"datadog": {}});
+            }
             all(body, 201)
         }
         "GET /{documents}/{id}" | "DELETE /{documents}/{id}" => at(&format!("/{kind}/1"), json!(null), 200),
@@ -81,6 +85,7 @@ fn sample(operation: &Operation, world: &World) -> Sample {
         "GET /plugins/list" | "GET /server_info" | "GET /configs" => all(json!(null), 200),
         "GET /plugins/{name}" => at("/plugins/proxy-rewrite", json!(null), 200),
         "PUT /plugins/reload" => all(json!(null), 200),
+        "PUT /configs" => all(json!({"routes": []}), 202),
         "POST /configs/validate" => all(json!({"routes": []}), 200),
         "GET /dataplanes" | "GET /denied_nodes" | "GET /lint" | "GET /openapi.json" => all(json!(null), 200),
         "POST /dataplanes/accept_store" => all(json!(null), 200),
@@ -135,7 +140,9 @@ fn ask(
     key: Option<&str>,
 ) -> http::Request<http_body_util::Full<bytes::Bytes>> {
     let body = if sample.body.is_null() { "".into() } else { sample.body.clone().into() };
-    request(method, &sample.path, key, body)
+    let mut request = request(method, &sample.path, key, body);
+    request.headers_mut().insert("x-digest", HeaderValue::from_static("one"));
+    request
 }
 
 #[tokio::test]

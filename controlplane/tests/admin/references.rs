@@ -104,3 +104,15 @@ async fn referenced_documents_cannot_be_removed() {
     world.delete("/upstreams/1").await.ok();
     world.delete("/upstreams").await.assert_error("missing upstream id");
 }
+
+#[tokio::test]
+async fn a_plugin_is_in_one_global_rule() {
+    let world = World::start().await;
+    let rule = |name: &str| json!({"plugins": {name: {}}});
+    world.put("/global_rules/1", rule("prometheus")).await.ok();
+    world.put("/global_rules/1", rule("prometheus")).await.ok();
+    let conflict = "plugin 'prometheus' already exists in global rule with id '1'";
+    world.put("/global_rules/2", rule("prometheus")).await.assert_error(conflict);
+    world.delete("/global_rules/1").await.ok();
+    world.put("/global_rules/2", rule("prometheus")).await.ok();
+}

@@ -125,7 +125,7 @@ fn difference(
     keyring: &Keyring,
 ) -> Result<Vec<NamedChange>, Problem> {
     let mut operations = Vec::new();
-    for kind in Kind::ADMIN {
+    for kind in Kind::ALL {
         let before: HashMap<&Id, _> = stored
             .items
             .iter()
