@@ -10,7 +10,7 @@ mod access;
 mod adopted;
 mod audit;
 mod batch;
-mod configs;
+mod client_roles;
 mod denied;
 mod explain;
 mod extension;

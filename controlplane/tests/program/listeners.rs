@@ -1,0 +1,160 @@
+//! Several listeners of the Admin API in one control plane, called by curl: mutual TLS, plain HTTP
+//! on a loopback address, and IPv6.
+
+use std::net::{SocketAddr, TcpListener};
+use std::process::{Command, Stdio};
+
+use serde_json::{Value, json};
+
+use crate::refused;
+use crate::site::{Running, Site, program, run};
+
+/// What curl got: the status and the body. 0: no response.
+fn curl(site: &Site, arguments: &[&str]) -> (u16, String) {
+    let output = Command::new("curl")
+        .args(["-sS", "--max-time", "60", "-w", "\n%{http_code}"])
+        .args(arguments)
+        .current_dir(site.path("pki"))
+        .stdin(Stdio::null())
+        .output()
+        .unwrap_or_else(|problem| panic!("cannot run curl ({problem}): `make setup` installs it"));
+    let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
+    let (body, status) = stdout.rsplit_once('\n').unwrap_or_default();
+    (status.parse().unwrap_or_default(), body.to_owned())
+}
+
+fn addresses(running: &Running) -> Vec<SocketAddr> {
+    let listed = running.ready["admin_listeners"].as_array().unwrap();
+    listed.iter().map(|address| address.as_str().unwrap().parse().unwrap()).collect()
+}
+
+/// A site whose Admin API has these listeners, and the key `sixteen-characters`.
+fn site_with(listeners: Value) -> Site {
+    let mut site = Site::new();
+    let admin = &mut site.settings["deployment"]["admin"];
+    admin["admin_listen"] = listeners;
+    admin["admin_key"] = json!([{"name": "admin", "key": "sixteen-characters", "role": "admin"}]);
+    site
+}
+
+const KEY: [&str; 2] = ["-H", "X-API-KEY: sixteen-characters"];
+const CERTIFICATE: [&str; 4] = ["--cert", "admin-client.crt", "--key", "admin-client.key"];
+
+/// The arguments for a GET of the routes over HTTPS.
+fn https(address: SocketAddr) -> Vec<String> {
+    let ip = if address.is_ipv6() { format!("[{}]", address.ip()) } else { address.ip().to_string() };
+    let resolve = format!("localhost:{}:{ip}", address.port());
+    let url = format!("https://localhost:{}/apisix/admin/routes", address.port());
+    ["--cacert", "admin-ca.crt", "--resolve", &resolve, &url].map(str::to_owned).to_vec()
+}
+
+fn call(site: &Site, base: &[String], more: &[&[&str]]) -> (u16, String) {
+    let arguments: Vec<&str> = base.iter().map(String::as_str).chain(more.concat()).collect();
+    curl(site, &arguments)
+}
+
+#[test]
+fn listeners_have_their_own_tls_and_addresses() {
+    let mut site = site_with(json!([
+        {"ip": "127.0.0.1", "port": 0},
+        {"ip": "127.0.0.1", "port": 0, "https_admin": false},
+        {"ip": "127.0.0.1", "port": 0, "https_admin": false, "allow_admin": ["192.0.2.1"]},
+        {"ip": "127.0.0.1", "port": 0, "admin_api_mtls": {"admin_ssl_ca_cert": ""}},
+    ]));
+    let roles = json!([{"match": {"subject": "CN=admin"}, "role": "viewer"}]);
+    site.settings["deployment"]["admin"]["client_roles"] = roles;
+    let checked = run(&["check"], &site.config());
+    assert!(checked.status.success(), "{checked:?}");
+    let running = site.start();
+    let all = addresses(&running);
+    assert_eq!((all.len(), running.ready["admin"].as_str()), (4, Some(&*all[0].to_string())));
+    let [mutual, plain, closed, one_way] = all[..] else { panic!("{all:?}") };
+
+    let mutual = https(mutual);
+    assert_eq!(call(&site, &mutual, &[&CERTIFICATE, &KEY]).0, 200);
+    assert_eq!(call(&site, &mutual, &[&CERTIFICATE]).0, 200, "the certificate has a role");
+    let put = ["-X", "PUT", "-d", "{\"nodes\": {}}"];
+    let (status, body) = call(&site, &mutual, &[&CERTIFICATE, &put]);
+    assert!(status == 401 && body.contains("invalid method for role viewer"), "{status} {body}");
+    let (status, body) = call(&site, &mutual, &[&CERTIFICATE, &["-H", "X-API-KEY: wrong"]]);
+    assert!(status == 401 && body.contains("wrong apikey"), "{status} {body}");
+    let (status, body) = call(&site, &mutual, &[&KEY]);
+    assert!(status == 400 && body.contains("No required SSL certificate was sent"), "{status} {body}");
+
+    let plain = [format!("http://{plain}/apisix/admin/routes")];
+    assert_eq!(call(&site, &plain, &[&KEY]).0, 200);
+    assert_eq!(call(&site, &plain, &[]).0, 401);
+    let closed = [format!("http://{closed}/apisix/admin/routes")];
+    assert_eq!(call(&site, &closed, &[&KEY]).0, 403);
+    let one_way = https(one_way);
+    assert_eq!(call(&site, &one_way, &[&KEY]).0, 200);
+    assert_eq!(call(&site, &one_way, &[&CERTIFICATE]).0, 401, "its certificate is not verified");
+
+    let status = running.ready["status"].as_str().unwrap();
+    let (_, body) = curl(&site, &[&format!("http://{status}/metrics")]);
+    for name in ["admin", "admin-2", "admin-3", "admin-4"] {
+        assert!(body.contains(&format!("\"{name}\"")), "{name}: {body}");
+    }
+    let (_, body) = curl(&site, &[&format!("http://{status}/status")]);
+    let certificates = serde_json::from_str::<Value>(&body).unwrap()["certificates"].clone();
+    let names = certificates.as_array().unwrap().iter().map(|one| one["name"].as_str().unwrap());
+    assert_eq!(names.collect::<Vec<_>>(), ["admin", "admin-2", "push"], "equal files are loaded once");
+    let (code, stderr) = running.stop();
+    assert_eq!(code, Some(0), "{stderr}");
+    assert!(all.iter().all(|address| stderr.contains(&address.to_string())), "{stderr}");
+    assert!(!stderr.contains("sixteen-characters"), "{stderr}");
+}
+
+#[test]
+fn a_listener_may_be_ipv6() {
+    if let Err(problem) = TcpListener::bind("[::1]:0") {
+        return eprintln!("skipped: this machine has no IPv6 ({problem})");
+    }
+    let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    // Both families on one port: the second listener must leave IPv4 to the first.
+    let site = site_with(json!([
+        {"ip": "0.0.0.0", "port": free},
+        {"ip": "[::]", "port": free, "allow_admin": ["::1"]},
+        {"ip": "::1", "port": 0, "https_admin": false, "allow_admin": ["::1/128"]},
+    ]));
+    let running = site.start();
+    let all = addresses(&running);
+    for address in [format!("127.0.0.1:{free}"), format!("[::1]:{free}")] {
+        let address = address.parse().unwrap();
+        assert_eq!(call(&site, &https(address), &[&CERTIFICATE, &KEY]).0, 200, "{address}");
+    }
+    let plain = format!("http://{}/apisix/admin/routes", all[2]);
+    assert_eq!(call(&site, &["-g".to_owned(), plain], &[&KEY]).0, 200);
+    assert_eq!(running.stop().0, Some(0));
+}
+
+#[test]
+fn a_hashed_key_is_not_in_the_file() {
+    let hashed = Command::new("sh")
+        .args(["-c", "printf '%s\\n' \"$KEY\" | \"$0\" hash-key", program().get_program().to_str().unwrap()])
+        .env("KEY", "sixteen-characters")
+        .output()
+        .unwrap();
+    let hash = String::from_utf8(hashed.stdout).unwrap();
+    assert!(hash.starts_with("sha256:") && hash.len() == 72, "{hash}");
+    let mut site = site_with(json!({"ip": "127.0.0.1", "port": 0}));
+    site.settings["deployment"]["admin"]["admin_key"][0]["key"] = hash.trim().into();
+    let running = site.start();
+    let base = https(addresses(&running)[0]);
+    assert_eq!(call(&site, &base, &[&CERTIFICATE, &KEY]).0, 200);
+    let as_key = format!("X-API-KEY: {}", hash.trim());
+    assert_eq!(call(&site, &base, &[&CERTIFICATE, &["-H", &as_key]]).0, 401, "the hash is no key");
+    assert_eq!(running.stop().0, Some(0));
+    assert!(!site.path("data/admin.key").exists());
+}
+
+#[test]
+fn a_busy_listener_keeps_the_start_from_listening() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port();
+    let site = site_with(json!([{"ip": "127.0.0.1", "port": 0}, {"ip": "127.0.0.1", "port": port}]));
+    let address = format!("deployment.admin.admin_listen: cannot listen on 127.0.0.1:{port}");
+    refused(&site.config(), &[&address, "another program listens there"]);
+    let site = site_with(json!([{"ip": "0.0.0.0", "port": 0, "https_admin": false}]));
+    refused(&site.config(), &["plain HTTP on 0.0.0.0:0", "write plain_http: true"]);
+}
