@@ -224,6 +224,7 @@ impl ChangePipeline {
         private_keys::reject_stray_keys(*kind, &document)?;
         change.notes.warnings.extend(model::plugin_warnings(&document));
         change.notes.findings = findings;
+        change.notes.warnings.extend(model::plugin_warnings(&document));
         if let Value::Object(members) = document {
             change.document = Some(members);
         }

@@ -19,6 +19,7 @@ mod keyring;
 mod limits;
 mod lint;
 mod operations;
+mod plugins;
 mod references;
 mod safe_writes;
 mod secrets;

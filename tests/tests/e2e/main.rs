@@ -38,6 +38,7 @@ mod names;
 mod other_store;
 mod pages;
 mod paths;
+mod plugins;
 mod readme;
 mod records;
 mod release;

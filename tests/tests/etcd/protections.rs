@@ -73,7 +73,7 @@ async fn unknown_conditions_of_a_route_deny_requests() {
             "a plugin beside one of ours",
             with(json!({"plugins": {"proxy-rewrite": {"uri": "/x"}, "uri-blocker": {}}})),
         ),
-        ("plugins kept elsewhere", with(json!({"plugin_config_id": "1"}))),
+        ("plugins that no program has stored", with(json!({"plugin_config_id": "1"}))),
         ("a script", with(json!({"script": "local _M = {} function _M.access() end return _M"}))),
         ("a function", with(json!({"filter_func": "function(vars) return vars.arg_a == \"1\" end"}))),
         ("a predicate that we cannot read", with(json!({"vars": [["http_x", "NO-SUCH-OPERATOR", "1"]]}))),
@@ -89,11 +89,39 @@ async fn unknown_conditions_of_a_route_deny_requests() {
     assert!(stage.etcd.keys().await.get(&name("routes/all")).await.is_some());
 }
 
+/// The plugins of a plugin config belong to the routes that name it.
+#[tokio::test]
+async fn an_unknown_plugin_of_a_plugin_config_denies_its_routes() {
+    let stage = Stage::start().await;
+    let mut named = stage.route("/named");
+    named["plugin_config_id"] = 1.into();
+    stage.world.apply(&[("routes/all", stage.route("/*"))]).await;
+    let observers = json!({
+        "prometheus": {}, "request-id": {}, "kafka-logger": {"brokers": "none"},
+        "zipkin": {"endpoint": "http://127.0.0.1:9", "sample_ratio": 1}
+    });
+    let config = |plugins: Value| json!({"id": "1", "plugins": plugins});
+    stage.etcd_put("plugin_configs/1", &config(observers.clone())).await;
+    stage.etcd_put("routes/named", &named).await;
+    assert_eq!(stage.status("/named").await, StatusCode::OK);
+    let mut unknown = observers;
+    unknown["key-auth"] = json!({});
+    stage.etcd_put("plugin_configs/1", &config(unknown)).await;
+    assert_eq!(stage.status("/named").await, StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(stage.status("/other").await, StatusCode::OK);
+    let finding = linted(&stage, "plugin_configs/1").await;
+    assert!(finding.to_string().contains("unknown plugin [key-auth]"), "{finding}");
+    stage.etcd_put("plugin_configs/1", &config(json!({"proxy-rewrite": {"uri": "/x"}}))).await;
+    assert_eq!(stage.status("/named").await, StatusCode::OK);
+}
+
 /// A global rule applies to every request.
 #[tokio::test]
 async fn an_unknown_global_rule_denies_every_request() {
     let stage = Stage::start().await;
     stage.world.apply(&[("ssls/app", stage.world.open_site()), ("routes/all", stage.route("/*"))]).await;
+    stage.etcd_put("global_rules/0", &json!({"id": "0", "plugins": {"prometheus": {}, "datadog": {}}})).await;
+    assert_eq!(stage.status("/any").await, StatusCode::OK);
     stage
         .etcd_put(
             "global_rules/1",

@@ -1,0 +1,91 @@
+//! Plugin configs and global rules as clients see them (contract 7.3).
+
+use e2e::client::HttpConnection;
+use e2e::documents::weighted;
+use e2e::upstream::Upstream;
+use e2e::world::World;
+use http::StatusCode;
+use serde_json::{Value, json};
+
+/// The header that the plugin of `name` sets.
+fn rewrite(name: &str) -> Value {
+    json!({"proxy-rewrite": {"headers": {"X-From": name}}})
+}
+
+/// Sends a request; returns the status, or the header that the upstream received.
+async fn from(session: &mut HttpConnection, path: &str) -> Value {
+    let reply = session.get(path).await.unwrap_or_else(|error| panic!("{path}: {error}"));
+    match reply.status {
+        StatusCode::OK => reply.json()["headers"]["x-from"].clone(),
+        status => status.as_u16().into(),
+    }
+}
+
+#[tokio::test]
+async fn a_route_gets_the_plugins_of_its_plugin_config() {
+    let world = World::start().await;
+    let upstream = Upstream::plain("a").await;
+    let to = json!({"nodes": weighted(&[upstream.address()])});
+    let route = |uri: &str, more: Value| {
+        let mut route = json!({"uri": uri, "service_id": "s", "plugin_config_id": "p"});
+        route.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        (format!("routes/{}", &uri[1..]), route)
+    };
+    let off = json!({"plugins": {"proxy-rewrite": {"_meta": {"disable": true}}}});
+    let routes = [
+        route("/config", json!({})),
+        route("/own", json!({"plugins": rewrite("route")})),
+        route("/off", off),
+        route("/empty", json!({"plugin_config_id": "empty"})),
+    ];
+    let mut documents = vec![
+        ("services/s", json!({"upstream": to, "plugins": rewrite("service")})),
+        ("plugin_configs/p", json!({"plugins": rewrite("config")})),
+        ("plugin_configs/empty", json!({"plugins": {"prometheus": {}}})),
+        ("global_rules/g", json!({"plugins": {"prometheus": {}}})),
+    ];
+    documents.extend(routes.iter().map(|(path, route)| (path.as_str(), route.clone())));
+    world.apply(&documents).await;
+    let mut session = world.plain("app.test").await;
+    for (path, expected) in [
+        ("/config", json!("config")),
+        ("/own", json!("route")),
+        ("/off", Value::Null),
+        ("/empty", json!("service")),
+        ("/nowhere", json!(404)),
+    ] {
+        assert_eq!(from(&mut session, path).await, expected, "{path}");
+    }
+    // A change of the plugin config alone reaches its routes.
+    world.apply(&[("plugin_configs/p", json!({"plugins": rewrite("changed")}))]).await;
+    assert_eq!(from(&mut session, "/config").await, "changed");
+    assert_eq!(from(&mut session, "/own").await, "route");
+}
+
+#[tokio::test]
+async fn a_route_without_its_plugin_config_is_unavailable() {
+    let mut world = World::start().await;
+    let upstream = Upstream::plain("a").await;
+    let to = json!({"nodes": weighted(&[upstream.address()])});
+    let named = json!({"uri": "/named", "upstream": to, "plugin_config_id": "p"});
+    world.apply(&[("plugin_configs/p", json!({"plugins": rewrite("config")})), ("routes/1", named)]).await;
+    let revision = world.admin().delete("plugin_configs/p?force=true").await;
+    world.wait_acknowledged(revision).await;
+    let mut session = world.plain("app.test").await;
+    assert_eq!(from(&mut session, "/named").await, 503);
+    assert!(world.metric("countersign_errors_total{reason=\"no_plugin_config\"}").await >= 1);
+    let revision = world.apply(&[("plugin_configs/p", json!({"plugins": rewrite("again")}))]).await;
+    assert_eq!(from(&mut session, "/named").await, "again");
+    assert_eq!(upstream.requests(), 1);
+
+    // The node keeps it in its file.
+    world.wait_persisted(revision).await;
+    drop(session);
+    world.kill_control().await;
+    world.kill_node().await;
+    world.start_node().await;
+    let mut session = world.plain("app.test").await;
+    assert_eq!(from(&mut session, "/named").await, "again");
+    world.start_control().await;
+    world.wait_acknowledged(revision).await;
+}
