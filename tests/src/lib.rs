@@ -15,6 +15,7 @@ pub mod tls;
 pub mod upstream;
 
 pub mod admin;
+pub mod batches;
 pub mod client;
 pub mod etcd;
 pub mod frames;

@@ -4,8 +4,8 @@
 //! against it, while
 //! [`e2e::resources`] reads from `/proc` what that costs the server; the [`report`]
 //! holds every figure. [`peer`] starts and stops servers, [`comparison`] measures them side by
-//! side, [`revocation`] measures a revocation among thousands of live connections, and
-//! [`etcd_store`] a change made in etcd.
+//! side, [`revocation`] measures a revocation among thousands of live connections, [`etcd_store`] a
+//! change made in etcd, and [`store`] the writes of both stores.
 //!
 //! Invariant: a figure is printed only if it was measured in this run. A figure that could not be
 //! measured is absent from the report, or the run fails with the reason.
@@ -22,6 +22,7 @@ pub mod loadgen;
 pub mod peer;
 pub mod report;
 pub mod revocation;
+pub mod store;
 pub mod target;
 
 /// Prints an error as one line on standard error, and gives the exit status.

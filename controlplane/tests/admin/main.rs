@@ -11,6 +11,7 @@ mod adopted;
 mod audit;
 mod batch;
 mod client_roles;
+mod configs;
 mod denied;
 mod explain;
 mod extension;

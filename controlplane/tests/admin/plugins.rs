@@ -80,7 +80,11 @@ async fn explain_names_a_missing_plugin_config() {
     let question = json!({"sni": "a.test", "host": "a.test", "uri": "/a"});
     let outcome = async || world.post("/explain", question.clone()).await.ok().json()["outcome"].clone();
     let served = outcome().await;
-    assert_eq!((&served["result"], &served["to"]["plugin_config"]), (&json!("forwarded"), &json!("p")), "{served}");
+    assert_eq!(
+        (&served["result"], &served["to"]["plugin_config"]),
+        (&json!("forwarded"), &json!("p")),
+        "{served}"
+    );
     world.delete("/plugin_configs/p?force=true").await.ok();
     let denied = outcome().await;
     assert_eq!((&denied["reason"], &denied["status"]), (&json!("no_plugin_config"), &json!(503)), "{denied}");

@@ -8,6 +8,7 @@
 use std::sync::Arc;
 
 use e2e::admin::Admin;
+use e2e::batches::{BatchWriters, assert_whole};
 use e2e::client::HttpConnection;
 use e2e::upstream::Upstream;
 use e2e::world::World;
@@ -202,4 +203,19 @@ async fn both_planes_killed_lose_no_acknowledged_write() {
     world.wait_acknowledged(revision).await;
     assert_all_stored(&world, last).await;
     assert!(highest_served(&mut session, last).await == last);
+}
+
+/// The control plane is killed in a burst of batches.
+#[tokio::test]
+async fn a_killed_control_plane_stores_no_part_of_a_batch() {
+    let mut world = World::start().await;
+    let mut stored = Vec::new();
+    for more in KILLS_AFTER {
+        let mut writers = BatchWriters::start(&world.admin(), &stored);
+        writers.progress(more).await;
+        world.kill_control().await;
+        let acknowledged = writers.finished().await;
+        world.start_control().await;
+        stored = assert_whole(&world.admin(), &acknowledged).await;
+    }
 }

@@ -7,6 +7,7 @@
 mod ledger;
 mod stage;
 
+mod batches;
 mod cases;
 mod copy;
 mod down;

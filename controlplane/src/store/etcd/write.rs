@@ -17,7 +17,7 @@ use tonic::Code;
 use super::compare::KeyState;
 use super::connection::EtcdConnection;
 use super::layout;
-use super::txn::{Attempt, TtlLeases, OPERATIONS_MAX, TxnOutcome};
+use super::txn::{Attempt, OPERATIONS_MAX, TtlLeases, TxnOutcome};
 use super::{Cluster, dial};
 use crate::store::{Batch, CommitResult, InternalKey, StoreError};
 
