@@ -222,7 +222,6 @@ impl ChangePipeline {
         let document = Value::Object(members);
         let (resource, findings) = check::check_document(*kind, id, &document, &self.keyring, now)?;
         private_keys::reject_stray_keys(*kind, &document)?;
-        change.notes.warnings.extend(model::plugin_warnings(&document));
         change.notes.findings = findings;
         change.notes.warnings.extend(model::plugin_warnings(&document));
         if let Value::Object(members) = document {

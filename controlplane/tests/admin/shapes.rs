@@ -58,8 +58,14 @@ async fn a_ttl_removes_the_document() {
     world.put("/upstreams/2?ttl=1000", upstream(1)).await.ok();
     let kept = world.put("/upstreams/2", upstream(2)).await.ok();
     assert!(created.revision() < kept.revision());
-    let removed = world.store.watch(kept.revision()).next().await.unwrap().unwrap();
-    assert_eq!((removed[0].key.to_string().as_str(), &removed[0].document), ("upstreams/1", &None));
+    let mut changes = world.store.watch(created.revision());
+    let removed = loop {
+        let events = changes.next().await.unwrap().unwrap();
+        if let Some(removed) = events.into_iter().find(|event| event.document.is_none()) {
+            break removed;
+        }
+    };
+    assert_eq!(removed.key.to_string(), "upstreams/1");
     world.get("/upstreams/1").await.key_not_found();
     assert_eq!(world.get("/upstreams/2").await.ok().json()["value"]["nodes"]["127.0.0.1:1980"], 2);
 }
