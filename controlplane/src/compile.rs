@@ -22,7 +22,13 @@ const PROGRAM_VERSION: &str = env!("CARGO_PKG_VERSION");
 /// # Errors
 /// The first problem: an unresolved reference, or an error of `model::compile`.
 pub(crate) fn compile(kind: Kind, id: &Id, document: &Value, keyring: &Keyring) -> Result<Resource, Problem> {
-    let resolved = resolve_references(kind, document, &env_var)?;
+    let resolved = resolve_references(kind, document, &env_var).map_err(|unresolved| {
+        // As in APISIX, the schema comes first; it takes any reference.
+        match model::validate(kind, document) {
+            Ok(()) => unresolved,
+            Err(problem) => model::invalid_configuration(problem),
+        }
+    })?;
     log_env_refs(resolved.resolved_refs());
     model::compile(kind, id, resolved.document(), keyring)
 }

@@ -61,7 +61,7 @@ pub fn compile(kind: Kind, id: &Id, document: &Value, keyring: &Keyring) -> Resu
 }
 
 /// Prefixes a problem with the Admin API's words.
-fn invalid_configuration(problem: Problem) -> Problem {
+pub fn invalid_configuration(problem: Problem) -> Problem {
     Problem { message: format!("invalid configuration: {}", problem.message), ..problem }
 }
 

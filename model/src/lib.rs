@@ -72,7 +72,8 @@ mod samples;
 
 pub use client_identity::{ClientIdentity, ForwardedHeaders};
 pub use document::{
-    ResolvedDocument, check_validity_period, compile, drop_unsigned_crls, resolve_references,
+    ResolvedDocument, check_validity_period, compile, drop_unsigned_crls, invalid_configuration,
+    resolve_references,
 };
 pub use expression::Vars;
 pub use host_name::HostName;

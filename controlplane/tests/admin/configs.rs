@@ -50,8 +50,9 @@ async fn an_invalid_configuration_changes_nothing() {
     let good = json!({"id": "2", "nodes": {}});
     let bad = json!({"id": "1", "uri": "/", "upstream_id": "missing"});
     for (body, message) in [
-        (json!({"upstreams": [good], "routes": [{"id": "1", "uri": 1}]}), "Configuration validation failed"),
-        (json!({"upstreams": [good], "consumers": [{"username": "a"}]}), "Configuration validation failed"),
+        (json!({"upstreams": [good, good]}), "found duplicate id 2 in upstreams"),
+        (json!({"upstreams": [good], "routes": [{"id": "1", "uri": 1}]}), "invalid configuration: "),
+        (json!({"upstreams": [good], "consumers": [{"username": "a"}]}), "this gateway has no consumers"),
         (json!({"upstreams": [good], "routes": [bad]}), "operation 2: failed to fetch upstream info"),
         (json!({"upstreams": [{"nodes": {}}]}), "missing upstream id"),
         (json!([]), "invalid request body: expected an object, got table"),

@@ -63,7 +63,10 @@ impl AdminApi {
         let work = tokio::task::spawn_blocking(move || validate(&body, &keyring, UnixTime::now()));
         match work.await {
             Ok(errors) if errors.is_empty() => reply::json(StatusCode::OK, &json!({})),
-            Ok(errors) => invalid_configuration(errors),
+            Ok(errors) => {
+                let body = json!({"error_msg": "Configuration validation failed", "errors": errors});
+                reply::json(StatusCode::BAD_REQUEST, &body)
+            }
             Err(_) => reply::empty(StatusCode::INTERNAL_SERVER_ERROR),
         }
     }
@@ -81,12 +84,6 @@ pub(super) fn body_object(body: Result<Option<Value>, BodyError>) -> Result<Map<
         Ok(Some(other)) => Err(invalid_body(&format!("expected an object, got {}", lua_type(&other)))),
         Err(error) => Err(error.into()),
     }
-}
-
-/// The response to a configuration with errors.
-pub(super) fn invalid_configuration(errors: Vec<Value>) -> Reply {
-    let body = json!({"error_msg": "Configuration validation failed", "errors": errors});
-    reply::json(StatusCode::BAD_REQUEST, &body)
 }
 
 fn invalid_body(why: &str) -> Reply {

@@ -76,7 +76,12 @@ impl AdminApi {
             tokio::task::spawn_blocking(move || configs::validate(&checked, &keyring, UnixTime::now()));
         match work.await {
             Ok(errors) if errors.is_empty() => {}
-            Ok(errors) => return Ok(configs::invalid_configuration(errors)),
+            Ok(errors) => {
+                // APISIX stops at the first error, and its text is the message.
+                let first = errors.first().and_then(|error| error.get("error")).cloned();
+                let body = json!({"error_msg": first, "errors": errors});
+                return Ok(reply::json(StatusCode::BAD_REQUEST, &body));
+            }
             Err(_) => return Ok(reply::empty(StatusCode::INTERNAL_SERVER_ERROR)),
         }
         let operations = match difference(&body, &stored, &self.keyring) {
