@@ -139,23 +139,19 @@ impl Reader<'_> {
         }
         let ip = self.part(entry, "ip", value::ip).unwrap_or(common.address.ip());
         let port = self.part(entry, "port", value::port).unwrap_or(PORT);
+        let own_ca = self.part_file(entry, "admin_ssl_ca_cert");
         let own = TlsFiles {
             cert: self.part_file(entry, "admin_ssl_cert").flatten(),
             key: self.part_file(entry, "admin_ssl_cert_key").flatten(),
-            ca: None,
+            ca: own_ca.clone().flatten(),
         };
-        let own_ca = self.part_file(entry, "admin_ssl_ca_cert");
         let field = format!("{ENTRY}.admin_api_mtls");
         if own.cert.is_some() != own.key.is_some() {
             let message = "admin_ssl_cert and admin_ssl_cert_key belong together: give both or none";
             self.problem_at(Some(entry.line), &field, message.into());
         }
-        let own = TlsFiles { ca: own_ca.clone().flatten(), ..own };
-        let files = TlsFiles { ca: own_ca.unwrap_or_else(|| common.files.ca.clone()), ..own.clone() };
-        let files = match files {
-            TlsFiles { cert: None, key: None, ca } => TlsFiles { ca, ..common.files.clone() },
-            files => files,
-        };
+        let pair = if own.cert.is_some() || own.key.is_some() { &own } else { &common.files };
+        let files = TlsFiles { ca: own_ca.unwrap_or_else(|| common.files.ca.clone()), ..pair.clone() };
         let spec = ListenerSpec {
             line: Some(entry.line),
             address: SocketAddr::new(ip, port),

@@ -76,7 +76,7 @@ fn errors_of_a_list_name_their_lines() {
             ":5: deployment.admin.admin_listen[].port: expected a port",
         ),
         (
-            "admin_listen:\n- {ip: 127.0.0.1, allow_admin: [nobody]}",
+            "admin_listen:\n- {ip: 127.0.0.1, allow_admin: [no-network]}",
             ":4: deployment.admin.admin_listen[].allow_admin[]: expected an IP address",
         ),
         (
@@ -238,7 +238,7 @@ admin_api_mtls: {admin_ssl_cert: a.crt, admin_ssl_cert_key: a.key, admin_ssl_ca_
             "- {match: {spki_sha256: ab}, role: admin}",
             "client_roles[].match.spki_sha256: \"ab\" is not a SHA-256",
         ),
-        ("- {match: {subject: nobody}, role: admin}", "client_roles[].match.subject: "),
+        ("- {match: {subject: no-network}, role: admin}", "client_roles[].match.subject: "),
         ("- {match: {cn: a}, role: admin}", "client_roles[].match.cn: unknown key"),
         ("- a", "client_roles[]: expected {match: {...}, role: admin or viewer}"),
     ] {

@@ -28,9 +28,9 @@ pub(crate) struct ResolvedKey {
     pub digest: Option<KeyDigest>,
 }
 
-/// Resolves keys that are to be generated: an admin entry gets the key from its file, or that of the
-/// control planes that share `store`, or a new one. A viewer entry without a key stays unusable.
-/// `store`: `None` where no other control plane can open it.
+/// Resolves keys that are to be generated: an admin entry gets the key from its file, or that of
+/// the control planes that share `store`, or a new one. A viewer entry without a key stays
+/// unusable. `store`: `None` where no other control plane can open it.
 ///
 /// # Errors
 /// When a key can be neither read nor written.

@@ -66,22 +66,6 @@ pub struct BoundListener {
 pub struct AdminServer(Vec<Listener>);
 
 impl AdminServer {
-    /// Binds one address.
-    ///
-    /// # Errors
-    /// When the address cannot be bound.
-    pub async fn bind(
-        address: SocketAddr,
-        tls: Option<ReloadingTls>,
-        allowed: AllowedAddresses,
-        admin: AdminApi,
-        limits: Limits,
-        heartbeats: &Heartbeats,
-    ) -> std::io::Result<Self> {
-        let listener = TcpListener::bind(address).await?;
-        Ok(Self::new(vec![BoundListener { listener, tls, allowed }], admin, limits, heartbeats))
-    }
-
     /// Serves these listeners. Their heartbeats are `admin`, `admin-2` and so on.
     pub fn new(
         listeners: Vec<BoundListener>,

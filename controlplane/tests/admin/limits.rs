@@ -9,7 +9,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::client::TlsStream;
 
-use crate::world::{KEY, World, request};
+use crate::world::{KEY, World, exchange, request};
 
 async fn read_all(mut stream: impl tokio::io::AsyncRead + Unpin) -> String {
     let mut response = Vec::new();
@@ -116,6 +116,18 @@ async fn connections_beyond_the_limit_are_queued() {
     assert!(futures_util::FutureExt::now_or_never(&mut waiting).is_none());
     drop(first);
     waiting.await.ok();
+}
+
+#[tokio::test]
+async fn a_full_listener_takes_no_connection_of_another() {
+    let mut builder = World::builder();
+    (builder.plain_listener, builder.limits.connections_max) = (true, 2);
+    let world = builder.start().await;
+    let served = world.connect(None).await.unwrap();
+    let queued = TcpStream::connect(world.address).await.unwrap();
+    let plain = TcpStream::connect(world.plain_address.unwrap()).await.unwrap();
+    exchange(plain, request(Method::GET, "/routes", Some(KEY), "".into())).await.ok();
+    drop((served, queued));
 }
 
 #[tokio::test]

@@ -12,7 +12,7 @@ use conf::{AdminRole, AdminTlsSettings, ClientRole, TlsVersion};
 use controlplane::testing::admin::ReloadingTls;
 use controlplane::testing::admin::ResponseHeaders;
 use controlplane::testing::admin::{Access, AllowedAddresses, ApiKey};
-use controlplane::testing::admin::{AdminApi, AdminServer, Limits};
+use controlplane::testing::admin::{AdminApi, AdminServer, BoundListener, Limits};
 use controlplane::testing::change::ChangePipeline;
 use controlplane::testing::current_snapshot::{CurrentSnapshot, ListenerSettings};
 use controlplane::testing::publish;
@@ -29,7 +29,7 @@ use rustls::pki_types::ServerName;
 use serde_json::{Value, json};
 use telemetry::{Heartbeat, Heartbeats, Readiness};
 use tempfile::TempDir;
-use tokio::net::TcpStream;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
@@ -48,6 +48,8 @@ pub(crate) struct Builder {
     /// 0: no limit.
     pub wrong_keys_per_minute: u32,
     pub https: bool,
+    /// A second listener, which speaks plain HTTP.
+    pub plain_listener: bool,
     pub ca: bool,
     pub keyring: Vec<&'static str>,
     pub limits: Limits,
@@ -64,28 +66,11 @@ impl Builder {
         let folder = tempfile::tempdir().unwrap();
         let servers = Authority::root(&AuthoritySpec::new("servers")).unwrap();
         let clients = Authority::root(&AuthoritySpec::new("clients")).unwrap();
-        let server = servers.issue(&LeafSpec::server("admin.test")).unwrap();
-        let write = |name: &str, text: &str| -> PathBuf {
-            let path = folder.path().join(name);
-            fs::write(&path, text).unwrap();
-            path
-        };
-        let files = AdminTlsSettings {
-            cert: write("server.crt", &server.chain_pem),
-            key: write("server.pem", &server.key_pem),
-            ca: self.ca.then(|| write("ca.crt", &clients.certificate_pem())),
-        };
+        let files = self.files(&folder, &servers, &clients);
         let tls = self.https.then(|| ReloadingTls::load(&files, &self.versions, None).unwrap());
         let store: Arc<dyn Store> = Arc::new(EmbeddedStore::open(&folder.path().join("store.redb")).unwrap());
         let keyring =
             Arc::new(Keyring::new(self.keyring.iter().map(|key| (*key).to_owned()).collect()).unwrap());
-        let keys = [
-            ApiKey { name: "admin", key: KEY, role: AdminRole::Admin },
-            ApiKey { name: "viewer", key: VIEWER, role: AdminRole::Viewer },
-        ];
-        let access = Access::new(self.keys.then_some(&keys[..]))
-            .with_client_roles(self.client_roles)
-            .with_wrong_keys_per_minute(self.wrong_keys_per_minute);
         let (stop, stopped) = watch::channel(false);
         let heartbeat = Heartbeat::new("watch", Readiness::Required);
         let following = publish::store_watcher::start(
@@ -108,7 +93,7 @@ impl Builder {
             changes: ChangePipeline::new(Arc::clone(&store), Arc::clone(&keyring))
                 .with_protected_client_auth(self.protect_client_auth),
             store: Arc::clone(&store),
-            access,
+            access: self.access(),
             fleet: Arc::new(Fleet),
             denied: publish::DeniedNodes::load(Arc::clone(&store)).await.unwrap(),
             acceptance: publish::StoreAcceptance::start(Arc::clone(&store), stopped.clone()).await,
@@ -116,15 +101,57 @@ impl Builder {
             body_timeout: self.body_timeout,
             stream_routes_enabled: self.streams,
         };
-        let any = "127.0.0.1:0".parse().unwrap();
-        let allowed = AllowedAddresses::new(self.allow, self.real_ip);
-        let heartbeats = Heartbeats::default();
-        let server = AdminServer::bind(any, tls, allowed, admin, self.limits, &heartbeats);
-        let server = server.await.unwrap();
-        let address = server.addresses().unwrap()[0];
+        let mut listeners = vec![self.bind(tls).await];
+        if self.plain_listener {
+            listeners.push(self.bind(None).await);
+        }
+        let server = AdminServer::new(listeners, admin, self.limits, &Heartbeats::default());
+        let addresses = server.addresses().unwrap();
+        let (address, plain_address) = (addresses[0], addresses.get(1).copied());
         let task = tokio::spawn(server.run(stopped));
         let identity = clients.issue(&LeafSpec::client("tester")).unwrap();
-        World { folder, files, servers, clients, identity, store, keyring, address, stop, task }
+        World {
+            folder,
+            files,
+            servers,
+            clients,
+            identity,
+            store,
+            keyring,
+            address,
+            plain_address,
+            stop,
+            task,
+        }
+    }
+
+    fn files(&self, folder: &TempDir, servers: &Authority, clients: &Authority) -> AdminTlsSettings {
+        let server = servers.issue(&LeafSpec::server("admin.test")).unwrap();
+        let write = |name: &str, text: &str| -> PathBuf {
+            let path = folder.path().join(name);
+            fs::write(&path, text).unwrap();
+            path
+        };
+        AdminTlsSettings {
+            cert: write("server.crt", &server.chain_pem),
+            key: write("server.pem", &server.key_pem),
+            ca: self.ca.then(|| write("ca.crt", &clients.certificate_pem())),
+        }
+    }
+
+    fn access(&self) -> Access {
+        let keys = [
+            ApiKey { name: "admin", key: KEY, role: AdminRole::Admin },
+            ApiKey { name: "viewer", key: VIEWER, role: AdminRole::Viewer },
+        ];
+        Access::new(self.keys.then_some(&keys[..]))
+            .with_client_roles(self.client_roles.clone())
+            .with_wrong_keys_per_minute(self.wrong_keys_per_minute)
+    }
+
+    async fn bind(&self, tls: Option<ReloadingTls>) -> BoundListener {
+        let allowed = AllowedAddresses::new(self.allow.clone(), self.real_ip.clone());
+        BoundListener { listener: TcpListener::bind("127.0.0.1:0").await.unwrap(), tls, allowed }
     }
 }
 
@@ -155,6 +182,8 @@ pub(crate) struct World {
     pub store: Arc<dyn Store>,
     pub keyring: Arc<Keyring>,
     pub address: SocketAddr,
+    /// Of the second listener, if there is one.
+    pub plain_address: Option<SocketAddr>,
     pub stop: watch::Sender<bool>,
     pub task: tokio::task::JoinHandle<()>,
 }
@@ -168,6 +197,7 @@ impl World {
             client_roles: Vec::new(),
             wrong_keys_per_minute: 0,
             https: true,
+            plain_listener: false,
             ca: true,
             keyring: vec![RING],
             limits: Limits::default(),

@@ -202,6 +202,29 @@ fn a_used_port_is_fine_when_held_by_this_control_plane() {
 }
 
 #[test]
+fn every_listener_of_the_admin_api_is_examined() {
+    let mut site = Site::new();
+    let (mutual, plain) = (Reservation::any(), Reservation::any());
+    site.settings["deployment"]["admin"]["admin_listen"] = json!([
+        {"ip": "127.0.0.1", "port": plain.address().port(), "https_admin": false},
+        {"ip": "127.0.0.1", "port": mutual.address().port()},
+    ]);
+    let rows = |examined: &Examined, mutual_text: &str, plain_text: &str| {
+        for (address, text) in [(mutual.address(), mutual_text), (plain.address(), plain_text)] {
+            examined.has("deployment.admin.admin_listen", "ok", &[&address.to_string(), text]);
+        }
+    };
+    let examined = Examined::of(&site.config());
+    let text = format!("plain HTTP on {}", plain.address());
+    examined.has("deployment.admin.https_admin", "ok", &[&text]);
+    rows(&examined, "is free", "is free");
+    let running = site.start();
+    let ours = "a control plane with this configuration's certificate listens";
+    rows(&Examined::of(&site.config()), ours, "is in use by the control plane that runs");
+    assert_eq!(running.stop().0, Some(0));
+}
+
+#[test]
 fn unusable_push_certificates_are_found() {
     let site = Site::new();
     let issue = |arguments: &[&str], out: &str| {
