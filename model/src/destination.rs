@@ -1,5 +1,5 @@
-//! Selects the route of a request, and its service, plugins, upstream and timeouts. Contract sections 7.1
-//! and 7.3.
+//! Selects the route of a request, and its service, plugins, upstream and timeouts. Contract
+//! sections 7.1 and 7.3.
 //!
 //! The data plane forwards by [`find`] and the explain API reports it.
 

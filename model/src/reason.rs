@@ -106,7 +106,8 @@ reasons! {
     BlockedRoute => "blocked_route", Some(StatusCode::SERVICE_UNAVAILABLE);
     /// The route's service is blocked, because another program stored an unsupported document.
     BlockedService => "blocked_service", Some(StatusCode::SERVICE_UNAVAILABLE);
-    /// The route's plugin config is blocked, because another program stored an unsupported document.
+    /// The route's plugin config is blocked, because another program stored an unsupported
+    /// document.
     BlockedPluginConfig => "blocked_plugin_config", Some(StatusCode::SERVICE_UNAVAILABLE);
     /// The upstream is blocked, because another program stored an unsupported document.
     BlockedUpstream => "blocked_upstream", Some(StatusCode::SERVICE_UNAVAILABLE);

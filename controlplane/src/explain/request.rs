@@ -264,21 +264,9 @@ fn explain_no_destination(
             explain_blocked(reason, snapshot, Kind::PluginConfig, config)
         }
         Reason::NoPluginConfig => {
-            let config = route.plugin_config.as_ref().map(model::Id::as_str).unwrap_or_default();
-            FailureExplanation::new(
-                reason,
-                format!("route {id} names plugin config {config}, which does not exist"),
-            )
-            .with_fix(format!("create plugin config {config}"))
+            explain_missing(reason, id, Kind::PluginConfig, route.plugin_config.as_ref())
         }
-        Reason::NoService => {
-            let service = route.service.as_ref().map(model::Id::as_str).unwrap_or_default();
-            FailureExplanation::new(
-                reason,
-                format!("route {id} names service {service}, which does not exist"),
-            )
-            .with_fix(format!("create service {service}"))
-        }
+        Reason::NoService => explain_missing(reason, id, Kind::Service, route.service.as_ref()),
         Reason::UpstreamMissing => {
             let upstream = match upstream_ref(route, snapshot) {
                 Some(UpstreamRef::Id(upstream)) => upstream.as_str(),
@@ -293,6 +281,13 @@ fn explain_no_destination(
         _ => FailureExplanation::new(reason, format!("neither route {id} nor its service names an upstream"))
             .with_fix("give the route an upstream, upstream_id or service_id"),
     }
+}
+
+/// The route refers to a resource that does not exist.
+fn explain_missing(reason: Reason, route: &Id, kind: Kind, id: Option<&Id>) -> FailureExplanation {
+    let named = format!("{} {}", kind.noun(), id.map(Id::as_str).unwrap_or_default());
+    let message = format!("route {route} names {named}, which does not exist");
+    FailureExplanation::new(reason, message).with_fix(format!("create {named}"))
 }
 
 /// The route's own upstream, else its service's.

@@ -7,6 +7,7 @@
 //! changes; a node moves to an older state only when the store, read at that moment, was set back.
 
 use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -164,20 +165,7 @@ impl NodeSession {
             address,
             certificate: self.peer.certificate(),
         });
-        tracing::info!(
-            node = hello.node,
-            peer = %address,
-            held = versions.len(),
-            revision = hello.revision,
-            "a data plane connected"
-        );
-        if !hello.plugin_configs {
-            let node = &hello.node;
-            tracing::warn!(
-                node,
-                "the data plane knows no plugin configs: routes that name one are blocked there"
-            );
-        }
+        log_connected(&hello, address, versions.len());
         let mut tickets = self.send_welcome(&hello, snapshot.revision(), &mut store_state).await?;
         let revision = model::wire::first_delta_base(
             (&hello.store, hello.revision),
@@ -188,8 +176,8 @@ impl NodeSession {
         let mut accepted = self.state.acceptance.subscribe();
         loop {
             let delta = base.delta_to(&target);
-            let known = if hello.plugin_configs { delta } else { without_plugin_configs(delta) };
-            self.send_delta(known).await?;
+            let delta = if hello.plugin_configs { delta } else { without_plugin_configs(delta) };
+            self.send_delta(delta).await?;
             match tokio::time::timeout(ACK_TIMEOUT, self.read_response(target.revision(), &registration))
                 .await
             {
@@ -435,6 +423,17 @@ impl NodeSession {
 
     async fn send_tickets(&self, ring: &TicketRing) -> Result<(), Status> {
         self.send(to_node::Message::Tickets(model::wire::tickets_to_wire(ring))).await
+    }
+}
+
+fn log_connected(hello: &Hello, peer: SocketAddr, held: usize) {
+    let Hello { node, revision, .. } = hello;
+    tracing::info!(node, %peer, held, revision, "a data plane connected");
+    if !hello.plugin_configs {
+        tracing::warn!(
+            node,
+            "the data plane knows no plugin configs: routes that name one are blocked there"
+        );
     }
 }
 

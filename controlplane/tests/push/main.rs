@@ -8,6 +8,7 @@ mod admitted;
 mod adopted;
 mod moves;
 mod observed_store;
+mod older_nodes;
 mod other_store;
 mod renewal;
 mod scripted;

@@ -4,7 +4,7 @@
 mod encoded_slash;
 
 use super::{Finding, Findings, Severity};
-use crate::proxy_rewrite::UriRewrite;
+use crate::proxy_rewrite::{ProxyRewrite, UriRewrite};
 use crate::request_target::PathOptions;
 use crate::resource::{Resource, Route};
 use crate::snapshot::Snapshot;
@@ -19,7 +19,16 @@ pub fn lint_paths(snapshot: &Snapshot, options: PathOptions) -> Vec<Finding> {
     for versioned in snapshot.resources().filter(|versioned| versioned.resource.blocked().is_none()) {
         let mut notes = Findings::for_resource(versioned.resource.key());
         match &versioned.resource {
-            Resource::Route(route) => check_route(route, options, &mut notes),
+            Resource::Route(route) => {
+                check_route(route, options, &mut notes);
+                check_rewrite(route.proxy_rewrite.as_deref(), options, &mut notes);
+            }
+            Resource::Service(service) => {
+                check_rewrite(service.proxy_rewrite.as_deref(), options, &mut notes);
+            }
+            Resource::PluginConfig(config) => {
+                check_rewrite(config.proxy_rewrite.as_deref(), options, &mut notes);
+            }
             Resource::Ssl(ssl) => {
                 let patterns = ssl.client.as_deref().map(|policy| policy.skip_patterns()).unwrap_or_default();
                 check_patterns("client.skip_mtls_uri_regex", patterns.iter(), options, &mut notes);
@@ -40,8 +49,10 @@ fn check_route(route: &Route, options: PathOptions, notes: &mut Findings) {
             notes.add(Severity::Warning, "uri", format!("uri \"{uri}\" {what}"), hint);
         }
     }
-    if let Some(UriRewrite::Patterns(patterns)) = route.proxy_rewrite.as_deref().and_then(|block| block.uri())
-    {
+}
+
+fn check_rewrite(rewrite: Option<&ProxyRewrite>, options: PathOptions, notes: &mut Findings) {
+    if let Some(UriRewrite::Patterns(patterns)) = rewrite.and_then(ProxyRewrite::uri) {
         let patterns = patterns.iter().map(|(pattern, _)| pattern.as_str());
         check_patterns("plugins.proxy-rewrite.regex_uri", patterns, options, notes);
     }

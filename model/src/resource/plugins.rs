@@ -18,8 +18,8 @@ pub struct PluginConfig {
     pub blocked: Option<Blocked>,
 }
 
-/// Plugins of every request. Only plugins that observe are supported, so a global rule has no effect
-/// unless it is blocked.
+/// Plugins of every request. Only plugins that observe are supported, so a global rule has no
+/// effect unless it is blocked.
 #[derive(Debug, Clone, PartialEq)]
 pub struct GlobalRule {
     /// The id.
