@@ -34,8 +34,20 @@ pub fn read_apisix_yaml(
             format!("the last line must be {END_MARKER}: was it written to its end?"),
         ));
     }
+    parse_yaml(path, &text, environment)
+}
+
+/// Parses a text of such a file, without the rule about `#END`. `path` stands in errors.
+///
+/// # Errors
+/// [`ConfError`]: a variable is not set, or the text is not YAML.
+pub fn parse_yaml(
+    path: &Path,
+    text: &str,
+    environment: &dyn Fn(&str) -> Option<String>,
+) -> Result<Json, ConfError> {
     let mut problems = Vec::new();
-    let text = environment::substitute_text(&text, environment, &mut problems);
+    let text = environment::substitute_text(text, environment, &mut problems);
     if !problems.is_empty() {
         return Err(ConfError::Invalid { path: path.to_owned(), problems });
     }

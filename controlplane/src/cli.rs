@@ -10,6 +10,8 @@ pub(crate) mod doctor;
 mod hash_key;
 pub(crate) mod pki_cli;
 pub(crate) mod preflight;
+mod progress;
+mod rules_file;
 
 use std::fmt::Display;
 use std::io::Write;

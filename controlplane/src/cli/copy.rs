@@ -19,7 +19,6 @@ mod yaml;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use clap::Args;
 use error::CopyError;
@@ -30,6 +29,7 @@ use opener::{LocationOpener, OpenLocation};
 use pki::Keyring;
 use plan::Plan;
 
+use crate::cli::progress::ProgressLog;
 use crate::compile;
 use crate::publish::DeniedNodes;
 use crate::store::{Mutation, Precondition, Store, StoreError};
@@ -38,7 +38,6 @@ use crate::store::{Mutation, Precondition, Store, StoreError};
 const CONCURRENT_WRITES: usize = 64;
 /// Lines per kind of message; the rest is counted.
 const LINES_MAX: usize = 20;
-const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
 
 const EXAMPLES: &str = "Locations:
   embedded         the embedded store that the configuration names (countersign.store.path)
@@ -199,7 +198,7 @@ async fn write(target: &OpenLocation, documents: &[Document], plan: &Plan) -> Re
 
 /// Kind by kind, so that a watching control plane sees a referenced document before the reference.
 async fn write_documents(location: &Location, store: &dyn Store, plan: &Plan) -> Result<(), CopyError> {
-    let mut progress = ProgressLog::new(plan.writes.len());
+    let mut progress = ProgressLog::new(plan.writes.len(), "documents");
     for kind in Kind::ALL {
         let due = plan.writes.iter().filter(|write| write.document.key.kind == kind);
         let mut writes = stream::iter(due)
@@ -217,7 +216,7 @@ async fn write_documents(location: &Location, store: &dyn Store, plan: &Plan) ->
                 }
                 source => CopyError::Store { location: location.clone(), source },
             })?;
-            progress.step();
+            progress.advance(1);
         }
     }
     Ok(())
@@ -244,30 +243,6 @@ async fn verify(
         None => Ok(()),
         Some(Document { key, .. }) => {
             Err(CopyError::VerifyFailed { location: target.location().clone(), key: key.clone() })
-        }
-    }
-}
-
-/// Prints the progress to stderr, at most once per interval.
-struct ProgressLog {
-    total: usize,
-    done: usize,
-    last_printed: Instant,
-}
-
-impl ProgressLog {
-    fn new(total: usize) -> Self {
-        Self { total, done: 0, last_printed: Instant::now() }
-    }
-
-    fn step(&mut self) {
-        self.done += 1;
-        if self.last_printed.elapsed() >= PROGRESS_INTERVAL {
-            self.last_printed = Instant::now();
-            telemetry::log::write_unfiltered(&format_args!(
-                "{} of {} documents are written",
-                self.done, self.total
-            ));
         }
     }
 }
