@@ -40,6 +40,11 @@ impl<W: Write> CommandOutput<W> {
         }
     }
 
+    /// Whether a write failed, so that a command without an end should stop.
+    pub fn has_failed(&self) -> bool {
+        self.failed.is_some()
+    }
+
     /// Stops writing after the first failure.
     fn attempt(&mut self, write: impl FnOnce(&mut W) -> io::Result<()>) {
         if self.failed.is_none() {
@@ -104,10 +109,12 @@ mod tests {
             for line in 0..100 {
                 writeln!(output, "line {line}").unwrap();
             }
+            assert!(output.has_failed());
             assert_eq!(output.finish().err().map(|error| error.kind()), fails.then_some(kind));
         }
         let mut output = CommandOutput::new(Vec::new());
         writeln!(output, "all").unwrap();
+        assert!(!output.has_failed());
         assert!(output.finish().is_ok());
     }
 }
