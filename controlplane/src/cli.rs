@@ -1,8 +1,10 @@
 //! The command line of the control plane.
 //!
-//! Exit codes: 0 success, 1 failure (with a message on stderr), 2 an invalid command line. A reader
+//! Exit codes: 0 success, 1 failure (with a message on stderr), 2 an invalid command line; `admin_cli`
+//! has more. A reader
 //! of standard output that leaves early (`| head`) changes neither the work nor the exit code.
 
+mod admin_cli;
 mod backup;
 pub(crate) mod check_report;
 pub(crate) mod copy;
@@ -17,11 +19,13 @@ use std::fmt::Display;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use clap::{Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand};
+use clap_complete::Shell;
 use process::signals;
 use rustls_pki_types::UnixTime;
 use telemetry::stdout::CommandOutput;
 
+use crate::cli::admin_cli::AdminArgs;
 use crate::cli::backup::{BackupArgs, RestoreArgs};
 use crate::cli::check_report::{CheckReport, CheckResult, CheckStatus};
 use crate::cli::copy::CopyArgs;
@@ -38,6 +42,7 @@ const EXAMPLES: &str = "Examples:
   controlplane check -c conf/config.yaml    say what would keep it from starting, and exit
   controlplane doctor                       look at everything around it, too: certificates, etcd, listeners
   controlplane backup --to backup.redb      copy the embedded store, also while it is in use (restore: back again)
+  controlplane admin put ssls/1 -f site.json  change the configuration of a running one (controlplane admin --help)
   controlplane copy --from embedded --to etcd --dry-run
                                             what moving to an etcd cluster would write (controlplane copy --help)
   RUST_LOG=debug controlplane               run with conf/config.yaml and a detailed log on stderr";
@@ -57,11 +62,15 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Read and write the configuration through the Admin API.
+    Admin(Box<AdminArgs>),
     /// Copy the embedded store to a file, also while the control plane runs.
     Backup(BackupArgs),
     /// Check the configuration and everything it names, without starting; exits with 1 if something
     /// is wrong.
     Check,
+    /// Print a script that completes this program's command lines.
+    Completions(CompletionArgs),
     /// Copy all documents from one store to another: embedded, etcd, or an APISIX's rules in a
     /// file.
     Copy(CopyArgs),
@@ -77,6 +86,16 @@ enum Command {
     Restore(RestoreArgs),
 }
 
+/// Print a script that completes command lines.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  controlplane completions bash > /etc/bash_completion.d/controlplane
+  controlplane completions zsh > \"${fpath[1]}/_controlplane\"
+  controlplane completions fish > ~/.config/fish/completions/controlplane.fish")]
+struct CompletionArgs {
+    shell: Shell,
+}
+
 /// Runs the command and exits.
 pub fn main() -> ! {
     let cli = Cli::parse();
@@ -87,8 +106,13 @@ pub fn main() -> ! {
     let Some(command) = cli.command else { telemetry::exit(run_server(&cli.config, cli.start_as)) };
     let mut out = CommandOutput::stdout();
     let code = match command {
+        Command::Admin(args) => admin(&cli.config, &args, &mut out),
         Command::Backup(args) => exit_code(backup::backup(&cli.config, &args, &mut out)),
         Command::Check => check(&cli.config, &mut out),
+        Command::Completions(args) => {
+            clap_complete::generate(args.shell, &mut Cli::command(), "controlplane", &mut out);
+            EXIT_SUCCESS
+        }
         Command::Copy(args) => copy(&cli.config, &args, &mut out),
         Command::Doctor(args) => doctor(&cli.config, &args, &mut out),
         Command::HashKey => exit_code(hash_key::run_on_stdin(&mut out)),
@@ -112,6 +136,17 @@ fn run_server(config: &Path, options: server::StartOptions) -> u8 {
         Ok(runtime) => exit_code(runtime.block_on(server::run(settings, options, &signals))),
         Err(error) => print_error(&error),
     }
+}
+
+fn admin(config: &Path, args: &AdminArgs, out: &mut CommandOutput) -> u8 {
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return print_error(&error),
+    };
+    runtime.block_on(admin_cli::run(config, args, out)).unwrap_or_else(|(code, error)| {
+        print_error(&error);
+        code
+    })
 }
 
 fn copy(config: &Path, args: &CopyArgs, out: &mut CommandOutput) -> u8 {
@@ -192,8 +227,6 @@ fn print_error(error: &dyn Display) -> u8 {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     #[test]

@@ -56,15 +56,15 @@ fn key_path(folder: &Path, name: &str) -> PathBuf {
 }
 
 /// The file of one generated key.
-pub(super) struct KeyFile {
+pub(crate) struct KeyFile {
     pub(super) name: String,
-    pub(super) path: PathBuf,
+    pub(crate) path: PathBuf,
     folder: PathBuf,
 }
 
 impl KeyFile {
     /// For the key of that name.
-    pub(super) fn new(name: &str, folder: &Path) -> Result<Self, AdminKeyError> {
+    pub(crate) fn new(name: &str, folder: &Path) -> Result<Self, AdminKeyError> {
         let harmless = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
         if name.is_empty() || name.len() > 64 || !name.bytes().all(harmless) {
             return Err(AdminKeyError::Name { name: name.to_owned() });
@@ -97,7 +97,7 @@ impl KeyFile {
     }
 
     /// The file's content without any change to the file; `None` when there is no file.
-    pub(super) fn read_text(&self) -> Result<Option<Zeroizing<String>>, AdminKeyError> {
+    pub(crate) fn read_text(&self) -> Result<Option<Zeroizing<String>>, AdminKeyError> {
         let text = match bounded_read::read_regular(&self.path, FILE_BYTES_MAX).map_err(io::Error::from) {
             Ok(text) => text,
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),

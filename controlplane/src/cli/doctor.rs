@@ -14,6 +14,7 @@ use std::path::Path;
 
 use clap::Args;
 use conf::ConfigProvider;
+pub(crate) use listeners::dialable;
 use rustls_pki_types::UnixTime;
 use serde_json::json;
 

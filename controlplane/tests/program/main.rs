@@ -2,6 +2,8 @@
 
 #![allow(clippy::expect_used, clippy::indexing_slicing, clippy::panic, clippy::unwrap_used)]
 
+mod admin_apply;
+mod admin_cli;
 mod doctor;
 mod listeners;
 mod output;

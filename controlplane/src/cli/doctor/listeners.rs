@@ -101,7 +101,7 @@ async fn check_listener(
 }
 
 /// The address to connect to; a wildcard becomes the loopback.
-pub(super) fn dialable(address: SocketAddr) -> SocketAddr {
+pub(crate) fn dialable(address: SocketAddr) -> SocketAddr {
     let ip = match address.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
         IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
