@@ -165,8 +165,8 @@ fn single_writes_take_if_match_and_dry_run() {
         "routes/1 was changed meanwhile",
     );
     world.fails(&format!("delete routes/1 --if-match {index}"), "changed meanwhile");
-    // Without a data plane all of them serve it.
-    world.ok(r#"put routes/1 --json {"uri":"/d","plugins":{}} --wait 5"#);
+    let ran = world.run(r#"put routes/1 --json {"uri":"/d","plugins":{}} --wait 1"#);
+    assert!(ran.code == Some(3) && ran.err.contains("it is stored; no data plane is connected"), "{ran:?}");
 }
 
 #[test]

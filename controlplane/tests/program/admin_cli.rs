@@ -371,14 +371,15 @@ fn watch_prints_changes_and_waits_for_a_restart() {
 #[test]
 fn a_closed_pipe_ends_every_command_quietly() {
     let world = World::start();
-    world.ok(r#"put routes/1 --json {"uri":"/a","plugins":{}}"#);
+    world.ok(r#"put upstreams/1 --json {"nodes":{"127.0.0.1:1":1}}"#);
+    world.ok(r#"put routes/1 --json {"uri":"/a","upstream_id":"1"}"#);
     for words in [
         "list routes",
         "get routes/1 -o yaml",
         "dump",
         "lint",
         "explain --sni a",
-        "put routes/2 --json {\"uri\":\"/b\",\"plugins\":{}}",
+        "put routes/2 --json {\"uri\":\"/b\",\"upstream_id\":\"1\"}",
     ] {
         let (reader, writer) = std::io::pipe().unwrap();
         drop(reader);

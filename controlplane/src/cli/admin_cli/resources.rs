@@ -320,7 +320,7 @@ pub(super) fn behind_code(reply: &ApiReply) -> u8 {
     let name = |node: &Value| node.get("name").unwrap_or(node).as_str().map(str::to_owned);
     let names: Vec<_> = nodes.iter().filter_map(name).collect();
     let which = if names.is_empty() {
-        "not every data plane serves".to_owned()
+        "no data plane is connected, or not every one serves".to_owned()
     } else {
         format!("{} do not serve", names.join(", "))
     };

@@ -8,7 +8,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use conf::{AdminRole, AdminSettings, ConfError, Settings};
+use conf::{AdminKeyValue, AdminListener, AdminRole, AdminTlsSettings, ConfError, Settings};
 use http::Uri;
 use mtls::{ConfiguredFile, ConfiguredFileRef, FileError};
 use rustls_pki_types::ServerName;
@@ -174,8 +174,7 @@ impl ConnectionArgs {
             return Ok(ConfiguredFile::new("--ca", path));
         }
         let settings = settings.ok_or(TargetError::NoCa)?;
-        let tls = settings.deployment.admin.tls.as_ref();
-        if let Some(path) = tls.and_then(|tls| tls.ca.as_ref()) {
+        if let Some(path) = first_tls(settings).and_then(|tls| tls.ca.as_ref()) {
             return Ok(ConfiguredFile::new(conf::ADMIN_CA, path));
         }
         let system = settings.apisix.ssl.trusted_certificate.as_ref().ok_or(TargetError::NoCa)?;
@@ -195,12 +194,8 @@ impl ConnectionArgs {
             (None, Some(_)) => return Err(TargetError::Pair { given: "--cert-key", missing: "--cert" }),
             (None, None) => {}
         }
-        let tls = settings.and_then(|settings| settings.deployment.admin.tls.as_ref());
-        let Some(folder) = tls.and_then(|tls| tls.cert.parent()) else { return Ok(None) };
-        let (cert, key) = (folder.join(CLIENT_CERT), folder.join(CLIENT_CERT_KEY));
         // A server that requires none needs none; one that does says so.
-        let pair = (ConfiguredFile::new("--cert", &cert), ConfiguredFile::new("--cert-key", &key));
-        Ok(cert.exists().then_some(pair))
+        Ok(settings.and_then(first_tls).and_then(configured_pair))
     }
 
     fn admin_key(&self, settings: Option<&Settings>) -> Result<Option<PresentedKey>, TargetError> {
@@ -244,25 +239,49 @@ fn parse_url(url: &str) -> Result<ApiAddress, TargetError> {
     Ok(ApiAddress { https, host, port: uri.port_u16().unwrap_or(DEFAULT_PORT), server_name: None })
 }
 
-/// The address of a control plane with these settings, on this machine.
+/// The address of a control plane with these settings, on this machine: that of the first listener
+/// that a client certificate is there for, or that requires none.
 fn configured_address(settings: &Settings) -> Result<ApiAddress, TargetError> {
     let admin = &settings.deployment.admin;
     if !admin.enabled {
         return Err(TargetError::Disabled(settings.path.clone()));
     }
-    let address = dialable(admin.listen);
+    let is_usable = |listener: &&AdminListener| match &listener.tls {
+        Some(tls) => tls.ca.is_none() || configured_pair(tls).is_some(),
+        None => true,
+    };
+    let usable = admin.listeners.iter().find(is_usable).or(admin.listeners.first());
+    let listener = usable.ok_or_else(|| TargetError::Disabled(settings.path.clone()))?;
+    let address = dialable(listener.address);
     if address.port() == 0 {
         return Err(TargetError::PortZero);
     }
-    let server_name = admin.https.then(|| certificate_name(admin, address)).flatten();
-    Ok(ApiAddress { https: admin.https, host: address.ip().to_string(), port: address.port(), server_name })
+    let tls = listener.tls.as_ref();
+    Ok(ApiAddress {
+        https: tls.is_some(),
+        host: address.ip().to_string(),
+        port: address.port(),
+        server_name: tls.and_then(|tls| certificate_name(tls, address)),
+    })
+}
+
+/// The first listener with TLS.
+fn first_tls(settings: &Settings) -> Option<&AdminTlsSettings> {
+    settings.deployment.admin.listeners.iter().find_map(|listener| listener.tls.as_ref())
+}
+
+/// The client certificate of `pki init` beside the server's, if it is there.
+fn configured_pair(tls: &AdminTlsSettings) -> Option<(ConfiguredFile, ConfiguredFile)> {
+    let folder = tls.cert.parent()?;
+    let (cert, key) = (folder.join(CLIENT_CERT), folder.join(CLIENT_CERT_KEY));
+    let pair = (ConfiguredFile::new("--cert", &cert), ConfiguredFile::new("--cert-key", &key));
+    cert.exists().then_some(pair)
 }
 
 /// A name of the configured server certificate: the address if it has that, else its first name. A
 /// certificate that cannot be read gives none, and the address is expected.
-fn certificate_name(admin: &AdminSettings, address: SocketAddr) -> Option<String> {
-    let path = &admin.tls.as_ref()?.cert;
-    let chain = ConfiguredFileRef { setting: conf::ADMIN_CERT, path }.read_certificates().ok()?;
+fn certificate_name(tls: &AdminTlsSettings, address: SocketAddr) -> Option<String> {
+    let chain = ConfiguredFileRef { setting: conf::ADMIN_CERT, path: &tls.cert }.read_certificates().ok()?;
     let names = subject_alt_names(chain.first()?);
     let ip = address.ip().to_string();
     if names.contains(&ip) {
@@ -271,22 +290,27 @@ fn certificate_name(admin: &AdminSettings, address: SocketAddr) -> Option<String
     names.into_iter().find(|name| !name.contains(['*', '/']) && ServerName::try_from(name.as_str()).is_ok())
 }
 
-/// The first key of role admin in the settings, or in the file of a generated one.
+/// The first key of role admin in the settings, or in the file of a generated one. Of a key with a
+/// hash only the hash is known here.
 fn configured_key(settings: &Settings) -> Result<Option<PresentedKey>, TargetError> {
     let admin = &settings.deployment.admin;
     if !admin.key_required {
         return Ok(None);
     }
-    let of_admins = || admin.keys.iter().filter(|key| key.role == AdminRole::Admin);
-    if let Some(entry) = of_admins().find(|entry| !entry.key.is_empty()) {
-        let value = Zeroizing::new(entry.key.expose().to_owned());
-        let source = format!("deployment.admin.admin_key ({})", entry.name);
-        return Ok(Some(PresentedKey { value, source }));
-    }
-    for entry in of_admins() {
-        let file = KeyFile::new(&entry.name, admin_key_folder(settings))?;
-        if let Some(value) = file.read_text()? {
-            return Ok(Some(PresentedKey { value, source: file.path.display().to_string() }));
+    for entry in admin.keys.iter().filter(|entry| entry.role == AdminRole::Admin) {
+        match &entry.key {
+            AdminKeyValue::Clear(key) => {
+                let value = Zeroizing::new(key.expose().to_owned());
+                let source = format!("deployment.admin.admin_key ({})", entry.name);
+                return Ok(Some(PresentedKey { value, source }));
+            }
+            AdminKeyValue::Generated => {
+                let file = KeyFile::new(&entry.name, admin_key_folder(settings))?;
+                if let Some(value) = file.read_text()? {
+                    return Ok(Some(PresentedKey { value, source: file.path.display().to_string() }));
+                }
+            }
+            AdminKeyValue::Sha256(_) => {}
         }
     }
     Ok(None)

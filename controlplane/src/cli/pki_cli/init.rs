@@ -85,7 +85,7 @@ fn print_next_steps(
     writeln!(out, "Made in {dir} (each .crt has its .key, mode 0600):")?;
     writeln!(out, "  admin-ca      signs for the Admin API; keep its key safe, or away from this machine")?;
     writeln!(out, "  admin-server  the Admin API: {admin_names}")?;
-    writeln!(out, "  admin-client  for who calls the Admin API (curl --cert --key)")?;
+    writeln!(out, "  admin-client  for who calls the Admin API (controlplane admin, curl --cert --key)")?;
     writeln!(out, "  push-ca       signs for the push; keep its key safe, too")?;
     writeln!(out, "  push-server   the control plane, towards data planes: {}", args.server_name)?;
     writeln!(out, "  node          a data plane, towards the control plane: {node_names}")?;
