@@ -34,14 +34,14 @@ pub fn read_apisix_yaml(
             format!("the last line must be {END_MARKER}: was it written to its end?"),
         ));
     }
-    parse_yaml(path, &text, environment)
+    parse_apisix_yaml(path, &text, environment)
 }
 
 /// Parses a text of such a file, without the rule about `#END`. `path` stands in errors.
 ///
 /// # Errors
 /// [`ConfError`]: a variable is not set, or the text is not YAML.
-pub fn parse_yaml(
+pub fn parse_apisix_yaml(
     path: &Path,
     text: &str,
     environment: &dyn Fn(&str) -> Option<String>,

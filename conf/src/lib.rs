@@ -21,7 +21,7 @@ mod settings;
 mod tree;
 mod value;
 
-pub use apisix_yaml::{parse_yaml, read_apisix_yaml};
+pub use apisix_yaml::{parse_apisix_yaml, parse_yaml, read_apisix_yaml};
 pub use ciphers::Ciphers;
 pub use error::{ConfError, ConfProblem};
 pub use files::{ADMIN_CA, ADMIN_CERT, ADMIN_CERT_KEY, KeyringFileError, MissingFiles};

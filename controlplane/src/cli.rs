@@ -1,8 +1,8 @@
 //! The command line of the control plane.
 //!
-//! Exit codes: 0 success, 1 failure (with a message on stderr), 2 an invalid command line; `admin_cli`
-//! has more. A reader
-//! of standard output that leaves early (`| head`) changes neither the work nor the exit code.
+//! Exit codes: 0 success, 1 failure (with a message on stderr), 2 an invalid command line;
+//! `admin_cli` has more. A reader of standard output that leaves early (`| head`) changes neither
+//! the work nor the exit code.
 
 mod admin_cli;
 mod backup;

@@ -81,7 +81,7 @@ fn a_plan_is_shown_and_made() {
 
     let small = world.file("small.json", r#"{"services": [], "routes": []}"#);
     assert_eq!(world.run(&format!("diff -f {small}")).code, Some(0), "nothing is deleted without --prune");
-    let pruned = world.ok_with(&format!("apply -f - --prune --yes"), &fs::read_to_string(&small).unwrap());
+    let pruned = world.ok_with("apply -f - --prune --yes", &fs::read_to_string(&small).unwrap());
     assert!(pruned.starts_with("- routes/r  a.test /*\n- services/"), "{pruned}");
     assert_eq!(world.json("list ssls")["total"], json!(1), "the file does not name ssls");
     assert_eq!(world.json("list services")["total"], json!(0));
@@ -166,7 +166,7 @@ fn single_writes_take_if_match_and_dry_run() {
     );
     world.fails(&format!("delete routes/1 --if-match {index}"), "changed meanwhile");
     let ran = world.run(r#"put routes/1 --json {"uri":"/d","plugins":{}} --wait 1"#);
-    assert!(ran.code == Some(3) && ran.err.contains("it is stored; no data plane is connected"), "{ran:?}");
+    assert!(ran.code == Some(3) && ran.err.contains("no data plane is connected"), "{ran:?}");
 }
 
 #[test]

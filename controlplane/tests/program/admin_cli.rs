@@ -196,6 +196,27 @@ fn plain_http_on_loopback_works() {
 }
 
 #[test]
+fn the_first_listener_that_can_be_used_is() {
+    let plain = Reservation::any();
+    let port = plain.address().port();
+    let world = World::with(|admin| {
+        let first = admin["admin_listen"].clone();
+        admin["admin_listen"] = json!([first, {"ip": "127.0.0.1", "port": port, "https_admin": false}]);
+    });
+    let watched = || {
+        let mut child = world.command("watch").stderr(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+        let mut first = String::new();
+        BufReader::new(child.stderr.take().unwrap()).read_line(&mut first).unwrap();
+        child.kill().unwrap();
+        child.wait().unwrap();
+        first
+    };
+    assert!(watched().starts_with("watching https://127.0.0.1:"));
+    fs::remove_file(world.site.path("pki/admin-client.crt")).unwrap();
+    assert!(watched().starts_with(&format!("watching http://127.0.0.1:{port} ")));
+}
+
+#[test]
 fn a_certificate_without_loopback_names_is_verified() {
     let mut site = Site::new();
     let (ca, port) = (Authority::root(&AuthoritySpec::new("admin ca")).unwrap(), Reservation::any());

@@ -1,4 +1,6 @@
 //! `apply` and `diff`: the plan, the question whether to make it, and its batches.
+//!
+//! Invariant: what is written is what the printed plan says, or a part of it with an error.
 
 use std::io::{self, IsTerminal, Write};
 use std::path::{Path, PathBuf};
@@ -45,7 +47,8 @@ pub(crate) struct ApplyArgs {
     /// File or folder; - for standard input. May be given several times
     #[arg(short, long = "file", value_name = "PATH", required = true)]
     files: Vec<PathBuf>,
-    /// Delete resources that the files do not have, of the kinds that they name (routes: [] names one)
+    /// Delete resources that the files do not have, of the kinds that they name (routes: [] names
+    /// one)
     #[arg(long)]
     prune: bool,
     /// Do not ask

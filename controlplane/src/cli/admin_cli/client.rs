@@ -80,12 +80,12 @@ pub(crate) enum ClientError {
         "{address}: the server's certificate is not trusted: {problem}. Trusted is what {ca} holds; name the CA of the Admin API's \
          certificate with --ca FILE or COUNTERSIGN_ADMIN_CA"
     )]
-    Untrusted { address: String, problem: VerifyError, ca: String },
+    Untrusted { address: String, problem: Box<VerifyError>, ca: String },
     #[error(
         "{address}: the server's certificate has another name: {problem}. If it is the right server, give a name of its certificate with \
          --server-name NAME or COUNTERSIGN_ADMIN_SERVER_NAME"
     )]
-    WrongName { address: String, problem: VerifyError },
+    WrongName { address: String, problem: Box<VerifyError> },
     #[error(
         "{address}: the server ended the TLS connection with the alert {alert:?}: it may not accept this client certificate; name another \
          with --cert FILE and --cert-key FILE"
@@ -277,9 +277,9 @@ impl ApiClient {
             Some(rustls::Error::InvalidCertificate(CertificateError::Other(OtherError(other)))) => {
                 match other.downcast_ref::<VerifyError>().cloned() {
                     Some(problem @ VerifyError::NotValidForName { .. }) => {
-                        ClientError::WrongName { address, problem }
+                        ClientError::WrongName { address, problem: problem.into() }
                     }
-                    Some(problem) => ClientError::Untrusted { address, problem, ca },
+                    Some(problem) => ClientError::Untrusted { address, problem: problem.into(), ca },
                     None => ClientError::Handshake { address, error },
                 }
             }

@@ -90,7 +90,7 @@ fn parse(path: &Path, text: &Zeroizing<String>) -> Result<Value, InputError> {
         let json = model::json::parse(text.trim_start_matches('\u{feff}').as_bytes());
         return json.map_err(|error| InputError::Json { path: path.to_owned(), error });
     }
-    Ok(conf::parse_yaml(path, text, &|name| std::env::var(name).ok())?)
+    Ok(conf::parse_apisix_yaml(path, text, &|name| std::env::var(name).ok())?)
 }
 
 #[cfg(test)]
@@ -104,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn json_and_yaml_are_told_apart() {
+    fn json_and_yaml_are_distinguished() {
         let expected = json!({"uri": "/a", "hosts": ["x"]});
         for (name, text) in [
             ("standard input", r#"{"uri": "/a", "hosts": ["x"]}"#),

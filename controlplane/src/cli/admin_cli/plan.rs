@@ -24,11 +24,11 @@ const BATCH_BYTES_MAX: usize = 1_400_000;
 #[derive(Debug, PartialEq)]
 pub(super) struct PlannedOperation {
     pub key: Key,
-    pub change: PlannedChange,
+    pub change: ApplyEffect,
 }
 
 #[derive(Debug, PartialEq)]
-pub(super) enum PlannedChange {
+pub(super) enum ApplyEffect {
     Create { document: Value },
     Update { document: Value, modified: u64, differences: Vec<MemberDifference> },
     Delete { summary: String, modified: u64 },
@@ -61,7 +61,7 @@ impl ApplyPlan {
         let order = |key: &Key| Kind::ALL.iter().position(|kind| *kind == key.kind);
         for (key, document) in desired.documents {
             let Some(before) = stored.get(&key) else {
-                plan.operations.push(PlannedOperation { key, change: PlannedChange::Create { document } });
+                plan.operations.push(PlannedOperation { key, change: ApplyEffect::Create { document } });
                 continue;
             };
             let (differences, kept) = differences(key.kind, &before.value, &document);
@@ -70,7 +70,7 @@ impl ApplyPlan {
                 plan.unchanged += 1;
                 continue;
             }
-            let change = PlannedChange::Update { document, modified: before.modified, differences };
+            let change = ApplyEffect::Update { document, modified: before.modified, differences };
             plan.operations.push(PlannedOperation { key, change });
         }
         plan.operations.sort_by_key(|operation| order(&operation.key));
@@ -80,7 +80,7 @@ impl ApplyPlan {
         let mut deletes: Vec<_> = others
             .map(|(key, before)| PlannedOperation {
                 key: key.clone(),
-                change: PlannedChange::Delete {
+                change: ApplyEffect::Delete {
                     summary: table::summary(&before.value),
                     modified: before.modified,
                 },
@@ -93,13 +93,13 @@ impl ApplyPlan {
 
     /// How many are created, updated and deleted.
     pub(super) fn counts(&self) -> [usize; 3] {
-        let count = |matches: fn(&PlannedChange) -> bool| {
+        let count = |matches: fn(&ApplyEffect) -> bool| {
             self.operations.iter().filter(|operation| matches(&operation.change)).count()
         };
         [
-            count(|change| matches!(change, PlannedChange::Create { .. })),
-            count(|change| matches!(change, PlannedChange::Update { .. })),
-            count(|change| matches!(change, PlannedChange::Delete { .. })),
+            count(|change| matches!(change, ApplyEffect::Create { .. })),
+            count(|change| matches!(change, ApplyEffect::Update { .. })),
+            count(|change| matches!(change, ApplyEffect::Delete { .. })),
         ]
     }
 
@@ -151,9 +151,9 @@ impl PlannedOperation {
     fn print(&self, out: &mut dyn Write) -> io::Result<()> {
         let key = &self.key;
         match &self.change {
-            PlannedChange::Create { document } => writeln!(out, "+ {key}  {}", table::summary(document)),
-            PlannedChange::Delete { summary, .. } => writeln!(out, "- {key}  {summary}"),
-            PlannedChange::Update { differences, .. } => {
+            ApplyEffect::Create { document } => writeln!(out, "+ {key}  {}", table::summary(document)),
+            ApplyEffect::Delete { summary, .. } => writeln!(out, "- {key}  {summary}"),
+            ApplyEffect::Update { differences, .. } => {
                 writeln!(out, "~ {key}")?;
                 let shown = |value: &Option<Value>| match value {
                     None => "(absent)".to_owned(),
@@ -172,13 +172,13 @@ impl PlannedOperation {
         let path = format!("/apisix/admin/{}", self.key);
         let etag = |modified: &u64| format!("\"{modified}\"");
         match &self.change {
-            PlannedChange::Create { document } => {
+            ApplyEffect::Create { document } => {
                 json!({"method": "PUT", "path": path, "body": document, "if_none_match": "*"})
             }
-            PlannedChange::Update { document, modified, .. } => {
+            ApplyEffect::Update { document, modified, .. } => {
                 json!({"method": "PUT", "path": path, "body": document, "if_match": etag(modified)})
             }
-            PlannedChange::Delete { modified, .. } => {
+            ApplyEffect::Delete { modified, .. } => {
                 json!({"method": "DELETE", "path": path, "if_match": etag(modified)})
             }
         }
@@ -284,7 +284,7 @@ mod tests {
         let plan = ApplyPlan::of(desired(&[(kind, "1", after)]), &stored(&[(kind, "1", before)]), false);
         match plan.operations.first().map(|operation| &operation.change) {
             None => Vec::new(),
-            Some(PlannedChange::Update { differences, modified: 7, .. }) => {
+            Some(ApplyEffect::Update { differences, modified: 7, .. }) => {
                 differences.iter().map(|difference| difference.path.clone()).collect()
             }
             other => panic!("{other:?}"),

@@ -1,4 +1,6 @@
 //! `get`, `list`, `put`, `post`, `patch` and `delete`: one request each.
+//!
+//! Invariant: standard output has the result alone; warnings go to standard error.
 
 use std::io::Write;
 use std::time::Duration;
@@ -310,22 +312,31 @@ async fn write(
     Ok(behind_code(&reply))
 }
 
-/// Reports the nodes that a 202 names.
+/// The exit code of a write. Reports what a 202 says.
 pub(super) fn behind_code(reply: &ApiReply) -> u8 {
     if reply.status != StatusCode::ACCEPTED {
         return EXIT_SUCCESS;
     }
-    let body = reply.json().unwrap_or_default();
-    let nodes = body.get("behind").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
-    let name = |node: &Value| node.get("name").unwrap_or(node).as_str().map(str::to_owned);
-    let names: Vec<_> = nodes.iter().filter_map(name).collect();
-    let which = if names.is_empty() {
-        "no data plane is connected, or not every one serves".to_owned()
-    } else {
-        format!("{} do not serve", names.join(", "))
-    };
-    note(&format_args!("it is stored; {which} it yet (controlplane admin get dataplanes)"));
+    let behind = behind_text(&reply.json().unwrap_or_default());
+    note(&format_args!("it is stored; {behind} (controlplane admin get dataplanes)"));
     EXIT_BEHIND
+}
+
+/// Who does not serve a write yet, from the member `behind`.
+fn behind_text(body: &Value) -> String {
+    let list = body.get("behind").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+    let name = |entry: &Value| {
+        let text = |member: &str| entry.get(member).and_then(Value::as_str);
+        match (text("node").or_else(|| text("control_plane")), text("problem")) {
+            (Some(name), Some(problem)) => Some(format!("{name} ({problem})")),
+            (name, problem) => name.or(problem).map(str::to_owned),
+        }
+    };
+    let names: Vec<_> = list.iter().filter_map(name).collect();
+    match names.as_slice() {
+        [] => "no data plane is connected, or not every one serves it yet".to_owned(),
+        names => format!("not served yet: {}", names.join(", ")),
+    }
 }
 
 fn print_written(
@@ -411,6 +422,17 @@ mod tests {
         for etag in ["*", "\"12\"", "W/\"12\""] {
             assert_eq!(quoted_etag(etag), etag);
         }
+    }
+
+    #[test]
+    fn a_202_names_who_is_behind() {
+        let body = json!({"behind": [
+            {"node": "edge-1", "acknowledged": 3, "problem": "behind"}, {"control_plane": "cp-2"},
+        ]});
+        assert_eq!(behind_text(&body), "not served yet: edge-1 (behind), cp-2");
+        let none = json!({"behind": [{"acknowledged": null, "problem": "no data plane is connected"}]});
+        assert_eq!(behind_text(&none), "not served yet: no data plane is connected");
+        assert!(behind_text(&json!({"behind": []})).starts_with("no data plane is connected"));
     }
 
     #[test]

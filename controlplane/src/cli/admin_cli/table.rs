@@ -52,9 +52,12 @@ fn cell(text: &str) -> String {
     truncated(&visible, CELL_MAX).into_owned()
 }
 
+/// The cells of a document between its id and its time.
+type RowCells = fn(&Value) -> Vec<String>;
+
 /// A table of documents of one kind; `None` for a name that is no kind.
 pub(super) fn documents(kind: Option<Kind>, documents: &[(String, Value)]) -> Table {
-    let (header, row): (Vec<&'static str>, fn(&Value) -> Vec<String>) = match kind {
+    let (header, row): (Vec<&'static str>, RowCells) = match kind {
         Some(Kind::Ssl) => (vec!["ID", "NAMES", "STATUS", "EXPIRES", "CLIENT", "UPDATED"], |value| {
             vec![names(value), status(value), expiry(value), client_policy(value)]
         }),

@@ -1,8 +1,8 @@
 //! `watch`: prints changes of resources as they come.
 //!
-//! Asks for the newest revision every second, and reads the lists when it is another one. Invariant:
-//! between two lines about one resource none is missing that its `modifiedIndex` could show;
-//! several writes within a second are one line.
+//! Asks for the newest revision every second, and reads the lists when it is another one. Several
+//! writes of a resource within a second are one line. Invariant: a change is printed once, also one
+//! that comes while the lists are read or the control plane is away.
 
 use std::io::{self, Write};
 use std::time::Duration;

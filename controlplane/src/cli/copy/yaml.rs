@@ -1,4 +1,4 @@
-//! The rules of an APISIX in a file (`apisix.yaml`): `cli::rules_file` and `#END`, read and written.
+//! The rules of an APISIX in a file (`apisix.yaml`): `cli::rules_file` with `#END`.
 //!
 //! Reading assigns the ids of an APISIX (`arr_` and the position of an entry without an id).
 //! Writing is atomic, with mode 0600.
