@@ -17,8 +17,10 @@ fn fill(world: &World) {
     world.ok_with("put upstreams/u -f -", &upstream.to_string());
     let service = json!({"upstream_id": "u", "client_identity": {"allow": [{"dns": "alice"}]}});
     world.ok_with("put services/s -f -", &service.to_string());
-    let route =
-        json!({"host": "a.test", "uri": "/*", "service_id": "s", "desc": "${{NOT_A_VARIABLE}} #END\n---\n"});
+    let plugins = r#"{"plugins": {"proxy-rewrite": {"uri": "/x"}}}"#;
+    world.ok_with("put plugin_configs/p -f -", plugins);
+    world.ok_with("put global_rules/g -f -", r#"{"plugins": {"prometheus": {}}}"#);
+    let route = json!({"host": "a.test", "uri": "/*", "service_id": "s", "plugin_config_id": "p", "desc": "${{NOT_A_VARIABLE}} #END\n---\n"});
     world.ok_with("put routes/r -f -", &route.to_string());
 }
 
@@ -27,7 +29,7 @@ fn apply_of_a_dump_changes_nothing() {
     let world = World::start();
     fill(&world);
     let index = |world: &World| {
-        ["ssls", "upstreams", "services", "routes"]
+        ["ssls", "upstreams", "services", "plugin_configs", "routes", "global_rules"]
             .map(|kind| world.json(&format!("list {kind}"))["list"].clone())
     };
     let before = index(&world);
@@ -40,10 +42,10 @@ fn apply_of_a_dump_changes_nothing() {
     let yaml = world.file("all.yaml", &dump.out);
     let json = world.file("all.json", world.ok("dump -o json"));
     let folder = world.site.path("rules").display().to_string();
-    assert!(world.ok(&format!("dump --to {folder}")).starts_with("4 resources in "));
+    assert!(world.ok(&format!("dump --to {folder}")).starts_with("6 resources in "));
     for path in [yaml, json, folder.clone()] {
         let out = world.ok(&format!("diff -f {path} --prune"));
-        assert_eq!(out, "plan: 0 to create, 0 to update, 0 to delete, 4 unchanged\n", "{path}");
+        assert_eq!(out, "plan: 0 to create, 0 to update, 0 to delete, 6 unchanged\n", "{path}");
         world.ok(&format!("apply -f {path} --prune --yes"));
     }
     assert_eq!(index(&world), before, "modifiedIndex and all");
@@ -65,7 +67,7 @@ fn a_plan_is_shown_and_made() {
     assert_eq!(diff.code, Some(1), "{diff:?}");
     assert!(diff.out.starts_with("~ upstreams/u\n    nodes.127.0.0.1:2: (absent) -> 1\n"), "{diff:?}");
     assert!(diff.out.contains("+ services/new"), "{diff:?}");
-    assert!(diff.out.ends_with("plan: 1 to create, 1 to update, 0 to delete, 3 unchanged\n"), "{diff:?}");
+    assert!(diff.out.ends_with("plan: 1 to create, 1 to update, 0 to delete, 5 unchanged\n"), "{diff:?}");
 
     let asked = world.run(&format!("apply -f {changed}"));
     assert!(asked.code == Some(1) && asked.err.contains("--yes"), "{asked:?}");

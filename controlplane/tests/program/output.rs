@@ -20,6 +20,7 @@ fn commands(site: &Site) -> Vec<Vec<String>> {
         &["pki", "init", "--dir", &pki, "--force"],
         &["pki", "issue", "node", "edge-2", "--ca", &ca, "--out", &out, "--force"],
         &["pki", "show", &show],
+        &["completions", "bash"],
         &["copy", "--from", "embedded", "--to", &copied, "--overwrite", "-c", &config],
     ];
     rows.iter().map(|row| row.iter().map(|word| (*word).to_owned()).collect()).collect()

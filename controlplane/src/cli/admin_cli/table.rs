@@ -64,6 +64,9 @@ pub(super) fn documents(kind: Option<Kind>, documents: &[(String, Value)]) -> Ta
         Some(Kind::Upstream) => (vec!["ID", "NAME", "TYPE", "NODES", "UPDATED"], |value| {
             vec![text(value, "name"), text(value, "type"), nodes(value)]
         }),
+        Some(Kind::PluginConfig | Kind::GlobalRule) => {
+            (vec!["ID", "PLUGINS", "UPDATED"], |value| vec![plugins(value)])
+        }
         Some(Kind::StreamRoute) => (vec!["ID", "SNI", "SERVER", "TARGET", "UPDATED"], |value| {
             let server = [text(value, "server_addr"), text(value, "server_port")].join(":");
             vec![names(value), server.trim_matches(':').to_owned(), target(value)]
@@ -112,6 +115,7 @@ pub(super) fn summary(value: &Value) -> String {
         many(value, "host", "hosts"),
         many(value, "uri", "uris"),
         nodes(value),
+        plugins(value),
     ];
     cell(&parts.into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join(" "))
 }
@@ -188,6 +192,11 @@ fn nodes(value: &Value) -> String {
     }
 }
 
+fn plugins(value: &Value) -> String {
+    let plugins = value.get("plugins").and_then(Value::as_object);
+    plugins.map_or_else(String::new, |plugins| plugins.keys().cloned().collect::<Vec<_>>().join(","))
+}
+
 /// Where a route leads.
 fn target(value: &Value) -> String {
     for (member, name) in [("service_id", "service"), ("upstream_id", "upstream")] {
@@ -259,8 +268,11 @@ long-id  -     -       -      disabled  -          -
     }
 
     #[test]
-    fn nodes_are_shown_in_both_forms() {
+    fn nodes_and_plugins_are_shown() {
         assert_eq!(nodes(&json!({"nodes": {"a:80": 1, "b:81": 1}})), "a:80,b:81");
+        let rule = json!({"plugins": {"prometheus": {}, "proxy-rewrite": {}}});
+        let text = printed(&documents(Some(Kind::GlobalRule), &[("1".into(), rule)]));
+        assert!(text.contains("1   prometheus,proxy-rewrite  -\n"), "{text}");
         assert_eq!(nodes(&json!({"nodes": [{"host": "a", "port": 80}, {"host": "b"}]})), "a:80,b");
     }
 
