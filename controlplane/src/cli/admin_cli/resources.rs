@@ -364,24 +364,33 @@ fn print_written(
     Ok(())
 }
 
-/// The differences as lines: `replace /uri "/b"`, and the warnings.
+/// The differences as lines: `replace /uri "/b"`, what is kept, and the warnings.
 fn print_dry_run(out: &mut dyn Write, name: &ResourceName, body: &Value) -> Result<(), AdminCliError> {
     let list = |member: &str| body.get(member).and_then(Value::as_array).cloned().unwrap_or_default();
-    let difference = list("difference");
-    for operation in &difference {
-        let text = |member: &str| operation.get(member).and_then(Value::as_str).unwrap_or_default();
+    let text = |value: &Value, member: &str| {
+        value.get(member).and_then(Value::as_str).unwrap_or_default().to_owned()
+    };
+    let path = |operation: &Value| text(operation, "path");
+    // Each write sets the times.
+    let is_time = |operation: &Value| matches!(path(operation).as_str(), "/create_time" | "/update_time");
+    let difference: Vec<Value> = list("difference").into_iter().filter(|one| !is_time(one)).collect();
+    let whole = difference.iter().find(|operation| path(operation).is_empty());
+    for operation in difference.iter().filter(|operation| !path(operation).is_empty()) {
         let value = operation.get("value").map_or_else(String::new, |value| format!(" {}", clipped(value)));
-        writeln!(out, "{:<8}{}{value}", text("op"), text("path"))?;
+        writeln!(out, "{:<8}{}{value}", text(operation, "op"), path(operation))?;
     }
     for (member, word) in [("kept", "kept"), ("warnings", "warning"), ("findings", "finding")] {
         for text in list(member).iter().filter_map(Value::as_str) {
             writeln!(out, "{word}: {text}")?;
         }
     }
-    match difference.len() {
-        0 => writeln!(out, "{}: nothing would change", name.shown())?,
-        count => writeln!(out, "{}: {count} differences; nothing was written (--dry-run)", name.shown())?,
-    }
+    let result = match (whole.map(|operation| operation.get("value")), difference.len()) {
+        (Some(Some(Value::Null)), _) => "would be deleted".to_owned(),
+        (Some(_), _) => "would be created".to_owned(),
+        (None, 0) => "nothing would change".to_owned(),
+        (None, count) => format!("{count} differences"),
+    };
+    writeln!(out, "{}: {result}; nothing was written (--dry-run)", name.shown())?;
     Ok(())
 }
 
@@ -446,14 +455,27 @@ mod tests {
 
     #[test]
     fn a_dry_run_prints_its_difference() {
-        let body = json!({"dry_run": true, "warnings": ["client: removed"], "difference": [
-            {"op": "replace", "path": "/uri", "value": "/b"}, {"op": "remove", "path": "/client"},
-        ]});
         let name = ResourceName::parse(&["routes/1".to_owned()]).unwrap();
-        let mut out = Vec::new();
-        print_dry_run(&mut out, &name, &body).unwrap();
+        let printed = |difference: Value| {
+            let body = json!({"dry_run": true, "warnings": ["client: removed"], "difference": difference});
+            let mut out = Vec::new();
+            print_dry_run(&mut out, &name, &body).unwrap();
+            String::from_utf8(out).unwrap()
+        };
+        let time = json!({"op": "replace", "path": "/update_time", "value": 7});
+        let text = printed(json!([
+            time, {"op": "replace", "path": "/uri", "value": "/b"}, {"op": "remove", "path": "/client"},
+        ]));
         let expected = "replace /uri \"/b\"\nremove  /client\nwarning: client: removed\n\
                         routes/1: 2 differences; nothing was written (--dry-run)\n";
-        assert_eq!(String::from_utf8(out).unwrap(), expected);
+        assert_eq!(text, expected);
+        for (difference, expected) in [
+            (json!([time]), "routes/1: nothing would change; "),
+            (json!([{"op": "replace", "path": "", "value": null}]), "routes/1: would be deleted; "),
+            (json!([{"op": "replace", "path": "", "value": {}}]), "routes/1: would be created; "),
+        ] {
+            let text = printed(difference);
+            assert!(text.lines().nth(1).unwrap().starts_with(expected), "{text}");
+        }
     }
 }

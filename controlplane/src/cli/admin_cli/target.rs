@@ -29,6 +29,7 @@ const DEFAULT_PORT: u16 = 9180;
 
 /// Flags about the connection, of every `admin` command.
 #[derive(Debug, Default, Args)]
+#[command(next_help_heading = "Connection")]
 pub(crate) struct ConnectionArgs {
     /// URL of the Admin API. Default: the address in the configuration (deployment.admin)
     #[arg(long, global = true, value_name = "URL", env = "COUNTERSIGN_ADMIN_URL", hide_env_values = true)]
