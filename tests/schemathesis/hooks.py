@@ -1,0 +1,38 @@
+"""What schemathesis must know that an OpenAPI document cannot say.
+
+Each change of the document below follows from APISIX's behaviour, which the Admin API keeps.
+"""
+
+import schemathesis
+
+
+@schemathesis.hook
+def before_load_schema(context, raw_schema):
+    components = raw_schema["components"]
+    parameters = components["parameters"]
+    # A test waits for no data plane: there is none.
+    parameters["wait"]["schema"]["maximum"] = 0.05
+    parameters["timeout"]["schema"]["maximum"] = 0.05
+    parameters["acknowledged"]["schema"] = {"const": 0}
+    # Other values are ignored: a list is paged when both are numbers, and `force` is exactly `true`.
+    for name in ("page", "page_size", "force"):
+        parameters[name]["schema"] = {}
+    # Three plugins stand for all of them: each has a schema of its own, and all would take minutes.
+    for schema in components["schemas"].values():
+        plugins = schema.get("properties", {}).get("plugins", {}).get("properties", {})
+        for name in set(plugins) - {"proxy-rewrite", "prometheus", "http-logger"}:
+            plugins[name] = {"type": "object", "maxProperties": 0}
+    accept_empty_arrays(components["schemas"])
+
+
+def accept_empty_arrays(schema):
+    """An empty array passes for an object: Lua does not distinguish them."""
+    if isinstance(schema, list):
+        for item in schema:
+            accept_empty_arrays(item)
+    if isinstance(schema, dict):
+        for item in schema.values():
+            accept_empty_arrays(item)
+        if schema.get("type") == "object":
+            schema["type"] = ["object", "array"]
+            schema.setdefault("maxItems", 0)
