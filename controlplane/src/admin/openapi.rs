@@ -239,22 +239,21 @@ fn shape(operation: &Operation) -> Shape {
         }
         Call::ValidateDocument => body(any(), None),
         Call::ServerInfo => read(reference("server_info")),
-        Call::Configs => read(reference("configs")),
-        Call::PutConfigs => Shape {
-            parameters: &["digest", "dry_run", "weaken", "wait"],
-            media: &["application/json", "application/yaml"],
-            success: vec![
-                (200, Some(json!({"type": "object"}))),
-                (202, Some(json!({"type": "object"}))),
-                (204, None),
-            ],
-            errors: &[404, 408, 409, 503],
-            headers: &["X-Countersign-Revision"],
-            ..body(reference("configs"), None)
+        Call::Configs => Shape {
+            headers: &["ETag", "X-Countersign-Stale", "X-Digest", "X-Last-Modified"],
+            ..read(reference("configs"))
         },
         Call::ValidateConfigs => Shape {
             media: &["application/json", "application/yaml"],
             ..body(reference("configs"), Some(json!({"type": "object"})))
+        },
+        Call::PutConfigs => Shape {
+            parameters: &["digest", "dry_run", "weaken", "wait"],
+            media: &["application/json", "application/yaml"],
+            success: vec![(200, Some(json!({"type": "object"}))), (202, Some(any())), (204, None)],
+            errors: &[404, 408, 409, 412, 503],
+            headers: &["X-Countersign-Revision", "X-Digest", "X-Last-Modified"],
+            ..body(reference("configs"), None)
         },
         Call::DataPlanes => Shape {
             parameters: &["acknowledged", "timeout", "known"],

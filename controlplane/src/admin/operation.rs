@@ -299,7 +299,7 @@ mod tests {
         let mut seen = BTreeSet::new();
         for operation in operations() {
             assert!(seen.insert((operation.method.as_str(), &*operation.path)), "{operation:?}");
-            assert_eq!(operation.summary.is_empty() && !operation.is_rejected(), false, "{operation:?}");
+            assert!(operation.is_rejected() || !operation.summary.is_empty(), "{operation:?}");
             assert!(!operation.summary.contains("{noun}"), "{operation:?}");
         }
     }

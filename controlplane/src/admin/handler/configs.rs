@@ -238,7 +238,7 @@ mod tests {
         let good = json!({"id": "r1", "uri": "/a", "upstream": upstream, "service_id": "missing"});
         assert_eq!(
             errors(json!({"routes": [good], "consumers": [], "plugins": [{"name": "x"}]})),
-            [json!({}); 0]
+            [Value::Null; 0]
         );
         let found = errors(json!({
             "routes": [{"id": "r1", "uri": 1}, {"uri": "/b", "upstream": upstream}, good],
