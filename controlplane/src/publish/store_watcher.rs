@@ -5,6 +5,7 @@
 //! have written.
 
 use std::collections::HashSet;
+use std::panic::resume_unwind;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -24,6 +25,8 @@ use crate::store::{DocumentList, Event, Store, StoreError, StoredDocument, Watch
 /// Changes applied in one batch when they arrive faster than they can be applied.
 const BATCH_MAX: usize = 256;
 const BACKOFF_MIN: Duration = Duration::from_millis(100);
+/// Fewer documents are not worth another thread.
+const ITEMS_PER_THREAD_MIN: usize = 256;
 
 /// The results of a running watcher.
 pub struct WatcherHandle {
@@ -298,7 +301,7 @@ fn current_resource<'a>(delta: &'a Delta, before: &'a Snapshot, key: &Key) -> Op
 }
 
 /// Applies the store's whole content as a difference to the present snapshot. Slow for ten thousand
-/// certificates, so it runs off the runtime.
+/// certificates, so it runs off the runtime, and on all cores.
 async fn apply_load(
     before: Arc<Snapshot>,
     loaded: Arc<DocumentList>,
@@ -311,18 +314,19 @@ async fn apply_load(
         let stored: HashSet<&Key> = loaded.items.iter().map(|item| &item.key).collect();
         let removals: Vec<Key> =
             before.versions().map(|(key, _)| key).filter(|key| !stored.contains(key)).collect();
-        let current = |key| before.get(key).map(|versioned| &versioned.resource);
+        let current = |key: &Key| before.get(key).map(|versioned| &versioned.resource);
         removals.iter().for_each(|key| log_removal(key, loaded.revision, current(key)));
         // An unresolved document has no version and a blocked one another version: both are
         // compiled again.
         let is_unchanged = |item: &StoredDocument| {
-            expected_version(item).is_some_and(|version| before.version(&item.key) == Some(version))
+            before.version(&item.key).is_some_and(|version| expected_version(item) == Some(version))
                 && !findings.are_outdated(item)
         };
-        let changed = loaded.items.iter().filter(|item| !is_unchanged(item));
-        let upserts = changed
-            .filter_map(|item| compile_and_log(item, current(&item.key), &keyring, &findings))
-            .collect();
+        let compile_changed = |item: &StoredDocument| {
+            let is_changed = !is_unchanged(item);
+            is_changed.then(|| compile_and_log(item, current(&item.key), &keyring, &findings)).flatten()
+        };
+        let upserts = filter_map_on_all_cores(&loaded.items, compile_changed);
         findings.retain(&stored);
         let delta = Delta { from: before.revision(), to: loaded.revision, upserts, removals };
         Arc::new(before.apply(&delta))
@@ -334,6 +338,22 @@ async fn apply_load(
             fallback
         }
     }
+}
+
+/// Maps items on all cores, in their order: a start compiles everything.
+fn filter_map_on_all_cores<T: Sync, R: Send>(items: &[T], map: impl Fn(&T) -> Option<R> + Sync) -> Vec<R> {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let part = items.len().div_ceil(cores).max(ITEMS_PER_THREAD_MIN);
+    let map = &map;
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = items
+            .chunks(part)
+            .map(|part| scope.spawn(move || part.iter().filter_map(map).collect::<Vec<R>>()))
+            .collect();
+        let results =
+            threads.into_iter().map(|thread| thread.join().unwrap_or_else(|panic| resume_unwind(panic)));
+        results.flatten().collect()
+    })
 }
 
 #[cfg(test)]

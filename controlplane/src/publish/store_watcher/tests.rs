@@ -121,3 +121,12 @@ async fn a_removal_by_another_program_is_logged() {
     let log = std::fs::read_to_string(path).unwrap();
     assert!(log.contains("a change weakens the protection") && log.contains("routes/guarded"), "{log}");
 }
+
+#[test]
+fn all_cores_keep_the_order() {
+    for count in [0, 1, ITEMS_PER_THREAD_MIN, 10 * ITEMS_PER_THREAD_MIN + 1] {
+        let items: Vec<usize> = (0..count).collect();
+        let odd = filter_map_on_all_cores(&items, |item| (item % 2 == 1).then_some(item * 2));
+        assert_eq!(odd, (0..count).filter(|item| item % 2 == 1).map(|item| item * 2).collect::<Vec<_>>());
+    }
+}
