@@ -177,7 +177,7 @@ async fn page(admin: &Admin, ssls: usize) -> anyhow::Result<(f64, f64)> {
         let began = Instant::now();
         let answer = connection.call(Method::GET, &path, None).await.map_err(anyhow::Error::msg)?;
         seen.saturating_record(nanos(began.elapsed()));
-        let items = answer.body["list"].as_array().map_or(0, Vec::len);
+        let items = answer.body.get("list").and_then(Value::as_array).map_or(0, Vec::len);
         ensure!(items == PAGE_SIZE, "{path}: {} with {items} items", answer.status);
     }
     Ok((seen.value_at_quantile(0.5) as f64 / 1e6, seen.max() as f64 / 1e6))
