@@ -75,6 +75,15 @@ async fn an_invalid_configuration_changes_nothing() {
     let same = json!({"upstreams_conf_version": version, "routes": []});
     assert_eq!(put(&world, "x", same).await.status, 202);
     assert_eq!(world.get("/upstreams").await.json()["total"], 1);
+    // The client's own versions count while nobody else writes.
+    let upstreams = |version: u64| json!({"upstreams": [], "upstreams_conf_version": version});
+    assert_eq!(put(&world, "y", upstreams(1000)).await.status, 202);
+    assert_eq!(world.get("/configs").await.json()["upstreams_conf_version"], 1000);
+    put(&world, "z", upstreams(999))
+        .await
+        .assert_error("upstreams_conf_version must be greater than or equal to (1000)");
+    world.put("/upstreams/1", upstream(1)).await.ok();
+    assert_eq!(put(&world, "z", upstreams(999)).await.status, 202);
 }
 
 #[tokio::test]

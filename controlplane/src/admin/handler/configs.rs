@@ -43,7 +43,8 @@ impl AdminApi {
         let yaml = wants_yaml(&request.headers);
         let prefix = self.store.prefix().to_owned();
         let reply = list::reply_from_full_read(read, move |(documents, digest, age)| {
-            let mut reply = to_reply(&prefix, documents, yaml);
+            let versions = digest.as_ref().map(|digest| &digest.versions);
+            let mut reply = to_reply(&prefix, documents, versions, yaml);
             if let Some(digest) = digest {
                 digest.add_headers(&mut reply);
             }
@@ -96,8 +97,14 @@ fn wants_yaml(headers: &HeaderMap) -> bool {
 }
 
 /// The version of a kind is the newest revision among its documents, so it never exceeds what a
-/// client that read all of them has seen.
-fn to_reply(prefix: &str, documents: DocumentList, yaml: bool) -> Reply {
+/// client that read all of them has seen. `given_versions`: those of the last PUT, while no
+/// document has changed since.
+fn to_reply(
+    prefix: &str,
+    documents: DocumentList,
+    given_versions: Option<&Map<String, Value>>,
+    yaml: bool,
+) -> Reply {
     let DocumentList { revision, items } = documents;
     let time = |value: &Value| value.get("update_time").and_then(Value::as_u64);
     let last_modified = items.iter().filter_map(|item| time(&item.document)).max();
@@ -114,6 +121,9 @@ fn to_reply(prefix: &str, documents: DocumentList, yaml: bool) -> Reply {
         if let Some(section) = section.as_array_mut() {
             section.push(DocumentView::of(prefix, item).into_value());
         }
+    }
+    for (name, version) in given_versions.into_iter().flatten() {
+        config.insert(name.clone(), version.clone());
     }
     let mut reply = reply::json(StatusCode::OK, &config);
     let headers = reply.headers_mut();

@@ -66,7 +66,7 @@ impl AdminApi {
     ) -> Result<Reply, StoreError> {
         let stored = self.store.load().await?;
         let before = PutDigest::of(&*self.store, &stored).await?;
-        if before.is_some_and(|before| before.digest == digest) {
+        if before.as_ref().is_some_and(|before| before.digest == digest) {
             return Ok(reply::empty(StatusCode::NO_CONTENT));
         }
         let body = Arc::new(body);
@@ -84,7 +84,7 @@ impl AdminApi {
             }
             Err(_) => return Ok(reply::empty(StatusCode::INTERNAL_SERVER_ERROR)),
         }
-        let operations = match difference(&body, &stored, &self.keyring) {
+        let operations = match difference(&body, &stored, before.as_ref(), &self.keyring) {
             Ok(operations) => operations,
             Err(problem) => return Ok(reply::problem(&problem)),
         };
@@ -110,6 +110,7 @@ impl AdminApi {
             last_modified: UnixTime::now().as_secs(),
             revision,
             documents: stored.items.len() + created - removed,
+            versions: versions(&body),
         };
         if let Err(error) = kept.keep(&*self.store).await {
             tracing::warn!(%error, "the digest of the configuration was not kept: its client sends it again");
@@ -127,6 +128,7 @@ impl AdminApi {
 fn difference(
     body: &Map<String, Value>,
     stored: &DocumentList,
+    last_put: Option<&PutDigest>,
     keyring: &Keyring,
 ) -> Result<Vec<NamedChange>, Problem> {
     let mut operations = Vec::new();
@@ -137,11 +139,12 @@ fn difference(
             .filter(|item| item.key.kind == kind)
             .map(|item| (&item.key.id, item))
             .collect();
-        let version = before.values().map(|item| item.mod_revision).max().unwrap_or_default();
         let version_key = configs::version_key(kind.plural());
         if let Some(given) = body.get(&version_key).and_then(Value::as_f64) {
+            let of_last_put = last_put.and_then(|put| put.versions.get(&version_key)?.as_f64());
+            let newest = before.values().map(|item| item.mod_revision).max().unwrap_or_default();
             #[expect(clippy::cast_precision_loss, reason = "revisions are far below 2^53")]
-            let version = version as f64;
+            let version = of_last_put.unwrap_or(newest as f64);
             if given < version {
                 let message = format!("{version_key} must be greater than or equal to ({version})");
                 return Err(Problem::new(version_key, message));
@@ -168,6 +171,13 @@ fn difference(
         operations.extend(gone.map(|id| change(kind, id, Method::DELETE, Action::Delete { force: false })));
     }
     Ok(operations)
+}
+
+/// The versions that a configuration gives to its sections.
+fn versions(body: &Map<String, Value>) -> Map<String, Value> {
+    let keys = Kind::ALL.map(|kind| configs::version_key(kind.plural()));
+    let given = keys.into_iter().filter_map(|key| Some((key.clone(), body.get(&key)?.clone())));
+    given.filter(|(_, version)| version.is_number()).collect()
 }
 
 fn change(kind: Kind, id: &Id, method: Method, action: Action) -> NamedChange {

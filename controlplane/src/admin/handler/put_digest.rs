@@ -5,6 +5,7 @@
 
 use http::header::{HeaderName, HeaderValue};
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 use zeroize::Zeroizing;
 
 use crate::admin::reply::Reply;
@@ -24,6 +25,9 @@ pub(super) struct PutDigest {
     /// The revision of the commit, and the number of documents after it.
     pub revision: u64,
     pub documents: usize,
+    /// The versions that the client gave to sections, by their names: `routes_conf_version`.
+    #[serde(default)]
+    pub versions: Map<String, Value>,
 }
 
 impl PutDigest {
