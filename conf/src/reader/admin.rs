@@ -64,6 +64,9 @@ impl Reader<'_> {
                 self.problem_at(Some(*line), ADMIN_KEY, message);
             }
             let AdminKeyValue::Clear(clear) = &key.key else { continue };
+            if !key_required {
+                continue;
+            }
             let weakness = match clear.expose() {
                 public if PUBLIC_KEYS.contains(&public) => "is published with APISIX",
                 short if short.chars().count() < KEY_CHARACTERS => "is short enough to be guessed",

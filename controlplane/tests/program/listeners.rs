@@ -149,6 +149,27 @@ fn a_hashed_key_is_not_in_the_file() {
 }
 
 #[test]
+fn wrong_keys_are_limited_and_counted() {
+    let mut site = site_with(json!({"ip": "127.0.0.1", "port": 0}));
+    site.settings["deployment"]["admin"]["https_admin"] = json!(false);
+    site.settings["countersign"]["admin"] = json!({"wrong_keys_per_minute": 2});
+    let running = site.start();
+    let base = ["-i".to_owned(), format!("http://{}/apisix/admin/routes", addresses(&running)[0])];
+    let wrong = ["-H", "X-API-KEY: guessed-guessed-guessed"];
+    let statuses = [(); 4].map(|()| call(&site, &base, &[&wrong]));
+    assert_eq!(statuses.clone().map(|(status, _)| status), [401, 401, 429, 429]);
+    assert!(statuses[3].1.contains("retry-after: "), "{statuses:?}");
+    assert_eq!(call(&site, &base, &[&KEY]).0, 200);
+    let status = running.ready["status"].as_str().unwrap();
+    let (_, metrics) = curl(&site, &[&format!("http://{status}/metrics")]);
+    assert!(metrics.contains("countersign_errors_total{reason=\"admin_wrong_keys\"} 2"), "{metrics}");
+    let (code, stderr) = running.stop();
+    assert_eq!(code, Some(0), "{stderr}");
+    assert!(stderr.contains("too many of them from this address"), "{stderr}");
+    assert!(!stderr.contains("guessed"), "{stderr}");
+}
+
+#[test]
 fn a_busy_listener_keeps_the_start_from_listening() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = taken.local_addr().unwrap().port();
