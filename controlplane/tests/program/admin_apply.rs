@@ -1,6 +1,8 @@
 //! `controlplane admin apply`, `diff` and `dump` against a running control plane.
 
 use std::fs;
+use std::io::{BufRead, BufReader, Read};
+use std::process::Stdio;
 
 use pki::ca::LeafSpec;
 use serde_json::{Value, json};
@@ -182,4 +184,39 @@ fn a_protected_policy_needs_weaken() {
         "{refused:?}"
     );
     world.ok_with("patch ssls/1 --weaken -f -", r#"{"client": null}"#);
+}
+
+#[test]
+fn a_change_after_the_plan_stops_it() {
+    let world = World::start();
+    let upstreams = |labels: &Value| -> Vec<Value> {
+        let upstream = |n| json!({"id": format!("u{n}"), "nodes": {"127.0.0.1:1": 1}, "labels": labels});
+        (0..100).map(upstream).collect()
+    };
+    let labels: Value = (0..16)
+        .map(|n| (format!("label-{n}"), json!("x".repeat(64))))
+        .collect::<serde_json::Map<_, _>>()
+        .into();
+    let first = world.file("first.json", json!({"upstreams": upstreams(&json!({}))}).to_string());
+    world.ok(&format!("apply -f {first} --yes"));
+    let second = world.file("second.json", json!({"upstreams": upstreams(&labels)}).to_string());
+    let mut applying = world.command(&format!("apply -f {second} --yes"));
+    let mut applying = applying.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    // It is writing its plan, which is larger than the pipe.
+    let mut plan = BufReader::new(applying.stdout.take().unwrap());
+    let mut line = String::new();
+    plan.read_line(&mut line).unwrap();
+    assert_eq!(line, "~ upstreams/u0\n");
+    world.ok(r#"patch upstreams/u42 --json {"name":"mine"}"#);
+    let mut rest = String::new();
+    plan.read_to_string(&mut rest).unwrap();
+    assert!(rest.len() > 64 << 10, "{}", rest.len());
+    let failed = applying.wait_with_output().unwrap();
+    let message = String::from_utf8(failed.stderr).unwrap();
+    assert_eq!(failed.status.code(), Some(1), "{message}");
+    assert!(message.contains("upstreams/u42 was changed meanwhile, and nothing was written"), "{message}");
+    assert_eq!(world.json("get upstreams/u0")["value"]["labels"], json!({}));
+    // The next plan has seen it.
+    world.ok(&format!("apply -f {second} --yes"));
+    assert_eq!(world.json("get upstreams/u42")["value"]["name"], Value::Null);
 }

@@ -46,7 +46,7 @@ impl World {
         self.running.ready["admin"].as_str().unwrap().parse().unwrap()
     }
 
-    fn command(&self, words: &str) -> Command {
+    pub(crate) fn command(&self, words: &str) -> Command {
         let mut command = program();
         command.arg("admin").args(words.split(' ')).arg("-c").arg(self.site.config());
         command
