@@ -142,7 +142,7 @@ const KEYS: &[(&str, KeySupport)] = &[
     ("apisix.status.port", Read),
     (
         "apisix.data_encryption.enable_encrypt_fields",
-        Ignored("it is about fields of plugins, of which none of ours keeps a secret"),
+        Ignored("it is about fields of plugins; those that only observe are stored as written"),
     ),
     ("apisix.data_encryption.keyring", Read),
     ("apisix.data_encryption.enable", Ignored("APISIX 3 does not read it: the keyring decides")),

@@ -63,20 +63,13 @@ impl Reader<'_> {
                 let message = format!("the entry {:?} has the same key as another one", key.name);
                 self.problem_at(Some(*line), ADMIN_KEY, message);
             }
-            let AdminKeyValue::Clear(clear) = &key.key else { continue };
-            if !key_required {
-                continue;
+            if let Some(weakness) = weakness(&key.key).filter(|_| key_required) {
+                let text = format!(
+                    "{ADMIN_KEY}: the key of the entry {:?} {weakness}: put a random one there (openssl rand -hex 16)",
+                    key.name
+                );
+                self.warnings.push((*line, text));
             }
-            let weakness = match clear.expose() {
-                public if PUBLIC_KEYS.contains(&public) => "is published with APISIX",
-                short if short.chars().count() < KEY_CHARACTERS => "is short enough to be guessed",
-                _ => continue,
-            };
-            let text = format!(
-                "{ADMIN_KEY}: the key of the entry {:?} {weakness}: put a random one there (openssl rand -hex 16)",
-                key.name
-            );
-            self.warnings.push((*line, text));
         }
         entries.into_iter().map(|(_, key)| key).collect()
     }
@@ -103,6 +96,17 @@ impl Reader<'_> {
             self.problem(CLIENT_ROLES, message.into());
         }
         roles
+    }
+}
+
+/// Why a client might guess this key.
+fn weakness(key: &AdminKeyValue) -> Option<&'static str> {
+    match key {
+        AdminKeyValue::Clear(key) if PUBLIC_KEYS.contains(&key.expose()) => Some("is published with APISIX"),
+        AdminKeyValue::Clear(key) if key.expose().chars().count() < KEY_CHARACTERS => {
+            Some("is short enough to be guessed")
+        }
+        AdminKeyValue::Clear(_) | AdminKeyValue::Generated | AdminKeyValue::Sha256(_) => None,
     }
 }
 
