@@ -129,6 +129,35 @@ fn a_listener_may_be_ipv6() {
 }
 
 #[test]
+fn a_listener_reloads_its_own_certificate() {
+    let site = site_with(json!([
+        {"ip": "127.0.0.1", "port": 0},
+        {"ip": "127.0.0.1", "port": 0, "admin_api_mtls": {
+            "admin_ssl_cert": "pki/second.crt", "admin_ssl_cert_key": "pki/second.key",
+        }},
+    ]));
+    let issue = |name: &str| {
+        let ca = site.path("pki/admin-ca");
+        let mut issued = program();
+        issued.args(["pki", "issue", "server", name, "--force", "--ca"]).arg(ca);
+        assert!(issued.arg("--out").arg(site.path("pki/second")).status().unwrap().success());
+    };
+    issue("old.test");
+    let running = site.start();
+    let port = addresses(&running)[1].port();
+    let status = |name: &str| {
+        let base = ["--cacert", "admin-ca.crt", "--resolve", &format!("{name}:{port}:127.0.0.1")];
+        let url = format!("https://{name}:{port}/apisix/admin/routes");
+        let base: Vec<String> = base.into_iter().chain([&*url]).map(str::to_owned).collect();
+        call(&site, &base, &[&CERTIFICATE, &KEY]).0
+    };
+    assert_eq!((status("old.test"), status("new.test")), (200, 0));
+    issue("new.test");
+    assert_eq!((status("old.test"), status("new.test")), (0, 200));
+    assert_eq!(running.stop().0, Some(0));
+}
+
+#[test]
 fn a_hashed_key_is_not_in_the_file() {
     let hashed = Command::new("sh")
         .args(["-c", "printf '%s\\n' \"$KEY\" | \"$0\" hash-key", program().get_program().to_str().unwrap()])
