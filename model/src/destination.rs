@@ -36,6 +36,10 @@ pub struct Destination<'a> {
     pub client_identity: Option<&'a ClientIdentity>,
     /// The plugin of the route, or else of its plugin config, or else of its service.
     pub proxy_rewrite: Option<&'a ProxyRewrite>,
+    /// The plugin of the global rules. It runs first: method, host and headers that the route's
+    /// plugin does not set are its own. The path comes from it only if the route has no such
+    /// plugin, because that one starts from the path of the request (contract 10.7).
+    pub global_rewrite: Option<&'a ProxyRewrite>,
 }
 
 /// Finds the destination of a request.
@@ -68,7 +72,8 @@ pub fn find<'a>(
     let upstream = resolve_upstream(snapshot, route.upstream.as_ref(), route.service.as_ref())?;
     let timeouts = route.timeout.or(upstream.timeout).unwrap_or(DEFAULT_TIMEOUTS);
     let (client_identity, proxy_rewrite) = (snapshot.client_identity(route), snapshot.proxy_rewrite(route));
-    Ok(Destination { route, upstream, timeouts, client_identity, proxy_rewrite })
+    let global_rewrite = snapshot.global_rewrite();
+    Ok(Destination { route, upstream, timeouts, client_identity, proxy_rewrite, global_rewrite })
 }
 
 /// Resolves the upstream of a route or stream route: its own, or else its service's.
@@ -105,10 +110,12 @@ mod tests {
 
     use pki::Keyring;
     use proptest::prelude::*;
+    use rustls_pki_types::UnixTime;
     use serde_json::{Map, Value, json};
 
     use super::*;
     use crate::id::Kind;
+    use crate::lint::Severity;
     use crate::request_target::PathOptions;
     use crate::resource::{Blocked, PluginConfig, Resource};
     use crate::samples::id;
@@ -152,6 +159,32 @@ mod tests {
             )]);
             assert_eq!(served.losses(unserved).routes.lost, 1);
         }
+    }
+
+    #[test]
+    fn one_global_rule_rewrites() {
+        let rule = |own: &str, document: Value| {
+            crate::compile(Kind::GlobalRule, &id(own), &document, &Keyring::empty()).unwrap()
+        };
+        let rewrite = |uri: &str| json!({"plugins": {"proxy-rewrite": {"uri": uri}}});
+        let plain = compiled(Kind::Route, &json!({"uri": "/a", "upstream": {"nodes": {"127.0.0.1:1": 1}}}));
+        let observer = rule("0", json!({"plugins": {"prometheus": {}}}));
+        let one = snapshot([plain.clone(), observer, rule("1", rewrite("/b"))]);
+        assert_eq!(found(&one).unwrap().global_rewrite.unwrap().source(), &json!({"uri": "/b"}));
+        assert!(found(&one).unwrap().proxy_rewrite.is_none());
+        assert!(
+            crate::lint::lint_snapshot(&one, UnixTime::now(), false)
+                .iter()
+                .all(|found| found.severity > Severity::Error)
+        );
+        let two = snapshot([plain, rule("1", rewrite("/b")), rule("2", rewrite("/c"))]);
+        assert!(found(&two).unwrap().global_rewrite.is_none());
+        let findings = crate::lint::lint_snapshot(&two, UnixTime::now(), false);
+        let twice = findings.iter().filter(|found| found.field == "plugins.proxy-rewrite");
+        assert_eq!(twice.map(|found| found.severity).collect::<Vec<_>>(), [Severity::Error; 2]);
+        let key = crate::id::Key::new(Kind::GlobalRule, id("2"));
+        let delta = crate::Delta { from: 1, to: 2, upserts: vec![], removals: vec![key] };
+        assert!(two.apply(&delta).global_rewrite().is_some());
     }
 
     fn some_plugins() -> impl Strategy<Value = Map<String, Value>> {

@@ -54,8 +54,8 @@ pub fn compile(kind: Kind, id: &Id, document: &Value, keyring: &Keyring) -> Resu
         Kind::Route => Resource::Route(Arc::new(route::compile(id, document, keyring)?)),
         Kind::StreamRoute => Resource::StreamRoute(Arc::new(stream_route::compile(id, document, keyring)?)),
         Kind::GlobalRule => {
-            plugins::global_plugins(document)?;
-            Resource::GlobalRule(Arc::new(GlobalRule { id: id.clone(), blocked: None }))
+            let proxy_rewrite = plugins::global_plugins(document)?;
+            Resource::GlobalRule(Arc::new(GlobalRule { id: id.clone(), proxy_rewrite, blocked: None }))
         }
     })
 }

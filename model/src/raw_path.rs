@@ -176,7 +176,8 @@ fn conflicting_member(snapshot: &Snapshot, raw: &Route, sibling: &Route) -> Opti
         let shared = || raw_to.zip(sibling_to).is_some_and(|(one, other)| may_share_node(one, other));
         return guard.filter(|_| of_host || shared());
     }
-    let rewrite = snapshot.proxy_rewrite(sibling);
+    // The raw route has a plugin of its own, which decides about the path before the global rules'.
+    let rewrite = snapshot.proxy_rewrite(sibling).or(snapshot.global_rewrite());
     if rewrite.is_some() && rewrite != snapshot.proxy_rewrite(raw) {
         return Some("proxy-rewrite");
     }

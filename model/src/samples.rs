@@ -206,7 +206,9 @@ fn some_plugin_config() -> impl Strategy<Value = Resource> {
 }
 
 fn some_global_rule() -> impl Strategy<Value = Resource> {
-    some_id().prop_map(|id| Resource::GlobalRule(Arc::new(GlobalRule { id, blocked: None })))
+    (some_id(), some_blocks()).prop_map(|(id, (_, proxy_rewrite))| {
+        Resource::GlobalRule(Arc::new(GlobalRule { id, proxy_rewrite, blocked: None }))
+    })
 }
 
 /// The same resource, blocked.

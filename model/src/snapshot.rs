@@ -37,6 +37,8 @@ pub struct Snapshot {
     global_rules: OrdMap<Id, Versioned>,
     /// Ids of the blocked global rules.
     blocked_global_rules: OrdSet<Id>,
+    /// Ids of the global rules with a `proxy-rewrite`.
+    rewriting_global_rules: OrdSet<Id>,
     sni_index: SniIndex,
     /// Counts the changes of ssls.
     site_generation: u64,
@@ -62,6 +64,7 @@ impl Snapshot {
             stream_routes: OrdMap::new(),
             global_rules: OrdMap::new(),
             blocked_global_rules: OrdSet::new(),
+            rewriting_global_rules: OrdSet::new(),
             sni_index: SniIndex::new(),
             site_generation: 0,
             route_index: RouteIndex::new(),
@@ -119,6 +122,20 @@ impl Snapshot {
     /// The blocked global rule with the lowest id, which denies every request.
     pub fn blocking_global_rule(&self) -> Option<&Id> {
         self.blocked_global_rules.get_min()
+    }
+
+    /// The `proxy-rewrite` of the global rules. As in APISIX, none runs if several have one.
+    pub fn global_rewrite(&self) -> Option<&ProxyRewrite> {
+        let only = self.rewriting_global_rules.get_min().filter(|_| self.rewriting_global_rules.len() == 1);
+        match &self.global_rules.get(only?)?.resource {
+            Resource::GlobalRule(rule) => rule.proxy_rewrite.as_deref(),
+            _ => None,
+        }
+    }
+
+    /// The global rules with a `proxy-rewrite`, by id.
+    pub(crate) fn rewriting_global_rules(&self) -> &OrdSet<Id> {
+        &self.rewriting_global_rules
     }
 
     /// The ssl with this id, enabled or not, of either type.
@@ -285,17 +302,21 @@ impl Snapshot {
             Some(Resource::Ssl(ssl)) => self.sni_index.remove(ssl),
             Some(Resource::Route(route)) => self.unindex_route(route),
             Some(Resource::StreamRoute(route)) => self.stream_index.remove(route),
-            Some(Resource::GlobalRule(rule)) => drop(self.blocked_global_rules.remove(&rule.id)),
+            Some(Resource::GlobalRule(rule)) => {
+                self.blocked_global_rules.remove(&rule.id);
+                self.rewriting_global_rules.remove(&rule.id);
+            }
             Some(Resource::Service(_) | Resource::Upstream(_) | Resource::PluginConfig(_)) | None => {}
         }
         match new {
             Some(Resource::Ssl(ssl)) => self.sni_index.insert(ssl),
             Some(Resource::Route(route)) => self.index_route(route),
             Some(Resource::StreamRoute(route)) => self.stream_index.insert(route),
-            Some(Resource::GlobalRule(rule)) if rule.blocked.is_some() => {
-                self.blocked_global_rules.insert(rule.id.clone());
+            Some(Resource::GlobalRule(rule)) => {
+                rule.blocked.iter().for_each(|_| drop(self.blocked_global_rules.insert(rule.id.clone())));
+                let rewrites = rule.proxy_rewrite.iter();
+                rewrites.for_each(|_| drop(self.rewriting_global_rules.insert(rule.id.clone())));
             }
-            Some(Resource::GlobalRule(_)) => {}
             Some(Resource::Service(_) | Resource::Upstream(_) | Resource::PluginConfig(_)) | None => {}
         }
         if matches!(old.or(new), Some(Resource::Ssl(_))) {

@@ -59,9 +59,9 @@ async fn check_raw_paths(
         return Ok(());
     }
     let mut resources = Vec::new();
-    for kind in [Kind::Ssl, Kind::Upstream, Kind::Service, Kind::PluginConfig, Kind::Route] {
-        let loaded = store.list(kind).await?;
-        resources.extend(loaded.items.iter().filter_map(|stored| compile_stored(stored, keyring, None).0));
+    for kind in Kind::ALL.into_iter().filter(|kind| *kind != Kind::StreamRoute) {
+        let unchanged = overlay.unchanged(kind).await?;
+        resources.extend(unchanged.iter().filter_map(|stored| compile_stored(stored, keyring, None).0));
     }
     resources.extend(pending.iter().map(|resource| Versioned { version: 0, resource: resource.clone() }));
     Ok(model::raw_path::check_resource(&Snapshot::from_resources(0, resources), resource)?)

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::Stream;
-use model::wire::without_plugin_configs;
+use model::wire::without_plugins;
 use model::{Delta, Key, Snapshot, TicketRing};
 use mtls::Reloader;
 use proto::push::push_server::{Push, PushServer};
@@ -176,7 +176,7 @@ impl NodeSession {
         let mut accepted = self.state.acceptance.subscribe();
         loop {
             let delta = base.delta_to(&target);
-            let delta = if hello.plugin_configs { delta } else { without_plugin_configs(delta) };
+            let delta = if hello.plugins { delta } else { without_plugins(delta) };
             self.send_delta(delta).await?;
             match tokio::time::timeout(ACK_TIMEOUT, self.read_response(target.revision(), &registration))
                 .await
@@ -429,11 +429,9 @@ impl NodeSession {
 fn log_connected(hello: &Hello, peer: SocketAddr, held: usize) {
     let Hello { node, revision, .. } = hello;
     tracing::info!(node, %peer, held, revision, "a data plane connected");
-    if !hello.plugin_configs {
-        tracing::warn!(
-            node,
-            "the data plane knows no plugin configs: routes that name one are blocked there"
-        );
+    if !hello.plugins {
+        let what = "routes that name one, and global rules that rewrite, are blocked there";
+        tracing::warn!(node, "the data plane knows no plugin configs: {what}");
     }
 }
 

@@ -125,8 +125,8 @@ async fn the_admin_api_rejects_what_would_block() {
         ("/global_rules/r", plugins(unknown), "unknown plugin [jwt-auth]"),
         (
             "/global_rules/r",
-            plugins(json!({"proxy-rewrite": {"uri": "/x"}})),
-            "invalid configuration: \"plugins.proxy-rewrite\" is not supported by this gateway",
+            plugins(json!({"proxy-rewrite": {"use_real_request_uri_unsafe": true}})),
+            "invalid configuration: \"plugins.proxy-rewrite.use_real_request_uri_unsafe\" is not supported by this gateway",
         ),
     ] {
         let response = world.put(path, document).await;

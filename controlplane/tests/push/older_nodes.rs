@@ -12,29 +12,39 @@ fn kinds(upserts: &[Upsert]) -> Vec<resource::Kind> {
     upserts.iter().map(kind).collect()
 }
 
-fn holds(id: &str, upsert: &Upsert) -> ResourceVersion {
-    let key = model::wire::key_to_wire(&key(Kind::Route, id));
+fn holds(kind: Kind, id: &str, upsert: &Upsert) -> ResourceVersion {
+    let key = model::wire::key_to_wire(&key(kind, id));
     ResourceVersion { key: Some(key), version: upsert.version }
 }
 
-/// It would pass over the field of the route and forward without the plugins.
+/// It would pass over the new fields and forward without the plugins.
 #[tokio::test]
-async fn a_node_without_plugin_configs_gets_their_routes_blocked() {
+async fn an_older_node_gets_blocked_what_it_does_not_know() {
     let world = World::new();
     let route = json!({"uri": "/a", "upstream": upstream(1), "plugin_config_id": "p"});
     world.put(Kind::PluginConfig, "p", json!({"plugins": {"proxy-rewrite": {"uri": "/x"}}})).await;
     world.put(Kind::PluginConfig, "q", json!({"plugins": {}})).await;
     world.put(Kind::Route, "1", route).await;
-    let revision = world.put(Kind::Route, "2", json!({"uri": "/b", "upstream": upstream(1)})).await;
+    world.put(Kind::Route, "2", json!({"uri": "/b", "upstream": upstream(1)})).await;
+    world.put(Kind::GlobalRule, "observes", json!({"plugins": {"prometheus": {}}})).await;
+    let rule = json!({"plugins": {"proxy-rewrite": {"headers": {"X-A": "1"}}}});
+    let revision = world.put(Kind::GlobalRule, "rewrites", rule).await;
     let control = world.control().await;
     let mut node = ScriptedNode::connect(&world, &control).await;
     node.send_hello_with("", 0, Vec::new()).await;
     let store = node.welcome().await.store;
     let first = node.chunk().await;
     let received = kinds(&first.upserts);
-    let [resource::Kind::Blocked(named), resource::Kind::Route(_)] = &received[..] else {
+    let [
+        resource::Kind::Blocked(named),
+        resource::Kind::Route(_),
+        resource::Kind::GlobalRule(_),
+        resource::Kind::Blocked(rule),
+    ] = &received[..]
+    else {
         panic!("{received:?}")
     };
+    assert!(rule.why.contains("proxy-rewrite in a global rule"), "{rule:?}");
     assert!(named.why.contains("plugin config p"), "{named:?}");
     let Some(blocked::What::Route(matchers)) = &named.what else { panic!("{named:?}") };
     assert!(matchers.uris == ["/a"] && matchers.upstream.is_none() && matchers.plugin_config_id.is_empty());
@@ -48,16 +58,29 @@ async fn a_node_without_plugin_configs_gets_their_routes_blocked() {
 
     // The same node after its upgrade.
     let mut node = ScriptedNode::connect(&world, &control).await;
-    let (name, instance, plugin_configs) = ("node-1".into(), "new".into(), true);
-    let hello = Hello { node: name, instance, store, revision, plugin_configs, ..Hello::default() };
+    let (name, instance, plugins) = ("node-1".into(), "new".into(), true);
+    let hello = Hello { node: name, instance, store, revision, plugins, ..Hello::default() };
     node.send(from_node::Message::Hello(hello)).await;
-    let resources = vec![holds("1", &first.upserts[0]), holds("2", &first.upserts[1])];
+    let held = [
+        (Kind::Route, "1"),
+        (Kind::Route, "2"),
+        (Kind::GlobalRule, "observes"),
+        (Kind::GlobalRule, "rewrites"),
+    ];
+    let resources =
+        held.iter().zip(&first.upserts).map(|((kind, id), upsert)| holds(*kind, id, upsert)).collect();
     node.send(from_node::Message::InitialVersions(InitialVersions { resources, last: true })).await;
     node.welcome().await;
     let received = kinds(&node.chunk().await.upserts);
-    let [resource::Kind::PluginConfig(config), resource::Kind::Route(named)] = &received[..] else {
+    let [
+        resource::Kind::PluginConfig(config),
+        resource::Kind::Route(named),
+        resource::Kind::GlobalRule(rule),
+    ] = &received[..]
+    else {
         panic!("{received:?}")
     };
+    assert!(rule.proxy_rewrite.contains("X-A"), "{rule:?}");
     assert!(named.plugin_config_id == "p" && config.proxy_rewrite.contains("/x"), "{received:?}");
     control.stop().await;
 }

@@ -110,7 +110,7 @@ impl NodeInfo {
             revision,
             tickets: self.tickets,
             store_state: true,
-            plugin_configs: true,
+            plugins: true,
         };
         let mut messages = vec![from_node::Message::Hello(hello)];
         let parts: Vec<Vec<ResourceVersion>> =

@@ -9,6 +9,7 @@ use super::unsupported;
 use crate::plugin::{PROXY_REWRITE, PluginEffect, is_disabled, plugin, unknown_plugin};
 use crate::problem::{Problem, ProblemKind};
 use crate::proxy_rewrite::ProxyRewrite;
+use crate::raw_path;
 use crate::redact::truncated;
 
 /// Bounds a quoted configuration, in bytes.
@@ -29,16 +30,16 @@ pub(super) fn http_plugins(document: &Value) -> Result<Option<Arc<ProxyRewrite>>
     Ok(rewrite)
 }
 
-/// Checks the plugins of a global rule, which may only observe.
-pub(super) fn global_plugins(document: &Value) -> Result<(), Problem> {
-    for (name, configuration) in configured(document) {
-        check(name, configuration)?;
-        if name == PROXY_REWRITE && !is_disabled(configuration) {
-            let hint = "put it into the routes and services themselves";
-            return Err(unsupported("plugins.proxy-rewrite", hint));
+/// Compiles the plugins of a global rule. Raw paths are refused there: whether a rule could be
+/// bypassed is a question about one route.
+pub(super) fn global_plugins(document: &Value) -> Result<Option<Arc<ProxyRewrite>>, Problem> {
+    let rewrite = http_plugins(document)?;
+    match rewrite {
+        Some(rewrite) if rewrite.uses_raw_path() => {
+            Err(unsupported(raw_path::FIELD, "in a global rule, leave it out: set it in routes"))
         }
+        rewrite => Ok(rewrite),
     }
-    Ok(())
 }
 
 /// Checks the plugins of a stream route, which may only observe.

@@ -41,8 +41,8 @@ pub fn lint_snapshot(snapshot: &Snapshot, now: UnixTime, plain_http: bool) -> Ve
             | Resource::StreamRoute(_)
             | Resource::Service(_)
             | Resource::Upstream(_)
-            | Resource::PluginConfig(_)
-            | Resource::GlobalRule(_) => {}
+            | Resource::PluginConfig(_) => {}
+            Resource::GlobalRule(rule) => check_global_rule(&rule.id, snapshot, &mut notes),
         }
         found.extend(notes.findings);
     }
@@ -76,6 +76,14 @@ fn check_name_claims(ssl: &Ssl, claims: &HashMap<&SniPattern, &Id>, notes: &mut 
                 format!("\"{name}\" is claimed by ssl {winner} too, which serves it: the lowest id wins");
             notes.add(Severity::Warning, "snis", what, "leave the name to one of them");
         }
+    }
+}
+
+fn check_global_rule(id: &Id, snapshot: &Snapshot, notes: &mut Findings) {
+    let rewriting = snapshot.rewriting_global_rules();
+    if let Some(other) = rewriting.iter().find(|other| *other != id).filter(|_| rewriting.contains(id)) {
+        let what = format!("global rule {other} has the plugin, too: it runs in none of them");
+        notes.add(Severity::Error, "plugins.proxy-rewrite", what, "leave it in one of them");
     }
 }
 

@@ -18,12 +18,15 @@ pub struct PluginConfig {
     pub blocked: Option<Blocked>,
 }
 
-/// Plugins of every request. Only plugins that observe are supported, so a global rule has no
-/// effect unless it is blocked.
+/// Plugins of every request.
 #[derive(Debug, Clone, PartialEq)]
 pub struct GlobalRule {
     /// The id.
     pub id: Id,
+    /// Runs before the plugin of the route ([`Snapshot::global_rewrite`]).
+    ///
+    /// [`Snapshot::global_rewrite`]: crate::Snapshot::global_rewrite
+    pub proxy_rewrite: Option<Arc<ProxyRewrite>>,
     /// Set if the rule is blocked, and with it every request.
     pub blocked: Option<Blocked>,
 }

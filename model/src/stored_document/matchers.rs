@@ -38,7 +38,7 @@ pub(super) fn blocked_resource(key: &Key, document: &Value, why: Blocked) -> Opt
         }
         Kind::Route => Resource::Route(Arc::new(route(id, document, blocked)?)),
         Kind::StreamRoute => Resource::StreamRoute(Arc::new(stream_route(id, document, blocked)?)),
-        Kind::GlobalRule => Resource::GlobalRule(Arc::new(GlobalRule { id, blocked })),
+        Kind::GlobalRule => Resource::GlobalRule(Arc::new(GlobalRule { id, proxy_rewrite: None, blocked })),
     })
 }
 

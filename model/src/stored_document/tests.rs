@@ -266,9 +266,10 @@ fn fields_that_block_a_route_block_other_kinds() {
     );
     blocked(
         Kind::GlobalRule,
-        &json!({"plugins": {"proxy-rewrite": {"uri": "/x"}}}),
-        &["plugins.proxy-rewrite"],
+        &json!({"plugins": {"proxy-rewrite": {"use_real_request_uri_unsafe": true}}}),
+        &["plugins.proxy-rewrite.use_real_request_uri_unsafe"],
     );
+    served(Kind::GlobalRule, &json!({"plugins": {"proxy-rewrite": {"uri": "/x"}}}), &[]);
     let client = json!({"ca": AUTHORITY.certificate_pem()});
     blocked(Kind::Ssl, &with(ssl(), json!({"key": "$secret://vault/1/a/b"})), &["key"]);
     blocked(

@@ -56,17 +56,16 @@ pub(crate) fn resource_from_wire(resource: push::Resource) -> Result<Resource, (
             .map(|upstream| Resource::Upstream(Arc::new(Upstream { blocked, ..upstream }))),
         What::Service(service) => service_from_wire(id, service)
             .map(|service| Resource::Service(Arc::new(Service { blocked, ..service }))),
-        What::PluginConfig(config) => json("proxy_rewrite", &config.proxy_rewrite, ProxyRewrite::compile)
-            .map(|proxy_rewrite| {
-                let proxy_rewrite = proxy_rewrite.map(Arc::new);
-                Resource::PluginConfig(Arc::new(PluginConfig { id, proxy_rewrite, blocked }))
-            }),
+        What::PluginConfig(config) => rewrite(&config.proxy_rewrite).map(|proxy_rewrite| {
+            Resource::PluginConfig(Arc::new(PluginConfig { id, proxy_rewrite, blocked }))
+        }),
         What::Route(route) => {
             route_from_wire(id, route, blocked).map(|route| Resource::Route(Arc::new(route)))
         }
         What::StreamRoute(route) => stream_route_from_wire(id, route)
             .map(|route| Resource::StreamRoute(Arc::new(StreamRoute { blocked, ..route }))),
-        What::GlobalRule(_) => Ok(Resource::GlobalRule(Arc::new(GlobalRule { id, blocked }))),
+        What::GlobalRule(rule) => rewrite(&rule.proxy_rewrite)
+            .map(|proxy_rewrite| Resource::GlobalRule(Arc::new(GlobalRule { id, proxy_rewrite, blocked }))),
     };
     read.map_err(|problem| (Some(key), problem))
 }
@@ -224,9 +223,13 @@ fn service_from_wire(id: Id, service: push::Service) -> Result<Service, Problem>
         upstream: service.upstream.map(upstream_ref_from_wire).transpose()?,
         client_identity: json("client_identity", &service.client_identity, ClientIdentity::compile)?
             .map(Arc::new),
-        proxy_rewrite: json("proxy_rewrite", &service.proxy_rewrite, ProxyRewrite::compile)?.map(Arc::new),
+        proxy_rewrite: rewrite(&service.proxy_rewrite)?,
         blocked: None,
     })
+}
+
+fn rewrite(text: &str) -> Result<Option<Arc<ProxyRewrite>>, Problem> {
+    Ok(json("proxy_rewrite", text, ProxyRewrite::compile)?.map(Arc::new))
 }
 
 /// Parses a block that is sent as JSON; an empty text is none.
@@ -275,7 +278,7 @@ fn route_from_wire(id: Id, route: push::Route, blocked: Option<Blocked>) -> Resu
         vars: json("vars", &route.vars, Vars::compile)?.unwrap_or_default(),
         client_identity: json("client_identity", &route.client_identity, ClientIdentity::compile)?
             .map(Arc::new),
-        proxy_rewrite: json("proxy_rewrite", &route.proxy_rewrite, ProxyRewrite::compile)?.map(Arc::new),
+        proxy_rewrite: rewrite(&route.proxy_rewrite)?,
         blocked,
     })
 }

@@ -29,7 +29,9 @@ impl From<&Resource> for push::Resource {
             }),
             Resource::Route(route) => Kind::Route(route_to_wire(route)),
             Resource::StreamRoute(route) => Kind::StreamRoute(stream_route_to_wire(route)),
-            Resource::GlobalRule(_) => Kind::GlobalRule(push::GlobalRule {}),
+            Resource::GlobalRule(rule) => Kind::GlobalRule(push::GlobalRule {
+                proxy_rewrite: json(rule.proxy_rewrite.as_deref().map(ProxyRewrite::source)),
+            }),
         };
         let kind = match resource.blocked() {
             Some(blocked) => as_blocked(kind, blocked),

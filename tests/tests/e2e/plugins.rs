@@ -62,6 +62,46 @@ async fn a_route_gets_the_plugins_of_its_plugin_config() {
     assert_eq!(from(&mut session, "/own").await, "route");
 }
 
+/// The plugin of a global rule runs first, on every route (contract 10.7). A request that matches no
+/// route stays one.
+#[tokio::test]
+async fn a_global_rule_rewrites_before_the_route() {
+    let world = World::start().await;
+    let upstream = Upstream::plain("a").await;
+    let to = json!({"nodes": weighted(&[upstream.address()])});
+    let global = json!({
+        "uri": "/global", "method": "PUT", "host": "global.test",
+        "headers": {"set": {"X-Global": "global", "X-From": "global"}, "remove": ["X-Client"]}
+    });
+    let own = json!({"headers": {"set": {"X-From": "route", "X-Seen": "$http_x_global"}}});
+    let rewritten = json!({"uri": "/own", "upstream": to, "plugins": {"proxy-rewrite": own}});
+    world
+        .apply(&[
+            ("routes/plain", json!({"uri": "/plain", "upstream": to})),
+            ("routes/own", rewritten),
+            ("global_rules/g", json!({"plugins": {"proxy-rewrite": global}})),
+        ])
+        .await;
+    let mut session = world.plain("app.test").await;
+    let mut received = async |path: &str| {
+        let mut request = session.request(http::Method::GET, path, e2e::client::full(""));
+        request.headers_mut().insert("x-client", "1".parse().unwrap());
+        session.fetch(request).await.unwrap()
+    };
+    let plain = received("/plain?a=1").await.json();
+    assert_eq!((&plain["method"], &plain["uri"]), (&json!("PUT"), &json!("/global?a=1")), "{plain}");
+    let headers = &plain["headers"];
+    assert_eq!((&headers["x-from"], &headers["host"]), (&json!("global"), &json!("global.test")), "{plain}");
+    assert!(headers["x-client"].is_null(), "{plain}");
+    // The route's plugin starts from the path of the request, and sees the headers.
+    let own = received("/own?a=1").await.json();
+    assert_eq!((&own["method"], &own["uri"]), (&json!("PUT"), &json!("/own?a=1")), "{own}");
+    let headers = &own["headers"];
+    assert_eq!((&headers["x-from"], &headers["x-seen"]), (&json!("route"), &json!("global")), "{own}");
+    assert_eq!(headers["host"], "global.test");
+    assert_eq!(received("/global").await.status, StatusCode::NOT_FOUND);
+}
+
 #[tokio::test]
 async fn a_route_without_its_plugin_config_is_unavailable() {
     let mut world = World::start().await;

@@ -19,7 +19,7 @@ use pki::Identity;
 use super::Connection;
 use crate::filters::headers::{self, ForwardedContext, PeerTrust};
 use crate::filters::real_ip::ClientAddress;
-use crate::filters::rewrite::{self, RewriteError};
+use crate::filters::rewrite::{self, EvaluatedRewrite, RewriteError};
 use crate::filters::variables::RequestContext;
 use crate::filters::{identity, path};
 use crate::http::RequestHandler;
@@ -208,8 +208,10 @@ async fn forward(
     let path = request.rewrite(&mut parts, &destination)?;
     let permit = connection.acquire_permit(&client)?;
     let request = exchange::upstream_request(parts, path, body);
-    let Destination { upstream, timeouts, proxy_rewrite, .. } = destination;
-    let authority = proxy_rewrite.and_then(ProxyRewrite::host).or(target.authority.as_deref());
+    let Destination { upstream, timeouts, proxy_rewrite, global_rewrite, .. } = destination;
+    let rewritten =
+        proxy_rewrite.and_then(ProxyRewrite::host).or(global_rewrite.and_then(ProxyRewrite::host));
+    let authority = rewritten.or(target.authority.as_deref());
     let upstream_target = UpstreamTarget { snapshot: &snapshot, upstream, timeouts, authority };
     let mut status = UpstreamStatus::default();
     let result = worker.upstreams.send_request(&upstream_target, request, &mut status).await;
@@ -279,23 +281,26 @@ impl<'a> CheckedRequest<'a> {
         Ok(destination)
     }
 
-    /// Sets the identity headers, then applies the route's `proxy-rewrite`. Returns the path to
-    /// forward.
+    /// Applies the `proxy-rewrite` of the global rules, sets the identity headers, then applies the
+    /// route's `proxy-rewrite`. Returns the path to forward.
     fn rewrite(&self, parts: &mut Parts, destination: &Destination<'_>) -> Result<PathAndQuery, Reason> {
-        let proxy_rewrite = destination.proxy_rewrite;
-        // Evaluated before anything is changed: the values come from the request as the client sent
-        // it.
-        let evaluated = proxy_rewrite.map(|block| rewrite::evaluate(block, &self.context(parts)));
-        let evaluated = evaluated.transpose().map_err(|error| self.rewrite_failed(destination, &error))?;
+        let global = self.evaluate(destination.global_rewrite, parts, destination)?;
+        let global_path = global.and_then(|evaluated| evaluated.apply(parts));
+        // Evaluated before identity headers are set: the values come from the request itself.
+        let evaluated = self.evaluate(destination.proxy_rewrite, parts, destination)?;
         if let Some(block) = destination.client_identity {
             let site = self.site();
             let headers = &self.connection.identity_headers;
             headers.set_headers(&mut parts.headers, block, self.verification, site);
         }
-        if let Some(path) = evaluated.and_then(|evaluated| evaluated.apply(parts)) {
+        let path = match evaluated {
+            Some(evaluated) => evaluated.apply(parts),
+            None => global_path,
+        };
+        if let Some(path) = path {
             return Ok(path);
         }
-        let uses_raw_path = proxy_rewrite.is_some_and(ProxyRewrite::uses_raw_path);
+        let uses_raw_path = destination.proxy_rewrite.is_some_and(ProxyRewrite::uses_raw_path);
         match mem::take(&mut parts.uri).into_parts().path_and_query {
             Some(raw) if uses_raw_path && raw.path() != self.target.forwarded_path() => {
                 self.check_raw_path(destination).map(|()| raw)
@@ -303,6 +308,16 @@ impl<'a> CheckedRequest<'a> {
             raw => path::forwarded_path(self.target, raw)
                 .map_err(|error| self.rewrite_failed(destination, &error.into())),
         }
+    }
+
+    fn evaluate<'r>(
+        &self,
+        rewrite: Option<&'r ProxyRewrite>,
+        parts: &Parts,
+        destination: &Destination<'_>,
+    ) -> Result<Option<EvaluatedRewrite<'r>>, Reason> {
+        let evaluated = rewrite.map(|rewrite| rewrite::evaluate(rewrite, &self.context(parts)));
+        evaluated.transpose().map_err(|error| self.rewrite_failed(destination, &error))
     }
 
     /// Checks that the raw path bypasses no rule that the normalized path meets.

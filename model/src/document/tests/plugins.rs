@@ -117,8 +117,14 @@ fn a_plugin_config_is_referred_to_and_checked() {
 }
 
 #[test]
-fn a_global_rule_only_observes() {
-    let problem = problem_of(Kind::GlobalRule, &json!({"plugins": {"proxy-rewrite": {"uri": "/x"}}}));
-    assert_eq!((&*problem.field, problem.kind), ("plugins.proxy-rewrite", ProblemKind::Unsupported));
-    checked(Kind::GlobalRule, &json!({"plugins": {"proxy-rewrite": {"_meta": {"disable": true}}}})).unwrap();
+fn a_global_rule_rewrites_no_raw_paths() {
+    let rule = |plugin: Value| json!({"plugins": {"proxy-rewrite": plugin}});
+    let Ok(Resource::GlobalRule(compiled)) = checked(Kind::GlobalRule, &rule(json!({"uri": "/x"}))) else {
+        panic!("is accepted")
+    };
+    assert!(compiled.proxy_rewrite.is_some());
+    let problem = problem_of(Kind::GlobalRule, &rule(json!({"use_real_request_uri_unsafe": true})));
+    assert_eq!(problem.field, "plugins.proxy-rewrite.use_real_request_uri_unsafe");
+    assert_eq!(problem.kind, ProblemKind::Unsupported);
+    checked(Kind::GlobalRule, &rule(json!({"_meta": {"disable": true}}))).unwrap();
 }
