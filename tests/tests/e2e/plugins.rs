@@ -62,8 +62,8 @@ async fn a_route_gets_the_plugins_of_its_plugin_config() {
     assert_eq!(from(&mut session, "/own").await, "route");
 }
 
-/// The plugin of a global rule runs first, on every route (contract 10.7). A request that matches no
-/// route stays one.
+/// The plugin of a global rule runs first, on every route (contract 10.7). A request that matches
+/// no route stays one.
 #[tokio::test]
 async fn a_global_rule_rewrites_before_the_route() {
     let world = World::start().await;
