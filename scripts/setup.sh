@@ -13,6 +13,7 @@ case "${1:-}" in test | boring) needs="$needs $etcd" ;; esac
 # The comparison is made with those peers that are there; cmake is for a library under Pingora.
 wishes=""
 [ "${1:-}" = check ] && wishes="valgrind:valgrind"
+[ "${1:-}" = test ] && wishes="python3:python3"
 [ "${1:-}" = demo ] && wishes="$etcd"
 [ "${1:-}" = compare ] && wishes="nginx:nginx haproxy:haproxy python3:python3 cmake:cmake"
 # A profile is read by the tools of the compiler's own LLVM, which not every Debian has; release.sh says when it goes without.
@@ -37,7 +38,7 @@ missing=$(lacking $needs)
 # shellcheck disable=SC2086 # lists
 wanted=$(lacking $wishes)
 # Debian's python3 makes no environments without it.
-if [ "${1:-}" = compare ] && ! python3 -c 'import ensurepip' >/dev/null 2>&1; then
+if { [ "${1:-}" = compare ] || [ "${1:-}" = test ]; } && ! python3 -c 'import ensurepip' >/dev/null 2>&1; then
   wanted="$wanted python3-venv"
 fi
 
@@ -90,6 +91,22 @@ if [ "${1:-}" = compare ]; then
       echo "$wheels" >"$peers/wheels"
     else
       echo "setup: NOT INSTALLED: $wheels; the comparison goes on without them" >&2
+    fi
+  fi
+fi
+
+# What drives the Admin API in the tests: a validator of OpenAPI documents, schemathesis, and a client of APISIX.
+tools="schemathesis==4.32.5 openapi-spec-validator==0.9.0 apisix-client==1.0.3"
+if [ "${1:-}" = test ]; then
+  python="$(cd "$(dirname "$0")/.." && pwd)/target/python"
+  if [ "$(cat "$python/tools" 2>/dev/null)" != "$tools" ]; then
+    echo "setup: installing $tools into target/python"
+    # shellcheck disable=SC2086 # a list of packages
+    if python3 -m venv --clear "$python" \
+      && "$python/bin/pip" install --quiet --disable-pip-version-check $tools; then
+      echo "$tools" >"$python/tools"
+    else
+      echo "setup: NOT INSTALLED: $tools; the tests that use them are skipped" >&2
     fi
   fi
 fi

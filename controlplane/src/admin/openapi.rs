@@ -194,7 +194,7 @@ fn responses(shape: &Shape) -> Value {
 }
 
 fn shape(operation: &Operation) -> Shape {
-    let (get, one) = (operation.method == Method::GET, operation.path.contains('{'));
+    let (get, one) = (operation.method == Method::GET, operation.path.ends_with('}'));
     let any = || json!({});
     let read = |schema| Shape {
         parameters: READ,

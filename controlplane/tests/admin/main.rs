@@ -9,6 +9,7 @@
 mod access;
 mod adopted;
 mod audit;
+mod bad_bodies;
 mod batch;
 mod client_roles;
 mod configs;

@@ -303,23 +303,29 @@ impl World {
 }
 
 /// The body of a request.
-pub(crate) struct Body(String);
+pub(crate) struct Body(Vec<u8>);
 
 impl From<Value> for Body {
     fn from(value: Value) -> Self {
-        Self(value.to_string())
+        Self(value.to_string().into())
     }
 }
 
 impl From<&str> for Body {
     fn from(text: &str) -> Self {
-        Self(text.to_owned())
+        Self(text.into())
     }
 }
 
 impl From<String> for Body {
     fn from(text: String) -> Self {
-        Self(text)
+        Self(text.into())
+    }
+}
+
+impl From<Vec<u8>> for Body {
+    fn from(bytes: Vec<u8>) -> Self {
+        Self(bytes)
     }
 }
 

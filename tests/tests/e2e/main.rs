@@ -6,6 +6,7 @@
 mod addresses;
 mod admin;
 mod adopted;
+mod api_tools;
 mod at_rest;
 mod backup;
 mod bad_input;
