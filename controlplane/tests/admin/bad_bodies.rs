@@ -1,6 +1,7 @@
 //! What no client should send: it is an error, changes nothing, and no secret of it is repeated.
 
 use http::{Method, StatusCode};
+use pki::ca::CrlSpec;
 use serde_json::{Value, json};
 
 use crate::world::{Body, KEY, Response, World, request};
@@ -123,7 +124,9 @@ async fn every_resource_that_was_read_can_be_written_back() {
     let ca = world.clients.certificate_pem();
     let tls = json!({"client_cert": pair.certificate_pem, "client_key": &*pair.key_pem});
     let upstream = json!({"nodes": {"127.0.0.1:1980": 1}, "scheme": "https", "tls": tls});
-    let client = json!({"ca": ca, "depth": 2, "skip_mtls_uri_regex": ["/open"]});
+    let crl = world.clients.crl_pem(&CrlSpec::new()).unwrap();
+    let client =
+        json!({"ca": ca, "depth": 2, "skip_mtls_uri_regex": ["/open"], "crl": [crl], "crl_policy": "prefer"});
     let documents = [
         (
             "ssls",
@@ -136,7 +139,7 @@ async fn every_resource_that_was_read_can_be_written_back() {
             "routes",
             json!({
                 "uri": "/a", "upstream_id": "1", "service_id": "1", "plugin_config_id": "1",
-                "client_identity": {"allow": [{"san_dns": ["client.test"]}]},
+                "client_identity": {"allow": [{"dns": "client.test"}]},
             }),
         ),
         (
