@@ -34,13 +34,13 @@ for kind, (calls, make) in OBJECTS.items():
     page = calls.get_all(Pagging(page=1, page_size=10))
     assert [found.value.name for found in page] == ["kept", "renamed"], page
     assert calls.count() == 2, kind
-    assert calls.delete(generated) is True, kind
-    assert calls.get(generated) is None and calls.delete(generated) is False, kind
+    assert calls.delete(generated), kind
+    assert calls.get(generated) is None and not calls.delete(generated), kind
 
 # What others refer to stays; after them it goes.
-assert client.upstream.delete("kept") is False and client.upstream.get("kept") is not None
+assert client.service.delete("kept") is False and client.service.get("kept") is not None
 for kind in ("route", "service", "upstream"):
-    assert OBJECTS[kind][0].delete("kept") is True, kind
+    assert OBJECTS[kind][0].delete("kept"), kind
 
 assert client.consumer.get_all() == () and client.consumer.count() == 0
 assert client.consumer.get("jack") is None and client.consumer.delete("jack") == 0

@@ -127,8 +127,12 @@ fn describe(operation: &Operation) -> Value {
     let shape = shape(operation);
     let in_path = operation.path.split('/').filter_map(|segment| {
         let name = segment.strip_prefix('{')?.strip_suffix('}')?.trim_start_matches('*');
-        let schema =
-            json!({"type": "string", "minLength": 1, "maxLength": 64, "pattern": "^[a-zA-Z0-9-_.]+$"});
+        let schema = match name {
+            "id" => {
+                json!({"type": "string", "minLength": 1, "maxLength": 64, "pattern": "^[a-zA-Z0-9-_.]+$"})
+            }
+            _ => json!({"type": "string", "minLength": 1}),
+        };
         Some(json!({"name": name, "in": "path", "required": true, "schema": schema}))
     });
     let by_name = |name: &&str| json!({"$ref": format!("#/components/parameters/{name}")});
