@@ -26,8 +26,7 @@ enum KeySupport {
 }
 use KeySupport::{Ignored, Only, Read, Warn, WarnUnless};
 
-const NO_PLUGINS: &str =
-    "only proxy-rewrite is supported yet, a route with another plugin is not accepted; this is ignored";
+const NO_PLUGINS: &str = "only proxy-rewrite runs, a document with another plugin that does more than observe is not accepted; this is ignored";
 const NO_UDP: &str = "UDP is not proxied, this is ignored";
 const LOGS: &str = "logs go to stderr; RUST_LOG sets their level, this is ignored";
 const NO_LUA: &str = "it sizes what Lua code keeps in memory, and there is none";

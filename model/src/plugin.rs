@@ -2,8 +2,8 @@
 //!
 //! Every other plugin is unknown and refused by name: without it, requests could pass that it would
 //! deny or change. A plugin that only observes requests is stored and has no effect, so that a
-//! document that was read from an APISIX can be written back. Invariant: no plugin of the table
-//! that is not honoured denies a request, or changes one or its response in a way that protects.
+//! document that was read from an APISIX can be written back. Invariant: a plugin of the table that
+//! only observes denies no request, and changes none in a way that protects.
 
 use std::sync::LazyLock;
 

@@ -17,7 +17,9 @@ use crate::host_name::HostName;
 use crate::id::{Id, Key, Kind};
 use crate::pattern::HostPattern;
 use crate::proxy_rewrite::ProxyRewrite;
-use crate::resource::{CacheSlot, PluginConfig, Resource, Route, Service, Ssl, StreamRoute, Upstream};
+use crate::resource::{
+    CacheSlot, GlobalRule, PluginConfig, Resource, Route, Service, Ssl, StreamRoute, Upstream,
+};
 use crate::route_index::{RouteIndex, RouteQuery};
 use crate::sni_index::{SiteLookup, SniIndex};
 use crate::stream_index::{StreamIndex, StreamQuery};
@@ -312,11 +314,7 @@ impl Snapshot {
             Some(Resource::Ssl(ssl)) => self.sni_index.insert(ssl),
             Some(Resource::Route(route)) => self.index_route(route),
             Some(Resource::StreamRoute(route)) => self.stream_index.insert(route),
-            Some(Resource::GlobalRule(rule)) => {
-                rule.blocked.iter().for_each(|_| drop(self.blocked_global_rules.insert(rule.id.clone())));
-                let rewrites = rule.proxy_rewrite.iter();
-                rewrites.for_each(|_| drop(self.rewriting_global_rules.insert(rule.id.clone())));
-            }
+            Some(Resource::GlobalRule(rule)) => self.index_global_rule(rule),
             Some(Resource::Service(_) | Resource::Upstream(_) | Resource::PluginConfig(_)) | None => {}
         }
         if matches!(old.or(new), Some(Resource::Ssl(_))) {
@@ -324,6 +322,15 @@ impl Snapshot {
         }
         if let Some(Resource::Service(service)) = old.or(new) {
             self.reindex_service_routes(&service.id, hosts_of(old), hosts_of(new));
+        }
+    }
+
+    fn index_global_rule(&mut self, rule: &GlobalRule) {
+        if rule.blocked.is_some() {
+            self.blocked_global_rules.insert(rule.id.clone());
+        }
+        if rule.proxy_rewrite.is_some() {
+            self.rewriting_global_rules.insert(rule.id.clone());
         }
     }
 

@@ -81,7 +81,7 @@ impl Reader<'_> {
         if listed.iter().any(|plugin| plugin != PLUGIN) {
             self.warn(
                 field,
-                &format!("only {PLUGIN} is supported yet: a route with another plugin is not accepted"),
+                &format!("only {PLUGIN} runs: a document with another plugin that does more than observe is not accepted"),
             );
         }
     }
