@@ -1,7 +1,7 @@
 //! The digest that a client gave to the whole configuration (contract 2.8).
 //!
 //! It is kept in the store, beside the revision of the commit. Invariant: it is shown only while no
-//! document has changed since, whoever wrote.
+//! document has changed since.
 
 use http::header::{HeaderName, HeaderValue};
 use serde::{Deserialize, Serialize};
@@ -16,7 +16,7 @@ pub(super) const DIGEST: HeaderName = HeaderName::from_static("x-digest");
 /// The time of the last change of a document, in seconds of the Unix epoch.
 pub(super) const LAST_MODIFIED: HeaderName = HeaderName::from_static("x-last-modified");
 
-/// What clients said of the configuration that the last PUT stored.
+/// The digest of the last PUT, and what a client needs to see of it again.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct PutDigest {
     pub digest: String,

@@ -118,7 +118,7 @@ async fn difference_unresolved_references_are_rejected_on_write() {
         stage.world.admin().call(http::Method::PUT, "secrets/vault/test", Some(&vault)).await.unwrap();
     assert_eq!(
         (answer.status.as_u16(), &answer.body["error_msg"]),
-        (404, &json!("Unsupported resource type: secrets"))
+        (400, &json!("this gateway has no secrets"))
     );
     // A value is checked like text in the document.
     refused(json!({"key": "$env://TEST2/key"}), &["key does not belong to cert"]).await;
