@@ -42,7 +42,7 @@ async fn world() -> World {
         // schemathesis sends wrong keys by the hundred.
         "countersign": {"admin": {"wrong_keys_per_minute": 0}},
     });
-    World::builder().settings(settings).nodes(&[]).start().await
+    World::builder().settings(settings).start().await
 }
 
 async fn run(world: &World, command: &mut Command) -> Output {
@@ -91,7 +91,7 @@ async fn schemathesis_finds_no_fault() {
         [&["--phases", "fuzzing", "-n", "8"], &["--phases", "coverage", "--exclude-path-regex", small]];
     for phase in phases {
         let mut command = Command::new(&schemathesis);
-        command.args(common).args(phase).args(["--seed", "1", "--continue-on-failure", "--workers", "2"]);
+        command.args(common).args(phase).args(["--seed", "1", "--continue-on-failure"]);
         command.args(["--generation-database", "none", "--no-color"]);
         command.env("SCHEMATHESIS_HOOKS", "schemathesis_hooks").env("PYTHONPATH", python_folder());
         let output = run(&world, &mut command).await;

@@ -33,19 +33,20 @@ impl AdminApi {
 
     /// What the data planes serve; with `?acknowledged=`, once all of them serve that revision.
     pub(super) async fn data_planes(&self, request: &AdminRequest) -> Reply {
-        let Some(revision) = request.query.get("acknowledged") else {
-            // The response's `revision` is at least that of every write with an earlier response.
-            drop(self.current.snapshot().await);
-            return reply::json(StatusCode::OK, &self.fleet.view().await);
-        };
+        let revision = request.query.get("acknowledged").map(str::parse).transpose();
         let timeout = match request.query.get("timeout").map(str::parse::<f64>) {
             None => Some(WAIT_DEFAULT),
             Some(Ok(seconds)) => Duration::try_from_secs_f64(seconds).ok(),
             Some(Err(_)) => None,
         };
-        let (Ok(revision), Some(timeout)) = (revision.parse(), timeout) else {
+        let (Ok(revision), Some(timeout)) = (revision, timeout) else {
             let message = "invalid argument acknowledged or timeout: should be a number";
             return reply::error(StatusCode::BAD_REQUEST, message, None);
+        };
+        let Some(revision) = revision else {
+            // The response's `revision` is at least that of every write with an earlier response.
+            drop(self.current.snapshot().await);
+            return reply::json(StatusCode::OK, &self.fleet.view().await);
         };
         match self.fleet.wait_acknowledged(revision, timeout.min(WAIT_MAX)).await {
             Ok(view) => reply::json(StatusCode::OK, &view),
