@@ -1,8 +1,8 @@
 //! The OpenAPI 3.1 document of the Admin API, made from the operation table and the JSON Schemas.
 //!
-//! A row gives path, method, role and summary; [`shape`] adds what a call takes and answers, by name
-//! of `openapi/components.json`, which has the parts that no table knows. Invariant: every operation
-//! that can succeed is in the document.
+//! A row gives path, method, role and summary; [`shape`] adds what a call takes and answers, by
+//! name of `openapi/components.json`, which has the parts that no table knows. Invariant: every
+//! operation that can succeed is in the document.
 
 use std::sync::LazyLock;
 
@@ -197,25 +197,36 @@ fn responses(shape: &Shape) -> Value {
     Value::Object(responses)
 }
 
-fn shape(operation: &Operation) -> Shape {
-    let (get, one) = (operation.method == Method::GET, operation.path.ends_with('}'));
-    let any = || json!({});
-    let read = |schema| Shape {
+/// A call without a body.
+fn read(schema: Value) -> Shape {
+    Shape {
         parameters: READ,
         body: None,
         media: JSON,
         success: vec![(200, Some(schema))],
         errors: &[304, 404, 503],
         headers: READ_HEADERS,
-    };
-    let body = |body, schema| Shape {
+    }
+}
+
+/// A call with a body that is no document; `schema` is that of the answer.
+fn body(body: Value, schema: Option<Value>) -> Shape {
+    Shape {
         parameters: &[],
         body: Some(body),
         media: JSON,
         success: vec![(200, schema)],
         errors: &[404, 408, 503],
         headers: &[],
-    };
+    }
+}
+
+fn any() -> Value {
+    json!({})
+}
+
+fn shape(operation: &Operation) -> Shape {
+    let (get, one) = (operation.method == Method::GET, operation.path.ends_with('}'));
     match operation.call {
         Call::Documents(_) if get && !one => Shape { parameters: LIST, ..read(reference("objects")) },
         Call::Documents(_) if get => read(reference("object")),
@@ -230,35 +241,8 @@ fn shape(operation: &Operation) -> Shape {
             ..body(reference("batch"), None)
         },
         Call::Schema => read(any()),
-        Call::Plugins if one => Shape { parameters: &["subsystem", "known"], ..read(any()) },
-        Call::Plugins => {
-            Shape { parameters: &["all", "subsystem", "known"], ..read(json!({"type": "object"})) }
-        }
-        Call::PluginList => Shape {
-            parameters: &["subsystem", "known"],
-            ..read(json!({"type": "array", "items": {"type": "string"}}))
-        },
-        Call::ReloadPlugins => {
-            Shape { parameters: &[], errors: &[408], headers: &[], ..read(json!({"type": "string"})) }
-        }
         Call::ValidateDocument => body(any(), None),
         Call::ServerInfo => read(reference("server_info")),
-        Call::Configs => Shape {
-            headers: &["ETag", "X-Countersign-Stale", "X-Digest", "X-Last-Modified"],
-            ..read(reference("configs"))
-        },
-        Call::ValidateConfigs => Shape {
-            media: &["application/json", "application/yaml"],
-            ..body(reference("configs"), Some(json!({"type": "object"})))
-        },
-        Call::PutConfigs => Shape {
-            parameters: &["digest", "dry_run", "weaken", "wait"],
-            media: &["application/json", "application/yaml"],
-            success: vec![(200, Some(json!({"type": "object"}))), (202, Some(any())), (204, None)],
-            errors: &[404, 408, 409, 412, 503],
-            headers: &["X-Countersign-Revision", "X-Digest", "X-Last-Modified"],
-            ..body(reference("configs"), None)
-        },
         Call::DataPlanes => Shape {
             parameters: &["acknowledged", "timeout", "known"],
             success: vec![(200, Some(json!({"type": "object"}))), (504, Some(json!({"type": "object"})))],
@@ -279,8 +263,51 @@ fn shape(operation: &Operation) -> Shape {
         Call::Explain => body(reference("question"), Some(json!({"type": "object"}))),
         Call::Lint => read(json!({"type": "object"})),
         Call::OpenApi => read(json!({"type": "object"})),
+        Call::Plugins | Call::PluginList | Call::ReloadPlugins => plugin_shape(operation.call, one),
+        Call::Configs | Call::ValidateConfigs | Call::PutConfigs => configs_shape(operation.call),
         // Not in the document.
         Call::Reject(_) => read(any()),
+    }
+}
+
+/// The plugins; `one`: the path names one of them.
+fn plugin_shape(call: Call, one: bool) -> Shape {
+    match call {
+        Call::Plugins if one => Shape { parameters: &["subsystem", "known"], ..read(any()) },
+        Call::Plugins => {
+            Shape { parameters: &["all", "subsystem", "known"], ..read(json!({"type": "object"})) }
+        }
+        Call::PluginList => Shape {
+            parameters: &["subsystem", "known"],
+            ..read(json!({"type": "array", "items": {"type": "string"}}))
+        },
+        _ => Shape { parameters: &[], errors: &[408], headers: &[], ..read(json!({"type": "string"})) },
+    }
+}
+
+/// The whole configuration.
+fn configs_shape(call: Call) -> Shape {
+    match call {
+        Call::Configs => Shape {
+            headers: &["ETag", "X-Countersign-Stale", "X-Digest", "X-Last-Modified"],
+            ..read(reference("configs"))
+        },
+        Call::ValidateConfigs => Shape {
+            media: &["application/json", "application/yaml"],
+            ..body(reference("configs"), Some(json!({"type": "object"})))
+        },
+        _ => Shape {
+            parameters: &["digest", "dry_run", "weaken", "wait"],
+            media: &["application/json", "application/yaml"],
+            success: vec![
+                (200, Some(json!({"type": "object"}))),
+                (202, Some(json!({"type": "object"}))),
+                (204, None),
+            ],
+            errors: &[404, 408, 409, 412, 503],
+            headers: &["X-Countersign-Revision", "X-Digest", "X-Last-Modified"],
+            ..body(reference("configs"), None)
+        },
     }
 }
 
