@@ -397,7 +397,11 @@ fn alternatives(branches: &[Schema]) -> String {
 
 /// Whether one name may be a misspelling of the other.
 fn is_similar(known: &str, written: &str) -> bool {
-    strsim::damerau_levenshtein(known, written) <= 1 + known.len() / 4
+    let most = 1 + known.len() / 4;
+    // No distance is less than that of the lengths, which is most of the time enough: a branch of a
+    // valid document fails, too.
+    known.chars().count().abs_diff(written.chars().count()) <= most
+        && strsim::damerau_levenshtein(known, written) <= most
 }
 
 /// The path of an array item, 1-based like in the messages.
