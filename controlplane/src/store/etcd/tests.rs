@@ -404,7 +404,7 @@ async fn a_batch_of_128_documents_is_one_commit() {
     let keys: Vec<Key> =
         (0..128).map(|n| key([Kind::Route, Kind::Ssl, Kind::Upstream][n % 3], &n.to_string())).collect();
     let document = |n: usize| {
-        if n % 2 == 0 { json!({"n": n, "client_identity": {"allow": []}}) } else { json!({"n": n}) }
+        if n.is_multiple_of(2) { json!({"n": n, "client_identity": {"allow": []}}) } else { json!({"n": n}) }
     };
     let puts = |n, expect| batch(keys.iter().map(|key| put(key, document(n), expect)));
     let created = store.commit(puts(1, Precondition::Absent)).await.unwrap();
