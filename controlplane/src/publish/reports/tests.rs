@@ -118,7 +118,9 @@ async fn a_single_control_plane_has_no_reports() {
     let expected = json!({"list": [], "total": 0, "revision": 0});
     assert_eq!(serde_json::to_value(reports.view().await).unwrap(), expected);
     let late = reports.wait_acknowledged(0, Duration::ZERO).await.unwrap_err();
-    assert_eq!(serde_json::to_value(late).unwrap(), expected);
+    let late = serde_json::to_value(late).unwrap();
+    assert_eq!(late["behind"][0]["problem"], "no data plane is connected");
+    assert_eq!((&late["list"], &late["revision"]), (&expected["list"], &expected["revision"]));
 
     // A stop ends the wait with a response.
     let waiting = reports.wait_acknowledged(0, Duration::from_secs(60));
@@ -127,5 +129,5 @@ async fn a_single_control_plane_has_no_reports() {
     stop.send_replace(true);
     let stopped = tokio::time::timeout(Duration::from_secs(10), waiting).await;
     let stopped = stopped.expect("a stop ends the wait").unwrap_err();
-    assert_eq!(serde_json::to_value(stopped).unwrap(), expected);
+    assert!(serde_json::to_value(stopped).unwrap()["behind"].is_array());
 }
