@@ -17,6 +17,11 @@ impl Query {
         Self(arguments)
     }
 
+    /// The names of the arguments.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.0.keys().map(String::as_str)
+    }
+
     /// The first argument of that name.
     pub fn get(&self, name: &str) -> Option<&str> {
         self.0.get(name).map(String::as_str)

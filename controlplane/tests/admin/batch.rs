@@ -125,7 +125,7 @@ async fn a_malformed_batch_is_rejected() {
             json!({"operations": [{"method": "PUT", "path": "/x", "boody": 1}]}),
             "invalid batch: unknown field `boody`",
         ),
-        (json!([]), "invalid batch: "),
+        (json!([]), "invalid batch: should be an object with operations"),
     ] {
         let refused = world.post("/batch", body).await;
         let text = refused.json()["error_msg"].as_str().unwrap().to_owned();
@@ -191,4 +191,19 @@ async fn batches_of_many_writers_are_whole() {
     let revisions: std::collections::BTreeSet<_> =
         list.iter().map(|item| item["modifiedIndex"].to_string()).collect();
     assert_eq!((list.len(), descs.len(), revisions.len()), (4, 1, 1), "{descs:?}");
+}
+
+/// An argument that an operation does not take must not be thought to hold for it.
+#[tokio::test]
+async fn an_operation_takes_no_dry_run_of_its_own() {
+    let world = World::start().await;
+    for argument in ["dry_run=true", "dryrun=true", "weaken=true", "wait=1"] {
+        let path = format!("/upstreams/1?ttl=60&{argument}");
+        let refused = batch(&world, json!([operation("PUT", &path, upstream())])).await;
+        let name = argument.split('=').next().unwrap();
+        let expected = format!("operation 0: invalid argument {name}: an operation takes force and ttl");
+        refused.assert_error(&expected);
+    }
+    assert_eq!(world.get("/upstreams/1").await.status, 404);
+    batch(&world, json!([operation("PUT", "/upstreams/1?ttl=60", upstream())])).await.ok();
 }

@@ -19,7 +19,7 @@ use super::writes::{NamedChange, WriteArguments, batch_error};
 use super::{AdminApi, AdminRequest, error_reply};
 use crate::admin::access::{AdminClient, Caller};
 use crate::admin::reply::{self, Reply};
-use crate::change::private_keys::seal_private_keys;
+use crate::change::private_keys;
 use crate::change::{Action, ChangeError, ChangeRequest, RequestPrecondition};
 use crate::store::{DocumentList, StoreError};
 
@@ -35,7 +35,8 @@ impl AdminApi {
         request: AdminRequest,
     ) -> Reply {
         let Some(digest) = request.headers.get(DIGEST).and_then(|digest| digest.to_str().ok()) else {
-            return reply::error(StatusCode::BAD_REQUEST, "missing digest header", None);
+            let hint = "X-Digest: TEXT names the configuration; the same text again is answered with 204";
+            return reply::error(StatusCode::BAD_REQUEST, "missing digest header", Some(hint));
         };
         let digest = digest.to_owned();
         if digest.len() > DIGEST_MAX {
@@ -61,7 +62,7 @@ impl AdminApi {
         client: &AdminClient,
         caller: &Caller,
         digest: &str,
-        body: Map<String, Value>,
+        mut body: Map<String, Value>,
         arguments: &WriteArguments,
     ) -> Result<Reply, StoreError> {
         let stored = self.store.load().await?;
@@ -69,6 +70,7 @@ impl AdminApi {
         if before.as_ref().is_some_and(|before| before.digest == digest) {
             return Ok(reply::empty(StatusCode::NO_CONTENT));
         }
+        keep_private_keys(&mut body, &stored);
         let body = Arc::new(body);
         let (checked, keyring) = (Arc::clone(&body), Arc::clone(&self.keyring));
         // Hundreds of certificates take a while.
@@ -173,6 +175,19 @@ fn difference(
     Ok(operations)
 }
 
+/// Keeps the private keys of ssls that repeat their certificates without them, as GET shows them.
+fn keep_private_keys(body: &mut Map<String, Value>, stored: &DocumentList) {
+    let ssls = body.get_mut(Kind::Ssl.plural()).and_then(Value::as_array_mut);
+    for ssl in ssls.into_iter().flatten() {
+        let Some(id) = configs::id_of(ssl) else { continue };
+        let before =
+            stored.items.iter().find(|item| item.key.kind == Kind::Ssl && item.key.id.as_str() == id);
+        if let (Some(before), Some(members)) = (before, ssl.as_object_mut()) {
+            private_keys::carry_over(Kind::Ssl, Some(&before.document), members);
+        }
+    }
+}
+
 /// The versions that a configuration gives to its sections.
 fn versions(body: &Map<String, Value>) -> Map<String, Value> {
     let keys = Kind::ALL.map(|kind| configs::version_key(kind.plural()));
@@ -192,7 +207,7 @@ fn equals_stored(kind: Kind, document: &Value, stored: &Value, keyring: &Keyring
     let with_text_id = |mut value: Value| {
         if let (Some(id), Some(members)) = (configs::id_of(&value), value.as_object_mut()) {
             members.insert("id".to_owned(), id.into());
-            seal_private_keys(kind, members, keyring);
+            private_keys::seal_private_keys(kind, members, keyring);
         }
         value
     };

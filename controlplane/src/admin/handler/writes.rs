@@ -314,7 +314,9 @@ fn rejected(operation: Option<usize>, problem: Problem) -> RejectedChanges {
 
 fn parse_batch(body: Option<Value>) -> Result<Vec<NamedChange>, RejectedChanges> {
     let whole = |message: String| rejected(None, Problem::new("operations", message));
-    let body = serde_json::from_value::<BatchBody>(body.unwrap_or_default())
+    let body = body.filter(Value::is_object);
+    let body = body.ok_or_else(|| whole("invalid batch: should be an object with operations".to_owned()))?;
+    let body = serde_json::from_value::<BatchBody>(body)
         .map_err(|error| whole(format!("invalid batch: {error}")))?;
     let count = body.operations.len();
     if !(1..=BATCH_MAX).contains(&count) {
@@ -352,6 +354,12 @@ fn parse_operation(operation: BatchOperation) -> Result<NamedChange, Problem> {
     let precondition = precondition::parse(if_match.as_deref(), if_none_match.as_deref())
         .map_err(|error| argument_problem(&error.to_string()))?;
     let query = Query::parse(query);
+    if let Some(other) = query.names().find(|name| !["force", "ttl"].contains(name)) {
+        let message = format!("invalid argument {other}: an operation takes force and ttl");
+        return Err(
+            argument_problem(&message).with_hint("dry_run, weaken and wait are arguments of the batch")
+        );
+    }
     let action = action(&method, &query, found.sub_path, body)?;
     let request = ChangeRequest { kind, id: found.id, action, precondition, ttl: ttl(&query)? };
     Ok(NamedChange { method, resource: below, request })
@@ -382,7 +390,7 @@ pub(super) fn error_members(error: ChangeError) -> (StatusCode, Map<String, Valu
         ChangeError::Invalid(problem) => (StatusCode::BAD_REQUEST, reply::problem_members(&problem)),
         ChangeError::NotFound => (StatusCode::NOT_FOUND, members(json!({"message": text}))),
         ChangeError::PreconditionFailed(_) => {
-            let hint = "GET has the present ETag; repeat the write with If-Match on what you find there";
+            let hint = "read the object again: the ETag of a GET is what If-Match takes";
             (StatusCode::PRECONDITION_FAILED, members(json!({"error_msg": text, "hint": hint})))
         }
         ChangeError::Weakens(weakenings) => {

@@ -25,15 +25,14 @@ pub(crate) enum ApiError {
     #[error("{0}")]
     Unauthorized(String),
     #[error(
-        "403: this machine's address may not use the Admin API: deployment.admin.allow_admin of the control plane lists those that may"
+        "403: this machine's address may not use this listener of the Admin API: allow_admin of the control plane lists those that may; --url \
+         names another listener"
     )]
     AddressDenied,
     #[error("{0} is not there")]
     NotFound(String),
-    #[error(
-        "{0} was changed meanwhile, and nothing was written: read it again, then repeat with its new ETag"
-    )]
-    PreconditionFailed(String),
+    #[error("{subject}: {message}; nothing was written")]
+    PreconditionFailed { subject: String, message: String },
     /// Any other status, with the server's words.
     #[error("{status}: {message}", status = .status.as_u16())]
     Other { status: StatusCode, message: String },
@@ -59,7 +58,9 @@ impl ApiReply {
         Err(match self.status {
             StatusCode::UNAUTHORIZED => ApiError::Unauthorized(unauthorized(client, &message)),
             StatusCode::NOT_FOUND if message == "Key not found" => ApiError::NotFound(subject.to_owned()),
-            StatusCode::PRECONDITION_FAILED => ApiError::PreconditionFailed(subject.to_owned()),
+            StatusCode::PRECONDITION_FAILED => {
+                ApiError::PreconditionFailed { subject: subject.to_owned(), message }
+            }
             StatusCode::CONFLICT if message.contains("weaken") => ApiError::Other {
                 status: self.status,
                 message: format!("{message}\n--weaken writes it all the same"),
@@ -121,6 +122,12 @@ fn error_text(body: &Value) -> String {
     if let Some(description) = text("description") {
         message = format!("{message}: {description}");
     }
+    let errors = body.get("errors").and_then(Value::as_array).into_iter().flatten();
+    for error in errors {
+        let text = |name: &str| error.get(name).and_then(Value::as_str).unwrap_or_default();
+        let (kind, id, problem) = (text("resource_type"), text("resource_id"), text("error"));
+        message = format!("{message}\n{kind}/{id}: {problem}");
+    }
     if let Some(hint) = text("hint") {
         message = format!("{message}\n{hint}");
     }
@@ -129,9 +136,12 @@ fn error_text(body: &Value) -> String {
 
 fn unauthorized(client: &ApiClient, message: &str) -> String {
     let fix = match &client.target().key {
+        None if message.contains("role") => {
+            "the client certificate has the role viewer (deployment.admin.client_roles), which only reads".to_owned()
+        }
         None => {
             "no admin key was sent: --key-file FILE or COUNTERSIGN_ADMIN_KEY gives one (the control plane prints a generated key at its \
-             first start and keeps it in admin.key beside its store)"
+             first start and keeps it in admin.key beside its store; of a key with a hash in admin_key it has only the hash)"
                 .to_owned()
         }
         Some(key) if message.contains("role") => format!("the key of {} may only read", key.source),
@@ -187,7 +197,7 @@ mod tests {
             (401, failed.clone(), None, "no admin key was sent: --key-file"),
             (401, failed, Some("k"), "the key of a file is not one of this control plane"),
             (404, json!({"message": "Key not found"}).to_string(), None, "routes/1 is not there"),
-            (412, json!({"error_msg": "x"}).to_string(), None, "changed meanwhile"),
+            (412, json!({"error_msg": "was changed"}).to_string(), None, "routes/1: was changed; nothing"),
             (409, weakens, None, "--weaken"),
             (400, problem.to_string(), None, "400: invalid configuration: x\nleave it out"),
             (400, "page_size must be between 10 and 500".to_owned(), None, "between 10 and 500"),

@@ -249,13 +249,22 @@ fn row(item: &Value) -> (String, Value) {
     (id, item.get("value").cloned().unwrap_or_default())
 }
 
+/// The document of a PUT: what a GET answers may be sent back with the members around it.
+fn unwrapped(mut body: Value) -> Value {
+    let wrapped = is_document(&body) && body.get("modifiedIndex").is_some();
+    match body.get_mut("value").filter(|_| wrapped) {
+        Some(value) => value.take(),
+        None => body,
+    }
+}
+
 pub(super) async fn put(
     client: &mut ApiClient,
     args: &PutArgs,
     out: &mut CommandOutput,
 ) -> Result<u8, AdminCliError> {
     let name = ResourceName::parse(&args.resource)?;
-    let body = args.input.read()?;
+    let body = unwrapped(args.input.read()?);
     write(client, Method::PUT, &name, Some(&body), &args.write, false, out).await
 }
 
