@@ -12,6 +12,8 @@ use crate::{environment, read_text};
 /// Ten thousand sites are about 40 MB.
 const BYTES_MAX: u64 = 512 << 20;
 const NODES_MAX: usize = 20_000_000;
+/// Aliases can make many nodes of few bytes.
+const REQUEST_NODES_MAX: usize = 200_000;
 
 /// APISIX requires this marker at the end, so that it never reads half a file.
 const END_MARKER: &str = "#END";
@@ -62,7 +64,7 @@ pub fn parse_apisix_yaml(
 /// # Errors
 /// The first line (from 1) that is not YAML, or has more than the limit of nodes.
 pub fn parse_yaml(text: &str) -> Result<Json, usize> {
-    let tree = tree::parse_up_to(NODES_MAX, text).map_err(|error| error.line)?;
+    let tree = tree::parse_up_to(REQUEST_NODES_MAX, text).map_err(|error| error.line)?;
     Ok(tree.map_or_else(|| Json::Object(Map::new()), json))
 }
 

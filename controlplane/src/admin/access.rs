@@ -104,6 +104,13 @@ pub struct Caller {
     pub client_role: Option<String>,
 }
 
+impl Caller {
+    /// Whether the request had an admin key.
+    pub fn has_key(&self) -> bool {
+        self.name != "-"
+    }
+}
+
 /// Why a caller is not authenticated. The text is the contract's `description`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum AccessError {
@@ -174,7 +181,12 @@ impl Access {
         let Some(keys) = &self.keys else { return Ok(Caller { name: "-".to_owned(), client_role: None }) };
         let by_key = match presented_key(query, headers) {
             None => None,
-            Some(key) => Some(find_key(keys, key).ok_or_else(|| self.wrong_key(client.address.ip()))?),
+            // Nothing is no key, even where its hash is one.
+            Some(key) => Some(
+                find_key(keys, key)
+                    .filter(|_| !key.is_empty())
+                    .ok_or_else(|| self.wrong_key(client.address.ip()))?,
+            ),
         };
         let by_certificate = client
             .certificate

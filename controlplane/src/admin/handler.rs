@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use conf::AdminRole;
-use http::header::{CONTENT_TYPE, EXPECT, RETRY_AFTER};
+use http::header::{CONTENT_TYPE, EXPECT, HeaderName, IF_MATCH, IF_NONE_MATCH, RETRY_AFTER};
 use http::request::Parts;
 use http::{HeaderMap, Method, Request, StatusCode};
 use hyper::body::Incoming;
@@ -138,6 +138,9 @@ impl AdminApi {
             Ok(caller) => caller,
             Err(error) => return unauthorized(client, error),
         };
+        if required == AdminRole::Admin && !caller.has_key() && is_cross_site(&head.headers) {
+            return cross_site();
+        }
         authenticated.notify_one();
         if !self.stream_routes_enabled && path::name(&below) == Kind::StreamRoute.plural() {
             return stream_routes_disabled();
@@ -182,26 +185,28 @@ impl AdminApi {
         let method = request.operation.method.clone();
         // These leave a line for each document.
         match request.operation.call {
+            Call::Documents(kind) => {
+                let reply = self.write(client, caller, kind, resource, request).await;
+                return reply::with_api_version(reply);
+            }
             Call::Batch => return self.batch(client, caller, request).await,
             Call::PutConfigs => return self.put_configs(client, caller, request).await,
             _ => {}
         }
-        let dry_run = request.query.get("dry_run") == Some("true");
-        let reply = self.call(client, request).await;
-        let revision = reply.headers().get(reply::REVISION);
-        let revision = revision.and_then(|value| value.to_str().ok()?.parse().ok());
-        if let Some(revision) = revision {
-            self.current.note_write(revision);
-        }
-        let status = reply.status();
-        audit::write(&AuditEntry { caller, client, method: &method, resource, status, revision, dry_run });
+        let reply = match reject_arguments(&request, &WRITE_ARGUMENTS) {
+            Some(rejection) => rejection,
+            None => self.call(client, request).await,
+        };
+        let (status, method) = (reply.status(), &method);
+        let (revision, dry_run) = (None, false);
+        audit::write(&AuditEntry { caller, client, method, resource, status, revision, dry_run });
         reply
     }
 
     async fn call(&self, client: &AdminClient, request: AdminRequest) -> Reply {
         let method = &request.operation.method;
         match request.operation.call {
-            Call::Documents(kind) => reply::with_api_version(self.documents(kind, request).await),
+            Call::Documents(kind) => reply::with_api_version(self.read(kind, &request).await),
             Call::Absent(kind) => absent::handle(kind, method, request.operation.path == kind.path),
             Call::Batch | Call::PutConfigs => not_found(),
             Call::Reject(rejection) => {
@@ -327,6 +332,39 @@ fn unauthorized(client: &AdminClient, error: AccessError) -> Reply {
     let mut reply = reply::with_close(reply::json(StatusCode::TOO_MANY_REQUESTS, &body));
     reply.headers_mut().insert(RETRY_AFTER, retry_after.into());
     reply
+}
+
+/// The arguments of writes of documents, and the headers that belong to them.
+const WRITE_ARGUMENTS: [&str; 5] = ["dry_run", "weaken", "wait", "ttl", "force"];
+
+/// 400 for an argument or a precondition that an operation does not take: ignored, it would be
+/// thought to hold. `arguments` are those of other writes.
+fn reject_arguments(request: &AdminRequest, arguments: &[&str]) -> Option<Reply> {
+    let argument = arguments.iter().copied().find(|name| request.query.get(name).is_some());
+    let headers = [IF_MATCH, IF_NONE_MATCH];
+    let header = headers.iter().find(|name| request.headers.contains_key(*name)).map(HeaderName::as_str);
+    let name = argument.or(header)?;
+    let message = format!("invalid argument {name}: this operation does not take it");
+    Some(reply::error(StatusCode::BAD_REQUEST, &message, Some("leave it out; nothing was written")))
+}
+
+/// Whether a browser says that another site's page made the request. A client certificate goes with
+/// it without anybody's doing, and a form needs no permission of CORS.
+fn is_cross_site(headers: &HeaderMap) -> bool {
+    let text = |name: &str| headers.get(name).map(|value| value.as_bytes().to_vec());
+    let fetched = text("sec-fetch-site").is_some_and(|site| site != b"same-origin" && site != b"none");
+    let host = text("host").unwrap_or_default();
+    let from_elsewhere = text("origin").is_some_and(|origin| {
+        let authority = origin.windows(3).position(|part| part == b"://").map(|at| at + 3);
+        authority.and_then(|at| origin.get(at..)) != Some(&host)
+    });
+    fetched || from_elsewhere
+}
+
+/// 403 for such a request without an admin key.
+fn cross_site() -> Reply {
+    let hint = "a page of another site needs an admin key: a certificate alone is not its user's consent";
+    reply::error(StatusCode::FORBIDDEN, "cross-site request without an admin key", Some(hint))
 }
 
 /// Stream routes can be switched off as a whole (contract 2.2).

@@ -9,7 +9,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use model::{Id, Key, Problem, Resource};
+use model::{Id, Key, Kind, Problem, Resource};
 use pki::Keyring;
 use rustls_pki_types::UnixTime;
 use serde_json::{Map, Value};
@@ -78,6 +78,8 @@ impl ChangePipeline {
     }
 
     /// Carries out all requests in one commit, or none of them. A dry run only checks them.
+    /// `based_on`: the requests follow from the whole configuration at that revision, so the commit
+    /// fails when any document was written since.
     ///
     /// # Errors
     /// The first request that is invalid or whose precondition does not hold, or the store's error.
@@ -85,6 +87,7 @@ impl ChangePipeline {
         &self,
         requests: &[ChangeRequest],
         options: WriteOptions,
+        based_on: Option<u64>,
     ) -> Result<AcceptedChanges, RejectedChanges> {
         let mut reserved = HashMap::new();
         for _ in 0..CAS_ATTEMPTS {
@@ -92,10 +95,16 @@ impl ChangePipeline {
             if options.dry_run {
                 return Ok(plan.accept(requests, None));
             }
+            if let Some(since) = based_on {
+                let unchanged = Kind::ALL.map(|kind| Condition::KindUnchanged { kind, since });
+                plan.conditions.extend(unchanged);
+            }
             self.assign_ids(requests, &mut plan, &mut reserved).await?;
             match self.store.commit(plan.batch(requests)).await {
                 Ok(committed) => return Ok(plan.accept(requests, Some(committed.revision))),
-                Err(StoreError::Conflict { key }) => plan.check_conflict(requests, key.as_ref())?,
+                Err(StoreError::Conflict { key }) if based_on.is_none() => {
+                    plan.check_conflict(requests, key.as_ref())?;
+                }
                 Err(error) => return Err(RejectedChanges { operation: None, error: error.into() }),
             }
         }
@@ -144,7 +153,8 @@ impl ChangePipeline {
         }
         let conditions = overlay.into_conditions();
         for (index, (change, resource)) in changes.iter_mut().zip(&resources).enumerate() {
-            self.finish(change, resource.as_ref(), options).map_err(at(index))?;
+            let expires = requests.get(index).is_some_and(|request| request.ttl.is_some());
+            self.finish(change, resource.as_ref(), expires, options).map_err(at(index))?;
         }
         Ok(ChangePlan { changes, conditions })
     }
@@ -231,14 +241,20 @@ impl ChangePipeline {
     }
 
     /// Adds what the change weakens to its notes, or denies it, and encrypts the private keys.
+    /// `expires`: the document has a time to live.
     fn finish(
         &self,
         change: &mut PlannedChange,
         resource: Option<&Resource>,
+        expires: bool,
         options: WriteOptions,
     ) -> Result<(), ChangeError> {
-        let weakenings = change.before.as_ref().map(|before| self.weakenings(before, resource));
-        let weakenings = weakenings.unwrap_or_default();
+        let before = change.before.as_ref();
+        let mut weakenings = before.map_or_else(Vec::new, |before| self.weakenings(before, resource));
+        if expires && resource.is_some() {
+            // The store removes it later, without anybody to ask.
+            weakenings.extend(before.into_iter().flat_map(|before| self.weakenings(before, None)));
+        }
         if self.protect_client_auth && !options.allow_weakening && !weakenings.is_empty() {
             return Err(ChangeError::Weakens(weakenings));
         }

@@ -48,10 +48,13 @@ impl<'a> StoreOverlay<'a> {
             return Ok(pending.clone());
         }
         let Some(found) = self.store.get(key).await? else { return Ok(None) };
-        self.conditions.push(match dependence {
+        let condition = match dependence {
             Dependence::Existence => Condition::Exists(key.clone()),
             Dependence::Content => Condition::Unchanged { key: key.clone(), since: found.mod_revision },
-        });
+        };
+        if !self.conditions.contains(&condition) {
+            self.conditions.push(condition);
+        }
         Ok(Some(found.document))
     }
 

@@ -97,6 +97,7 @@ async fn a_dry_run_names_the_changes() {
     world.put("/upstreams/1", upstream(1)).await.ok();
     let body = json!({"upstreams": [{"id": "2", "nodes": {}}]}).to_string();
     let shown = world.call_with(("x-digest", "x"), Method::PUT, "/configs?dry_run=true", body).await;
-    assert_eq!(shown.json(), json!({"dry_run": true, "changes": ["PUT upstreams/2", "DELETE upstreams/1"]}));
+    let shown = shown.json();
+    assert_eq!(shown["changes"], json!(["PUT upstreams/2", "DELETE upstreams/1"]), "{shown}");
     assert_eq!(world.get("/upstreams/1").await.status, 200);
 }

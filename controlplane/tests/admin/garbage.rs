@@ -69,9 +69,12 @@ fn good(world: &World, kind: Kind) -> Value {
 fn random_documents_are_rejected_or_compile() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let world = runtime.block_on(World::start());
-    let changes =
-        controlplane::testing::change::ChangePipeline::new(world.store.clone(), world.keyring.clone());
-    let now = WriteOptions { now: UnixTime::now(), ttl: None };
+    let changes = ChangePipeline::new(world.store.clone(), world.keyring.clone());
+    let apply = async |kind, id: Option<&str>, action| {
+        let precondition = RequestPrecondition::Unconditional;
+        let request = ChangeRequest { kind, id: id.map(str::to_owned), action, precondition, ttl: None };
+        changes.apply(&[request], WriteOptions::at(UnixTime::now()), None).await
+    };
     let documents = Kind::ALL.map(|kind| good(&world, kind));
     let paths: Vec<Vec<String>> = documents
         .iter()

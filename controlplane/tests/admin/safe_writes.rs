@@ -246,3 +246,60 @@ async fn protected_client_authentication_is_weakened_on_purpose_only() {
     world.patch("/routes/1?weaken=true", json!({"client_identity": null})).await.ok();
     world.delete("/ssls/1?weaken=true").await.ok();
 }
+
+/// What is ignored would be thought to hold.
+#[tokio::test]
+async fn a_write_rejects_arguments_that_it_does_not_take() {
+    let world = World::start().await;
+    for argument in ["dry_run=true", "weaken=true", "wait=1", "ttl=1", "force=true"] {
+        let name = argument.split('=').next().unwrap();
+        let message = format!("invalid argument {name}: this operation does not take it");
+        let entry = json!({"serial": "01"});
+        world.put(&format!("/denied_nodes/1?{argument}"), entry).await.assert_error(&message);
+        world.post(&format!("/dataplanes/accept_store?{argument}"), json!({})).await.assert_error(&message);
+    }
+    for path in ["/denied_nodes/1", "/batch", "/configs"] {
+        let method = if path == "/batch" { Method::POST } else { Method::PUT };
+        let refused = world.call_with(("if-match", "\"1\""), method, path, "{}").await;
+        refused.assert_error("invalid argument if-match: this operation does not take it");
+    }
+    assert_eq!(world.get("/denied_nodes").await.json()["total"], 0);
+}
+
+#[tokio::test]
+async fn a_time_to_live_is_a_removal_of_what_is_protected() {
+    let builder = crate::world::Builder { protect_client_auth: true, ..World::builder() };
+    let world = builder.start().await;
+    let route = json!({"uri": "/", "upstream": upstream(), "client_identity": {"allow": [{"dns": "a.b"}]}});
+    world.put("/routes/1", route.clone()).await.ok();
+    for path in ["/routes/1?ttl=1", "/routes/1?ttl=1&dry_run=true"] {
+        assert_eq!(world.put(path, route.clone()).await.status, 409, "{path}");
+    }
+    world.put("/routes/2?ttl=100", route.clone()).await.ok();
+    world.put("/routes/1?ttl=100&weaken=true", route).await.ok();
+}
+
+/// A browser sends the certificate along with a form of any site.
+#[tokio::test]
+async fn another_sites_page_needs_an_admin_key() {
+    let builder = crate::world::Builder { keys: false, ..World::builder() };
+    let world = builder.start().await;
+    let body = json!({"nodes": {}}).to_string();
+    for (header, status) in [
+        (("sec-fetch-site", "cross-site"), 403),
+        (("sec-fetch-site", "same-site"), 403),
+        (("origin", "https://evil.test"), 403),
+        (("origin", "null"), 403),
+        (("origin", "https://admin.test"), 201),
+        (("sec-fetch-site", "same-origin"), 200),
+        (("sec-fetch-site", "none"), 200),
+    ] {
+        let response = world.call_with(header, Method::PUT, "/upstreams/1", body.as_str()).await;
+        assert_eq!(response.status, status, "{header:?}");
+    }
+    let with_key = World::start().await;
+    let header = ("sec-fetch-site", "cross-site");
+    assert_eq!(with_key.call_with(header, Method::PUT, "/upstreams/1", body.as_str()).await.status, 201);
+    let read = world.call_with(header, Method::GET, "/upstreams/1", "").await;
+    assert_eq!(read.status, 200, "CORS decides who sees the answer");
+}

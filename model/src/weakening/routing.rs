@@ -70,8 +70,12 @@ pub(super) fn routes(old: &Route, new: &Route, found: &mut Weakenings) {
     if old.blocked.is_some() && before.is_none() {
         found.add_if(!has_allow_list(now), "client_identity", OPENS);
     } else if old.service.is_some() && before.is_none() {
-        let opens = now.is_some_and(|now| !now.has_allow_list());
-        found.add_if(opens, "client_identity", "replaces the service's block, which may have an allow-list");
+        // Whom the service's allow-list denies, the route's own may allow.
+        found.add_if(
+            now.is_some(),
+            "client_identity",
+            "replaces the service's block, which may have an allow-list",
+        );
         let moves = now.is_none() && new.service != old.service;
         found.add_if(
             moves,

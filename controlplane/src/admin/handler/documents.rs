@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use http::{Method, StatusCode};
+use http::StatusCode;
 use model::{Id, Key, Kind};
 
 use super::{AdminApi, AdminRequest, error_reply};
@@ -18,20 +18,14 @@ use crate::change::ChangeError;
 use crate::store::{CachedDocuments, Store, StoreError, StoredDocument};
 
 impl AdminApi {
-    /// Handles a request for documents of a kind, with the metric of a write.
-    pub(super) async fn documents(&self, kind: Kind, request: AdminRequest) -> Reply {
-        if request.operation.method == Method::GET {
-            let read = self.read(kind, &request).await;
-            return read.unwrap_or_else(|error| error_reply(ChangeError::Store(error)));
-        }
-        let started = Instant::now();
-        let reply = self.write(kind, request).await;
-        metrics::observe_duration(TimedOperation::Change, started);
-        reply
+    /// Handles a GET.
+    pub(super) async fn read(&self, kind: Kind, request: &AdminRequest) -> Reply {
+        let read = self.document_or_list(kind, request).await;
+        read.unwrap_or_else(|error| error_reply(ChangeError::Store(error)))
     }
 
     /// GET of a document or a list.
-    async fn read(&self, kind: Kind, request: &AdminRequest) -> Result<Reply, StoreError> {
+    async fn document_or_list(&self, kind: Kind, request: &AdminRequest) -> Result<Reply, StoreError> {
         let Some(id) = &request.id else {
             return match ListQuery::from_query(kind, &request.query) {
                 Ok(query) => self.list(kind, query).await,

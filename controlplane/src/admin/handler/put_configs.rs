@@ -16,12 +16,18 @@ use serde_json::{Map, Value, json};
 use super::configs;
 use super::put_digest::{DIGEST, PutDigest};
 use super::writes::{NamedChange, WriteArguments, batch_error};
-use super::{AdminApi, AdminRequest, error_reply};
+use super::{AdminApi, AdminRequest, error_reply, reject_arguments};
 use crate::admin::access::{AdminClient, Caller};
 use crate::admin::reply::{self, Reply};
 use crate::change::private_keys;
-use crate::change::{Action, ChangeError, ChangeRequest, RequestPrecondition};
+use crate::change::{
+    AcceptedChange, AcceptedChanges, Action, ChangeError, ChangeNotes, ChangeRequest, RejectedChanges,
+    RequestPrecondition,
+};
 use crate::store::{DocumentList, StoreError};
+
+/// Attempts while others write.
+const ATTEMPTS: usize = 16;
 
 /// The longest digest, in bytes.
 const DIGEST_MAX: usize = 256;
@@ -34,6 +40,9 @@ impl AdminApi {
         caller: &Caller,
         request: AdminRequest,
     ) -> Reply {
+        if let Some(rejection) = reject_arguments(&request, &["ttl", "force"]) {
+            return rejection;
+        }
         let Some(digest) = request.headers.get(DIGEST).and_then(|digest| digest.to_str().ok()) else {
             let hint = "X-Digest: TEXT names the configuration; the same text again is answered with 204";
             return reply::error(StatusCode::BAD_REQUEST, "missing digest header", Some(hint));
@@ -51,12 +60,17 @@ impl AdminApi {
             Ok(body) => body,
             Err(reply) => return reply,
         };
-        match self.replace_all(client, caller, &digest, body, &arguments).await {
-            Ok(reply) => reply,
-            Err(error) => error_reply(ChangeError::Store(error)),
+        for _ in 0..ATTEMPTS {
+            match self.replace_all(client, caller, &digest, body.clone(), &arguments).await {
+                Ok(Some(reply)) => return reply,
+                Ok(None) => {}
+                Err(error) => return error_reply(ChangeError::Store(error)),
+            }
         }
+        error_reply(ChangeError::Store(StoreError::Conflict { key: None }))
     }
 
+    /// `None`: another writer was faster, so that the difference is another one now.
     async fn replace_all(
         &self,
         client: &AdminClient,
@@ -64,11 +78,11 @@ impl AdminApi {
         digest: &str,
         mut body: Map<String, Value>,
         arguments: &WriteArguments,
-    ) -> Result<Reply, StoreError> {
+    ) -> Result<Option<Reply>, StoreError> {
         let stored = self.store.load().await?;
         let before = PutDigest::of(&*self.store, &stored).await?;
         if before.as_ref().is_some_and(|before| before.digest == digest) {
-            return Ok(reply::empty(StatusCode::NO_CONTENT));
+            return Ok(Some(reply::empty(StatusCode::NO_CONTENT)));
         }
         keep_private_keys(&mut body, &stored);
         let body = Arc::new(body);
@@ -82,26 +96,36 @@ impl AdminApi {
                 // APISIX stops at the first error, and its text is the message.
                 let first = errors.first().and_then(|error| error.get("error")).cloned();
                 let body = json!({"error_msg": first, "errors": errors});
-                return Ok(reply::json(StatusCode::BAD_REQUEST, &body));
+                return Ok(Some(reply::json(StatusCode::BAD_REQUEST, &body)));
             }
-            Err(_) => return Ok(reply::empty(StatusCode::INTERNAL_SERVER_ERROR)),
+            Err(_) => return Ok(Some(reply::empty(StatusCode::INTERNAL_SERVER_ERROR))),
         }
         let operations = match difference(&body, &stored, before.as_ref(), &self.keyring) {
             Ok(operations) => operations,
-            Err(problem) => return Ok(reply::problem(&problem)),
+            Err(problem) => return Ok(Some(reply::problem(&problem))),
         };
+        let mut notes = ChangeNotes::default();
         let revision = if operations.is_empty() {
             (!arguments.dry_run).then_some(stored.revision)
         } else {
-            match self.apply_audited(client, caller, &operations, arguments).await {
-                Ok(accepted) => accepted.revision,
-                Err(rejected) => return Ok(batch_error(rejected)),
+            let based_on = Some(stored.revision);
+            match self.apply_audited(client, caller, &operations, arguments, based_on).await {
+                Ok(accepted) => {
+                    notes = all_notes(&accepted);
+                    accepted.revision
+                }
+                Err(RejectedChanges { error: ChangeError::Store(StoreError::Conflict { .. }), .. }) => {
+                    return Ok(None);
+                }
+                Err(rejected) => return Ok(Some(batch_error(rejected))),
             }
         };
         let Some(revision) = revision else {
             let changes = operations.iter().map(|change| format!("{} {}", change.method, change.resource));
-            let body = json!({"dry_run": true, "changes": changes.collect::<Vec<_>>()});
-            return Ok(reply::json(StatusCode::OK, &body));
+            let changes = changes.collect::<Vec<_>>();
+            let body = json!({"dry_run": true, "changes": changes, "kept": notes.kept,
+                "warnings": notes.warnings, "findings": notes.findings});
+            return Ok(Some(reply::json(StatusCode::OK, &body)));
         };
         let removed = operations.iter().filter(|change| change.method == Method::DELETE).count();
         let created = operations.iter().filter(|change| change.method == Method::PUT);
@@ -119,7 +143,7 @@ impl AdminApi {
         }
         let mut reply = self.waited_reply(StatusCode::ACCEPTED, Map::new(), Some(revision), arguments).await;
         kept.add_headers(&mut reply);
-        Ok(reply)
+        Ok(Some(reply::with_notes(reply, &notes)))
     }
 }
 
@@ -186,6 +210,19 @@ fn keep_private_keys(body: &mut Map<String, Value>, stored: &DocumentList) {
             private_keys::carry_over(Kind::Ssl, Some(&before.document), members);
         }
     }
+}
+
+/// The notes of all changes, each with its resource.
+fn all_notes(accepted: &AcceptedChanges) -> ChangeNotes {
+    let mut all = ChangeNotes::default();
+    for AcceptedChange { key, notes, .. } in &accepted.changes {
+        let Some(key) = key else { continue };
+        let named = |notes: &[String]| notes.iter().map(|note| format!("{key}: {note}")).collect::<Vec<_>>();
+        all.kept.extend(named(&notes.kept));
+        all.warnings.extend(named(&notes.warnings));
+        all.findings.extend(named(&notes.findings));
+    }
+    all
 }
 
 /// The versions that a configuration gives to its sections.

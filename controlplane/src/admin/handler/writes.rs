@@ -14,7 +14,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::data_planes::WAIT_MAX;
-use super::{AdminApi, AdminRequest, error_reply};
+use super::{AdminApi, AdminRequest, error_reply, reject_arguments};
 use crate::admin::access::{AdminClient, Caller};
 use crate::admin::metrics::{self, TimedOperation};
 use crate::admin::operation::Call;
@@ -26,6 +26,7 @@ use crate::change::private_keys::redact_clear_keys;
 use crate::change::{
     AcceptedChange, AcceptedChanges, Action, ChangeError, ChangeRequest, RejectedChanges, WriteOptions,
 };
+use crate::store::StoreError;
 
 /// The longest time to live, in seconds.
 const TTL_MAX: f64 = u32::MAX as f64;
@@ -72,27 +73,35 @@ struct BatchOperation {
 }
 
 impl AdminApi {
-    /// Writes one document.
-    pub(super) async fn write(&self, kind: Kind, request: AdminRequest) -> Reply {
-        let AdminRequest { operation, query, headers, id, sub_path, body } = request;
-        let method = &operation.method;
-        let body = match body {
-            Ok(body) => body,
-            Err(error) => return error.into(),
-        };
-        let precondition =
-            precondition::of_write(&headers).map_err(|error| argument_problem(&error.to_string()));
-        let parsed = WriteArguments::parse(&query).and_then(|arguments| {
-            let ttl = ttl(&query)?;
-            let action = action(method, &query, sub_path, body)?;
-            Ok((ChangeRequest { kind, id, action, precondition: precondition?, ttl }, arguments))
-        });
-        let (change, arguments) = match parsed {
+    /// Writes one document; `resource` is its path in the audit line.
+    pub(super) async fn write(
+        &self,
+        client: &AdminClient,
+        caller: &Caller,
+        kind: Kind,
+        resource: &str,
+        request: AdminRequest,
+    ) -> Reply {
+        let method = request.operation.method.clone();
+        let (change, arguments) = match parse_write(kind, resource, request) {
             Ok(parsed) => parsed,
-            Err(problem) => return reply::problem(&problem),
+            Err(reply) => {
+                let (status, method) = (reply.status(), &method);
+                let (revision, dry_run) = (None, false);
+                audit::write(&audit::AuditEntry {
+                    caller,
+                    client,
+                    method,
+                    resource,
+                    status,
+                    revision,
+                    dry_run,
+                });
+                return reply;
+            }
         };
         let AcceptedChanges { revision, changes } =
-            match self.changes.apply(std::slice::from_ref(&change), arguments.options()).await {
+            match self.apply_audited(client, caller, std::slice::from_ref(&change), &arguments, None).await {
                 Ok(accepted) => accepted,
                 Err(rejected) => return error_reply(rejected.error),
             };
@@ -100,20 +109,23 @@ impl AdminApi {
             return reply::empty(StatusCode::INTERNAL_SERVER_ERROR);
         };
         let notes = accepted.notes.clone();
-        let (status, mut body) = self.result_members(method, accepted, revision);
+        let (status, mut body) = self.result_members(&method, accepted, revision);
         if revision.is_none() {
             body.insert("dry_run".to_owned(), true.into());
         }
         let reply = self.waited_reply(status, body, revision, &arguments).await;
         let reply = reply::with_notes(reply, &notes);
         match revision {
-            Some(revision) if *method != Method::DELETE => precondition::with_revision_tag(reply, revision),
+            Some(revision) if method != Method::DELETE => precondition::with_revision_tag(reply, revision),
             _ => reply,
         }
     }
 
     /// `POST batch`: several writes in one commit.
     pub(super) async fn batch(&self, client: &AdminClient, caller: &Caller, request: AdminRequest) -> Reply {
+        if let Some(rejection) = reject_arguments(&request, &["ttl", "force"]) {
+            return rejection;
+        }
         let AdminRequest { query, body, .. } = request;
         let body = match body {
             Ok(body) => body,
@@ -127,7 +139,7 @@ impl AdminApi {
             Err(rejected) => return batch_error(rejected),
         };
         let AcceptedChanges { revision, changes } =
-            match self.apply_audited(client, caller, &operations, &arguments).await {
+            match self.apply_audited(client, caller, &operations, &arguments, None).await {
                 Ok(accepted) => accepted,
                 Err(rejected) => return batch_error(rejected),
             };
@@ -143,17 +155,19 @@ impl AdminApi {
         self.waited_reply(StatusCode::OK, body, revision, &arguments).await
     }
 
-    /// Carries out the operations in one commit; each leaves an audit line.
+    /// Carries out the operations in one commit; each leaves an audit line. `based_on`: the commit
+    /// fails when any document was written after that revision.
     pub(super) async fn apply_audited(
         &self,
         client: &AdminClient,
         caller: &Caller,
         operations: &[NamedChange],
         arguments: &WriteArguments,
+        based_on: Option<u64>,
     ) -> Result<AcceptedChanges, RejectedChanges> {
         let started = Instant::now();
         let requests: Vec<_> = operations.iter().map(|operation| operation.request.clone()).collect();
-        let applied = self.changes.apply(&requests, arguments.options()).await;
+        let applied = self.changes.apply(&requests, arguments.options(), based_on).await;
         metrics::observe_duration(TimedOperation::Change, started);
         let (revision, statuses) = match &applied {
             Ok(AcceptedChanges { revision, changes }) => {
@@ -239,6 +253,32 @@ impl AdminApi {
         let view = self.fleet.wait_acknowledged(revision, timeout).await.err()?;
         Some(view.get("behind").cloned().unwrap_or_else(|| json!([])))
     }
+}
+
+/// The change of a request, and its arguments.
+///
+/// # Errors
+/// The response to an invalid argument or body.
+#[allow(clippy::result_large_err)] // the error is the response
+fn parse_write(
+    kind: Kind,
+    resource: &str,
+    request: AdminRequest,
+) -> Result<(NamedChange, WriteArguments), Reply> {
+    let AdminRequest { operation, query, headers, id, sub_path, body } = request;
+    let body = body.map_err(Reply::from)?;
+    let parsed = WriteArguments::parse(&query).and_then(|arguments| {
+        let precondition =
+            precondition::of_write(&headers).map_err(|error| argument_problem(&error.to_string()))?;
+        let ttl = ttl(&query)?;
+        let action = action(&operation.method, &query, sub_path, body)?;
+        let request = ChangeRequest { kind, id, action, precondition, ttl };
+        Ok((
+            NamedChange { method: operation.method.clone(), resource: resource.to_owned(), request },
+            arguments,
+        ))
+    });
+    parsed.map_err(|problem| reply::problem(&problem))
 }
 
 impl WriteArguments {
@@ -397,6 +437,10 @@ pub(super) fn error_members(error: ChangeError) -> (StatusCode, Map<String, Valu
             let hint = "deployment.admin.protect_client_auth denies it; with ?weaken=true it is made";
             let body = json!({"error_msg": text, "weakenings": weakenings, "hint": hint});
             (StatusCode::CONFLICT, members(body))
+        }
+        // It would be rejected again.
+        ChangeError::Store(StoreError::Rejected { .. }) => {
+            (StatusCode::BAD_REQUEST, members(json!({"error_msg": text})))
         }
         ChangeError::Store(_) => (StatusCode::SERVICE_UNAVAILABLE, members(json!({"error_msg": text}))),
     }

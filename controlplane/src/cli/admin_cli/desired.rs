@@ -122,14 +122,15 @@ impl DesiredResources {
     }
 }
 
-/// The paths and names in a folder, sorted; hidden ones are left out.
+/// The paths and names in a folder, sorted; hidden ones that are no documents are left out.
 fn entries(folder: &Path) -> Result<Vec<(PathBuf, String)>, DesiredError> {
     let failed = |error| DesiredError::Folder { path: folder.to_owned(), error };
     let mut found = Vec::new();
     for entry in fs::read_dir(folder).map_err(failed)? {
         let path = entry.map_err(failed)?.path();
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        if !name.starts_with('.') {
+        // An id may begin with a dot.
+        if !name.starts_with('.') || has_document_extension(&path) {
             found.push((path, name));
         }
     }

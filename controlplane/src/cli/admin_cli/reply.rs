@@ -31,8 +31,10 @@ pub(crate) enum ApiError {
     AddressDenied,
     #[error("{0} is not there")]
     NotFound(String),
-    #[error("{subject}: {message}; nothing was written")]
-    PreconditionFailed { subject: String, message: String },
+    #[error(
+        "{0} was changed meanwhile, and nothing was written: read it again, then repeat with its new ETag"
+    )]
+    PreconditionFailed(String),
     /// Any other status, with the server's words.
     #[error("{status}: {message}", status = .status.as_u16())]
     Other { status: StatusCode, message: String },
@@ -58,8 +60,8 @@ impl ApiReply {
         Err(match self.status {
             StatusCode::UNAUTHORIZED => ApiError::Unauthorized(unauthorized(client, &message)),
             StatusCode::NOT_FOUND if message == "Key not found" => ApiError::NotFound(subject.to_owned()),
-            StatusCode::PRECONDITION_FAILED => {
-                ApiError::PreconditionFailed { subject: subject.to_owned(), message }
+            StatusCode::PRECONDITION_FAILED if message.contains("was changed") => {
+                ApiError::PreconditionFailed(subject.to_owned())
             }
             StatusCode::CONFLICT if message.contains("weaken") => ApiError::Other {
                 status: self.status,
@@ -197,7 +199,7 @@ mod tests {
             (401, failed.clone(), None, "no admin key was sent: --key-file"),
             (401, failed, Some("k"), "the key of a file is not one of this control plane"),
             (404, json!({"message": "Key not found"}).to_string(), None, "routes/1 is not there"),
-            (412, json!({"error_msg": "was changed"}).to_string(), None, "routes/1: was changed; nothing"),
+            (412, json!({"error_msg": "was changed"}).to_string(), None, "routes/1 was changed meanwhile"),
             (409, weakens, None, "--weaken"),
             (400, problem.to_string(), None, "400: invalid configuration: x\nleave it out"),
             (400, "page_size must be between 10 and 500".to_owned(), None, "between 10 and 500"),
