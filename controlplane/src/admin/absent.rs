@@ -52,7 +52,7 @@ pub(super) const ABSENT_KINDS: [AbsentKind; 6] = [
         id: "{id}",
         noun: "proto",
         switched_off: &[Method::PATCH],
-        hint: "a route forwards gRPC as it is: an upstream with scheme grpc or grpcs",
+        hint: "gRPC is not transcoded to HTTP",
     },
     AbsentKind {
         path: "/secrets",

@@ -382,29 +382,3 @@ fn error_reply(error: ChangeError) -> Reply {
 fn not_found() -> Reply {
     reply::error(StatusCode::NOT_FOUND, "not found", None)
 }
-
-/// `GET schema/{kind}` and `POST schema/validate/{kinds}`: the JSON Schema alone, without the
-/// checks of `change::check` (contract 2.8).
-fn handle_schema(request: AdminRequest) -> Reply {
-    let AdminRequest { method, id, sub_path, body, .. } = request;
-    let body = match body {
-        Ok(body) => body,
-        Err(error) => return error.into(),
-    };
-    match (method, id.as_deref(), sub_path.as_deref()) {
-        (Method::GET, Some(name), None) => match Kind::ALL.into_iter().find(|kind| kind.singular() == name) {
-            Some(kind) => reply::json(StatusCode::OK, model::json_schema(kind)),
-            None => reply::error(StatusCode::BAD_REQUEST, &format!("not found schema: {name}"), None),
-        },
-        (Method::POST, Some("validate"), Some(plural)) => {
-            match Kind::ALL.into_iter().find(|kind| kind.plural() == plural) {
-                Some(kind) => match model::validate(kind, &body.unwrap_or(Value::Null)) {
-                    Ok(()) => reply::empty(StatusCode::OK),
-                    Err(problem) => reply::problem(&problem),
-                },
-                None => reply::error(StatusCode::BAD_REQUEST, &format!("not found schema: {plural}"), None),
-            }
-        }
-        _ => not_found(),
-    }
-}

@@ -136,7 +136,7 @@ const SWITCHED_OFF: [(&str, Method); 3] =
 /// everywhere.
 pub fn operations() -> &'static [Operation] {
     static TABLE: LazyLock<Vec<Operation>> = LazyLock::new(|| {
-        let documents = Kind::ADMIN.into_iter().flat_map(documents);
+        let documents = Kind::ALL.into_iter().flat_map(documents);
         let absent = ABSENT_KINDS.iter().flat_map(absent);
         documents.chain(absent).chain(endpoints()).chain(own_endpoints()).collect()
     });
@@ -250,6 +250,13 @@ fn own_endpoints() -> Vec<Operation> {
     use Effect::{Reads, Writes};
     let missing_node = Call::Reject(Rejection::MissingId("denied node"));
     vec![
+        row(
+            Method::POST,
+            "/batch",
+            Writes,
+            Call::Batch,
+            "Write several objects in one commit, or none of them",
+        ),
         row(
             Method::GET,
             "/dataplanes",

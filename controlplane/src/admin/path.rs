@@ -12,23 +12,7 @@ use percent_encoding::percent_decode_str;
 
 use super::operation::{Operation, operations};
 
-/// Every name and its resource.
-pub(super) const API_RESOURCES: [(&str, ApiResource); 12] = [
-    ("ssls", ApiResource::Documents(Kind::Ssl)),
-    ("upstreams", ApiResource::Documents(Kind::Upstream)),
-    ("services", ApiResource::Documents(Kind::Service)),
-    ("plugin_configs", ApiResource::Documents(Kind::PluginConfig)),
-    ("routes", ApiResource::Documents(Kind::Route)),
-    ("stream_routes", ApiResource::Documents(Kind::StreamRoute)),
-    ("global_rules", ApiResource::Documents(Kind::GlobalRule)),
-    ("schema", ApiResource::Schema),
-    ("dataplanes", ApiResource::DataPlanes),
-    ("denied_nodes", ApiResource::DeniedNodes),
-    ("explain", ApiResource::Explain),
-    ("lint", ApiResource::Lint),
-];
-
-/// A parsed path.
+/// A path, percent-decoded.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum AdminPath {
     /// Not below `/apisix/admin`.
@@ -147,10 +131,37 @@ mod tests {
     }
 
     #[test]
-    fn every_kind_has_a_row() {
-        for kind in Kind::ALL {
-            assert!(API_RESOURCES.contains(&(kind.plural(), ApiResource::Documents(kind))));
+    fn a_path_and_method_match_one_row() {
+        let text = |text: &str| Some(text.to_owned());
+        let row = |row: &str, id, sub| Ok((row.to_owned(), id, sub));
+        assert_eq!(found("GET", "/apisix/admin/ssls"), row("GET /ssls", None, None));
+        assert_eq!(found("HEAD", "/apisix/admin/ssls/1"), row("GET /ssls/{id}", text("1"), None));
+        assert_eq!(
+            found("PATCH", "/apisix/admin/ssls/1/a/b%20c"),
+            row("PATCH /ssls/{id}/{*sub_path}", text("1"), text("a/b c"))
+        );
+        assert_eq!(
+            found("GET", "/apisix/admin/secrets/vault/1"),
+            row("GET /secrets/{manager}/{id}", text("vault"), text("1"))
+        );
+        assert_eq!(found("GET", "/apisix/admin/nothing/1"), Err(NoOperation::UnknownName));
+        assert_eq!(found("GET", "/apisix/admin//ssls"), Err(NoOperation::UnknownName));
+        for (method, path) in
+            [("GET", "ssls/1/a"), ("DELETE", "ssls/1/a"), ("PURGE", "ssls/1"), ("GET", "ssls//1")]
+        {
+            assert_eq!(found(method, &format!("/apisix/admin/{path}")), Err(NoOperation::NotFound), "{path}");
         }
-        assert_eq!(AdminPath::parse("/apisix/admin/consumers/1"), AdminPath::Unknown("consumers".to_owned()));
+    }
+
+    #[test]
+    fn every_operation_is_reached() {
+        for operation in operations() {
+            let path = operation.path.replace('*', "");
+            let found = find(&operation.method, path.trim_start_matches('/')).unwrap();
+            assert_eq!(found.operation.path, operation.path);
+        }
+        for kind in Kind::ALL {
+            assert!(find(&Method::GET, kind.plural()).is_ok());
+        }
     }
 }

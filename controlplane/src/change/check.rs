@@ -47,8 +47,8 @@ pub(crate) async fn check_references(
     check_raw_paths(resource, pending, keyring, overlay).await
 }
 
-/// Rejects a route, plugin config or service that forwards raw paths where a client could bypass a rule. A rule
-/// that is written later is accepted; data planes then deny such requests.
+/// Rejects a route, plugin config or service that forwards raw paths where a client could bypass a
+/// rule. A rule that is written later is accepted; data planes then deny such requests.
 async fn check_raw_paths(
     resource: &Resource,
     pending: &[Resource],
@@ -69,7 +69,7 @@ async fn check_raw_paths(
 
 /// Decides by the document itself, or by the plugin config or service of a route without a
 /// `proxy-rewrite` of its own.
-async fn forwards_raw_paths(resource: &Resource, store: &dyn Store) -> Result<bool, ChangeError> {
+async fn forwards_raw_paths(resource: &Resource, overlay: &StoreOverlay<'_>) -> Result<bool, ChangeError> {
     let (own, others) = match resource {
         Resource::Route(route) => (&route.proxy_rewrite, [&route.plugin_config, &route.service]),
         Resource::Service(service) => (&service.proxy_rewrite, [&None, &None]),
@@ -81,9 +81,9 @@ async fn forwards_raw_paths(resource: &Resource, store: &dyn Store) -> Result<bo
     }
     for (kind, id) in [Kind::PluginConfig, Kind::Service].into_iter().zip(others) {
         let Some(id) = id else { continue };
-        let found = store.get(&Key::new(kind, id.clone())).await?;
+        let found = overlay.get(&Key::new(kind, id.clone())).await?;
         let field = "/plugins/proxy-rewrite/use_real_request_uri_unsafe";
-        if found.is_some_and(|found| found.document.pointer(field) == Some(&Value::Bool(true))) {
+        if found.as_ref().is_some_and(|found| found.pointer(field) == Some(&Value::Bool(true))) {
             return Ok(true);
         }
     }
@@ -126,17 +126,14 @@ fn scheme_of(upstream: &Value) -> Scheme {
 ///
 /// # Errors
 /// Names the first document that refers to it.
-pub(crate) async fn check_removal(key: &Key, store: &dyn Store) -> Result<(), ChangeError> {
+pub(crate) async fn check_removal(key: &Key, overlay: &mut StoreOverlay<'_>) -> Result<(), ChangeError> {
     let Some(Referrers { kinds, field, target }) = model::referrers(key.kind) else { return Ok(()) };
     for user in kinds {
         let found =
             overlay.require_none(*user, |_, document| refers_to(document, field, key.id.as_str())).await?;
         if let Some(found) = found {
-            let message = format!(
-                "can not delete {target}, {} [{}] is still using it now",
-                user.singular(),
-                found.key.id
-            );
+            let message =
+                format!("can not delete {target}, {} [{}] is still using it now", user.singular(), found.id);
             return Err(Problem::new("", message).into());
         }
     }

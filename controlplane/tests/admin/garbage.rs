@@ -88,24 +88,30 @@ fn random_documents_are_rejected_or_compile() {
         })
         .collect();
     let runner_config = ProptestConfig { cases: 128, failure_persistence: None, ..ProptestConfig::default() };
-    let judged =
-        |kind: Kind, done: Result<controlplane::testing::change::CommittedChange, ChangeError>| match done {
-            Ok(done) => {
-                model::compile(kind, &done.key.id, &done.document, &world.keyring)
-                    .expect("a data plane accepts it");
-            }
-            Err(ChangeError::Invalid(problem)) => assert!(!problem.message.is_empty()),
-            Err(other) => panic!("{other:?}"),
-        };
+    let judged = |done: Result<AcceptedChanges, RejectedChanges>| match done {
+        Ok(accepted) => {
+            let change = &accepted.changes[0];
+            let id = &change.key.as_ref().unwrap().id;
+            model::compile(change.kind, id, &change.document, &world.keyring)
+                .expect("a data plane accepts it");
+        }
+        Err(RejectedChanges { operation: Some(0), error: ChangeError::Invalid(problem) }) => {
+            assert!(!problem.message.is_empty());
+        }
+        Err(other) => panic!("{other:?}"),
+    };
     proptest!(runner_config, |(kind in prop::sample::select(&Kind::ALL[..]), whole in any_json(), part in any_json(), at in any::<prop::sample::Index>())| {
         runtime.block_on(async {
-            judged(kind, changes.put(kind, Some("odd"), Some(whole.clone()), now).await);
-            judged(kind, changes.post(kind, None, Some(whole), now).await);
+            judged(apply(kind, Some("odd"), Action::Put { body: Some(whole.clone()) }).await);
+            judged(apply(kind, None, Action::Post { body: Some(whole) }).await);
             let index = Kind::ALL.iter().position(|other| *other == kind).unwrap();
-            changes.put(kind, Some("good"), Some(documents[index].clone()), now).await.unwrap();
-            let key = Key::new(kind, Id::parse("good").unwrap());
-            judged(kind, changes.patch(&key, Some(at.get(&paths[index]).as_str()), Some(part.clone()), now).await);
-            judged(kind, changes.patch(&key, None, Some(json!({"x": part})), now).await);
+            let good = Some(documents[index].clone());
+            apply(kind, Some("good"), Action::Put { body: good }).await.unwrap();
+            let sub_path = Some(at.get(&paths[index]).clone());
+            let body = Some(part.clone());
+            judged(apply(kind, Some("good"), Action::Patch { sub_path, body }).await);
+            let body = Some(json!({"x": part}));
+            judged(apply(kind, Some("good"), Action::Patch { sub_path: None, body }).await);
         });
     });
 }

@@ -36,7 +36,7 @@ fn document(kind: &str, world: &World) -> Value {
 fn template(operation: &Operation) -> (String, String) {
     let mut segments: Vec<&str> = operation.path.trim_start_matches('/').split('/').collect();
     let kind = segments[0];
-    let documents = model::Kind::ADMIN.iter().any(|known| known.plural() == kind);
+    let documents = model::Kind::ALL.iter().any(|known| known.plural() == kind);
     if documents {
         segments[0] = "{documents}";
     }
@@ -76,6 +76,11 @@ fn sample(operation: &Operation, world: &World) -> Sample {
         "PUT /{documents}/{id}" => at(&format!("/{kind}/1"), document(), 200),
         "PATCH /{documents}/{id}" => at(&format!("/{kind}/1"), json!({"desc": "patched"}), 200),
         "PATCH /{documents}/{id}/{*sub_path}" => at(&format!("/{kind}/1/desc"), json!("patched"), 200),
+        "POST /batch" => {
+            let operation =
+                json!({"method": "PUT", "path": "/apisix/admin/upstreams/b", "body": {"nodes": {}}});
+            all(json!({"operations": [operation]}), 200)
+        }
         "GET /schema/{name}" => at("/schema/route", json!(null), 200),
         "GET /schema/plugins/{name}" => at("/schema/plugins/proxy-rewrite", json!(null), 200),
         "POST /schema/validate/{resource}" => {

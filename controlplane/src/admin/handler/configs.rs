@@ -109,10 +109,10 @@ fn to_reply(
     let time = |value: &Value| value.get("update_time").and_then(Value::as_u64);
     let last_modified = items.iter().filter_map(|item| time(&item.document)).max();
     let mut config = Map::new();
-    for name in Kind::ADMIN.map(Kind::plural).into_iter().chain(absent::sections().map(AbsentKind::name)) {
+    for name in Kind::ALL.map(Kind::plural).into_iter().chain(absent::sections().map(AbsentKind::name)) {
         config.insert(version_key(name), 0.into());
     }
-    for item in items.into_iter().filter(|item| Kind::ADMIN.contains(&item.key.kind)) {
+    for item in items.into_iter().filter(|item| Kind::ALL.contains(&item.key.kind)) {
         let (name, modified) = (item.key.kind.plural(), item.mod_revision);
         if let Some(version) = config.get_mut(&version_key(name)) {
             *version = version.as_u64().unwrap_or_default().max(modified).into();
@@ -145,7 +145,7 @@ pub(super) fn version_key(name: &str) -> String {
 pub(super) fn validate(body: &Map<String, Value>, keyring: &Keyring, now: UnixTime) -> Vec<Value> {
     let mut errors = Vec::new();
     let mut known = HashSet::new();
-    for kind in Kind::ADMIN {
+    for kind in Kind::ALL {
         let check = |id: &Id, item: &Value| check(kind, id, item, keyring, now);
         validate_section(kind.plural(), body, &check, &mut errors);
         known.insert(kind.plural());

@@ -11,7 +11,7 @@ use crate::admin::reply::{self, Reply};
 /// `GET schema/{kind}`
 pub(super) fn show(request: AdminRequest) -> Reply {
     let name = request.id.unwrap_or_default();
-    match Kind::ADMIN.into_iter().find(|kind| kind.singular() == name) {
+    match Kind::ALL.into_iter().find(|kind| kind.singular() == name) {
         Some(kind) => reply::json(StatusCode::OK, model::json_schema(kind)),
         None => reply::error(StatusCode::BAD_REQUEST, &format!("not found schema: {name}"), None),
     }
@@ -24,7 +24,7 @@ pub(super) fn validate(request: AdminRequest) -> Reply {
         Err(error) => return error.into(),
     };
     let plural = request.id.unwrap_or_default();
-    let Some(kind) = Kind::ADMIN.into_iter().find(|kind| kind.plural() == plural) else {
+    let Some(kind) = Kind::ALL.into_iter().find(|kind| kind.plural() == plural) else {
         return reply::error(StatusCode::NOT_FOUND, &format!("Unsupported resource type: {plural}"), None);
     };
     match model::validate(kind, &body.unwrap_or(Value::Null)) {
