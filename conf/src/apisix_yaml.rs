@@ -108,6 +108,16 @@ mod tests {
         assert!(parse_yaml("a: 1\na: 2").is_err());
     }
 
+    #[test]
+    fn aliases_do_not_multiply() {
+        let mut text = "a: &a0 [x, x, x, x, x, x, x, x, x, x]\n".to_owned();
+        for level in 1..10 {
+            let list = vec![format!("*a{}", level - 1); 10].join(", ");
+            text.push_str(&format!("b{level}: &a{level} [{list}]\n"));
+        }
+        assert!(parse_yaml(&text).is_err());
+    }
+
     fn read(text: &str) -> Result<Json, ConfError> {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("apisix.yaml");

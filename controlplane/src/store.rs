@@ -164,6 +164,11 @@ pub enum StoreError {
     /// The store does not respond. In a cluster, the mutation was not committed and never will be.
     #[error("the store is not available: {what}")]
     Unavailable { what: String },
+    /// The commit has more parts than the store takes at once.
+    #[error(
+        "the store rejected the change: {what}: write fewer documents at once, which refer to fewer others"
+    )]
+    TooManyOperations { what: String },
     /// The store rejected the change.
     #[error("the store rejected the change: {what}")]
     Rejected { what: String },

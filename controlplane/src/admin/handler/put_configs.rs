@@ -127,15 +127,11 @@ impl AdminApi {
                 "warnings": notes.warnings, "findings": notes.findings});
             return Ok(Some(reply::json(StatusCode::OK, &body)));
         };
-        let removed = operations.iter().filter(|change| change.method == Method::DELETE).count();
-        let created = operations.iter().filter(|change| change.method == Method::PUT);
-        let known: HashSet<String> = stored.items.iter().map(|item| item.key.to_string()).collect();
-        let created = created.filter(|change| !known.contains(&change.resource)).count();
         let kept = PutDigest {
             digest: digest.to_owned(),
             last_modified: UnixTime::now().as_secs(),
             revision,
-            documents: stored.items.len() + created - removed,
+            documents: documents_after(&stored, &operations),
             versions: versions(&body),
         };
         if let Err(error) = kept.keep(&*self.store).await {
@@ -210,6 +206,15 @@ fn keep_private_keys(body: &mut Map<String, Value>, stored: &DocumentList) {
             private_keys::carry_over(Kind::Ssl, Some(&before.document), members);
         }
     }
+}
+
+/// The number of documents after the operations.
+fn documents_after(stored: &DocumentList, operations: &[NamedChange]) -> usize {
+    let known: HashSet<String> = stored.items.iter().map(|item| item.key.to_string()).collect();
+    let (removed, written): (Vec<_>, Vec<_>) =
+        operations.iter().partition(|change| change.method == Method::DELETE);
+    let created = written.iter().filter(|change| !known.contains(&change.resource)).count();
+    stored.items.len() + created - removed.len()
 }
 
 /// The notes of all changes, each with its resource.

@@ -439,7 +439,7 @@ pub(super) fn error_members(error: ChangeError) -> (StatusCode, Map<String, Valu
             (StatusCode::CONFLICT, members(body))
         }
         // It would be rejected again.
-        ChangeError::Store(StoreError::Rejected { .. }) => {
+        ChangeError::Store(StoreError::TooManyOperations { .. }) => {
             (StatusCode::BAD_REQUEST, members(json!({"error_msg": text})))
         }
         ChangeError::Store(_) => (StatusCode::SERVICE_UNAVAILABLE, members(json!({"error_msg": text}))),

@@ -295,7 +295,7 @@ fn definite_error(error: &Error, what: &str) -> Option<StoreError> {
             } else if ["too large", "larger than max"].iter().any(|text| status.message().contains(text)) {
                 ": raise etcd's --max-request-bytes, or write less at once"
             } else if status.message().contains("too many operations") {
-                ": write fewer documents at once, which refer to fewer others"
+                return Some(StoreError::TooManyOperations { what: what.to_owned() });
             } else {
                 ""
             };
