@@ -489,7 +489,8 @@ async fn a_batch_that_exceeds_a_transaction_is_rejected() {
     let write = Batch { conditions, ..put(&key(0), json!({}), Precondition::Absent) };
     let error = store.commit(write).await.unwrap_err();
     assert!(
-        matches!(&error, StoreError::Rejected { what } if what.contains("write fewer documents")),
+        matches!(&error, StoreError::TooManyOperations { .. })
+            && error.to_string().contains("write fewer documents"),
         "{error}"
     );
     assert_eq!(store.get(&key(0)).await.unwrap(), None);
