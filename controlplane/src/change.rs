@@ -152,6 +152,13 @@ pub struct RejectedChanges {
     pub error: ChangeError,
 }
 
+impl RejectedChanges {
+    /// Another writer was faster.
+    pub fn is_conflict(&self) -> bool {
+        matches!(self.error, ChangeError::Store(StoreError::Conflict { .. }))
+    }
+}
+
 impl From<Problem> for ChangeError {
     fn from(problem: Problem) -> Self {
         Self::Invalid(problem)

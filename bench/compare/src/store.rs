@@ -73,7 +73,7 @@ fn measure(options: &StoreOptions) -> anyhow::Result<()> {
     })
 }
 
-/// Documents of ssls, each with a certificate of its own.
+/// Ssl documents. Each has its own certificate.
 struct Sites(Vec<Value>);
 
 impl Sites {

@@ -93,7 +93,7 @@ impl Reader<'_> {
         if enabled {
             let line = self.line(MTLS);
             self.check_files(&spec, &spec.files, MTLS, line);
-            // A value that could not be read may have been what is missing.
+            // An unreadable value may be the missing one: it has its own problem.
             let complete = self.problems.len() == known_problems;
             if complete && !allows_only_loopback(spec.allow.as_deref()) {
                 self.check_plain_http(&spec, ADMIN_LISTEN);

@@ -183,24 +183,23 @@ impl AdminApi {
         request: AdminRequest,
     ) -> Reply {
         let method = request.operation.method.clone();
-        // These leave a line for each document.
-        match request.operation.call {
-            Call::Documents(kind) => {
-                let reply = self.write(client, caller, kind, resource, request).await;
-                return reply::with_api_version(reply);
-            }
-            Call::Batch => return self.batch(client, caller, request).await,
-            Call::PutConfigs => return self.put_configs(client, caller, request).await,
-            _ => {}
-        }
-        let reply = match reject_arguments(&request, &WRITE_ARGUMENTS) {
-            Some(rejection) => rejection,
-            None => self.call(client, request).await,
+        let call = request.operation.call;
+        let reply = match call {
+            Call::Documents(kind) => self.write(client, caller, kind, resource, request).await,
+            Call::Batch => self.batch(client, caller, request).await,
+            Call::PutConfigs => self.put_configs(client, caller, request).await,
+            _ => match reject_arguments(&request, &WRITE_ARGUMENTS) {
+                Some(rejection) => Err(rejection),
+                None => Err(self.call(client, request).await),
+            },
         };
-        let (status, method) = (reply.status(), &method);
-        let (revision, dry_run) = (None, false);
-        audit::write(&AuditEntry { caller, client, method, resource, status, revision, dry_run });
-        reply
+        // What has reached a commit has left a line for each document.
+        let reply = reply.unwrap_or_else(|reply| {
+            let (status, method, revision, dry_run) = (reply.status(), &method, None, false);
+            audit::write(&AuditEntry { caller, client, method, resource, status, revision, dry_run });
+            reply
+        });
+        if matches!(call, Call::Documents(_)) { reply::with_api_version(reply) } else { reply }
     }
 
     async fn call(&self, client: &AdminClient, request: AdminRequest) -> Reply {

@@ -15,6 +15,7 @@ use serde_json::Value;
 use tokio::sync::Semaphore;
 
 use super::metrics::{self, TimedOperation};
+use super::precondition;
 use super::query::Query;
 use super::reply::{self, Reply};
 use crate::change::private_keys::redact_stray_keys;
@@ -199,7 +200,8 @@ where
     metrics::observe_duration(TimedOperation::FullReadQueue, queued);
     let started = Instant::now();
     let read = read.await?;
-    let reply = tokio::task::spawn_blocking(move || shape(read)).await;
+    // The entity tag is a digest of the whole body.
+    let reply = tokio::task::spawn_blocking(move || precondition::with_body_tag(shape(read))).await;
     drop(permit);
     metrics::observe_duration(TimedOperation::FullRead, started);
     Ok(reply.unwrap_or_else(|_| reply::empty(StatusCode::INTERNAL_SERVER_ERROR)))

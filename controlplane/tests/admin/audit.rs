@@ -94,3 +94,41 @@ async fn every_write_leaves_one_line_and_no_secret() {
         assert!(!log.contains(secret), "{secret} is in the log: {log}");
     }
 }
+
+#[tokio::test]
+async fn a_batch_leaves_a_line_for_each_operation() {
+    let log = Log::default();
+    let _guard = log.capture();
+    let world = World::start().await;
+    let put = |id: &str| {
+        let path = format!("/apisix/admin/upstreams/{id}");
+        json!({"method": "PUT", "path": path, "body": {"nodes": {}}})
+    };
+    world.post("/batch", json!({"operations": [put("1"), put("2")]})).await.ok();
+    world.post("/batch?dry_run=true", json!({"operations": [put("3")]})).await.ok();
+    // What reaches no commit has one line for the whole.
+    world.post("/batch", json!([])).await;
+    world.call(Method::POST, "/batch", "{").await;
+    world.put("/configs", json!({})).await;
+    let digest = ("x-digest", "one");
+    world
+        .call_with(digest, Method::PUT, "/configs", "{\"upstreams\": [{\"id\": \"1\", \"nodes\": {}}]}")
+        .await;
+    world.call_with(digest, Method::PUT, "/configs", "{}").await;
+    let text = log.text();
+    let lines: Vec<_> = text.lines().filter_map(|line| line.split_once(" audit: ")).collect();
+    let expected: [&[&str]; 8] = [
+        &["method=PUT", "resource=\"upstreams/1\"", "status=201", "revision="],
+        &["method=PUT", "resource=\"upstreams/2\"", "status=201", "revision="],
+        &["resource=\"upstreams/3\"", "status=200", "dry_run=true"],
+        &["method=POST", "resource=\"batch\"", "status=400"],
+        &["method=POST", "resource=\"batch\"", "status=400"],
+        &["method=PUT", "resource=\"configs\"", "status=400"],
+        &["method=DELETE", "resource=\"upstreams/2\"", "status=200", "revision="],
+        &["method=PUT", "resource=\"configs\"", "status=204"],
+    ];
+    assert_eq!(lines.len(), expected.len(), "{text}");
+    for ((_, line), parts) in lines.iter().zip(expected) {
+        assert!(parts.iter().all(|part| line.contains(part)), "{parts:?}: {line}");
+    }
+}

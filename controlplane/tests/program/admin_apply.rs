@@ -53,6 +53,13 @@ fn apply_of_a_dump_changes_nothing() {
     assert_eq!(index(&world), before, "modifiedIndex and all");
     world.fails(&format!("dump --to {folder}"), "--overwrite");
     world.ok(&format!("dump --to {folder} --overwrite"));
+    let elsewhere = world.file("elsewhere/kept.yaml", "mine".to_owned());
+    let linked = std::path::Path::new(&folder).parent().unwrap().join("linked");
+    std::fs::create_dir(&linked).unwrap();
+    let target = std::path::Path::new(&elsewhere).parent().unwrap();
+    std::os::unix::fs::symlink(target, linked.join("routes")).unwrap();
+    world.fails(&format!("dump --to {} --overwrite", linked.display()), "is a symbolic link");
+    assert_eq!(std::fs::read_to_string(&elsewhere).unwrap(), "mine");
 }
 
 #[test]

@@ -7,7 +7,7 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use http::{Method, StatusCode};
+use http::{HeaderMap, Method, StatusCode};
 use model::{Id, Key, Kind, Problem};
 use pki::Keyring;
 use rustls_pki_types::UnixTime;
@@ -21,8 +21,7 @@ use crate::admin::access::{AdminClient, Caller};
 use crate::admin::reply::{self, Reply};
 use crate::change::private_keys;
 use crate::change::{
-    AcceptedChange, AcceptedChanges, Action, ChangeError, ChangeNotes, ChangeRequest, RejectedChanges,
-    RequestPrecondition,
+    AcceptedChange, AcceptedChanges, Action, ChangeError, ChangeNotes, ChangeRequest, RequestPrecondition,
 };
 use crate::store::{DocumentList, StoreError};
 
@@ -34,40 +33,28 @@ const DIGEST_MAX: usize = 256;
 
 impl AdminApi {
     /// `PUT configs`
+    ///
+    /// # Errors
+    /// The response to a request that reaches no commit, and so has left no audit line.
     pub(super) async fn put_configs(
         &self,
         client: &AdminClient,
         caller: &Caller,
         request: AdminRequest,
-    ) -> Reply {
+    ) -> Result<Reply, Reply> {
         if let Some(rejection) = reject_arguments(&request, &["ttl", "force"]) {
-            return rejection;
+            return Err(rejection);
         }
-        let Some(digest) = request.headers.get(DIGEST).and_then(|digest| digest.to_str().ok()) else {
-            let hint = "X-Digest: TEXT names the configuration; the same text again is answered with 204";
-            return reply::error(StatusCode::BAD_REQUEST, "missing digest header", Some(hint));
-        };
-        let digest = digest.to_owned();
-        if digest.len() > DIGEST_MAX {
-            let message = format!("invalid digest header: more than {DIGEST_MAX} characters");
-            return reply::error(StatusCode::BAD_REQUEST, &message, None);
-        }
-        let arguments = match WriteArguments::parse(&request.query) {
-            Ok(arguments) => arguments,
-            Err(problem) => return reply::problem(&problem),
-        };
-        let body = match configs::body_object(request.body) {
-            Ok(body) => body,
-            Err(reply) => return reply,
-        };
+        let digest = digest_of(&request.headers)?;
+        let arguments = WriteArguments::parse(&request.query).map_err(|problem| reply::problem(&problem))?;
+        let body = configs::body_object(request.body)?;
         for _ in 0..ATTEMPTS {
-            match self.replace_all(client, caller, &digest, body.clone(), &arguments).await {
-                Ok(Some(reply)) => return reply,
-                Ok(None) => {}
-                Err(error) => return error_reply(ChangeError::Store(error)),
+            let replaced = self.replace_all(client, caller, &digest, body.clone(), &arguments).await?;
+            if let Some(reply) = replaced {
+                return Ok(reply);
             }
         }
-        error_reply(ChangeError::Store(StoreError::Conflict { key: None }))
+        Err(store_error(StoreError::Conflict { key: None }))
     }
 
     /// `None`: another writer was faster, so that the difference is another one now.
@@ -78,11 +65,11 @@ impl AdminApi {
         digest: &str,
         mut body: Map<String, Value>,
         arguments: &WriteArguments,
-    ) -> Result<Option<Reply>, StoreError> {
-        let stored = self.store.load().await?;
-        let before = PutDigest::of(&*self.store, &stored).await?;
+    ) -> Result<Option<Reply>, Reply> {
+        let stored = self.store.load().await.map_err(store_error)?;
+        let before = PutDigest::of(&*self.store, &stored).await.map_err(store_error)?;
         if before.as_ref().is_some_and(|before| before.digest == digest) {
-            return Ok(Some(reply::empty(StatusCode::NO_CONTENT)));
+            return Err(reply::empty(StatusCode::NO_CONTENT));
         }
         keep_private_keys(&mut body, &stored);
         let body = Arc::new(body);
@@ -96,14 +83,12 @@ impl AdminApi {
                 // APISIX stops at the first error, and its text is the message.
                 let first = errors.first().and_then(|error| error.get("error")).cloned();
                 let body = json!({"error_msg": first, "errors": errors});
-                return Ok(Some(reply::json(StatusCode::BAD_REQUEST, &body)));
+                return Err(reply::json(StatusCode::BAD_REQUEST, &body));
             }
-            Err(_) => return Ok(Some(reply::empty(StatusCode::INTERNAL_SERVER_ERROR))),
+            Err(_) => return Err(reply::empty(StatusCode::INTERNAL_SERVER_ERROR)),
         }
-        let operations = match difference(&body, &stored, before.as_ref(), &self.keyring) {
-            Ok(operations) => operations,
-            Err(problem) => return Ok(Some(reply::problem(&problem))),
-        };
+        let operations = difference(&body, &stored, before.as_ref(), &self.keyring)
+            .map_err(|problem| reply::problem(&problem))?;
         let mut notes = ChangeNotes::default();
         let revision = if operations.is_empty() {
             (!arguments.dry_run).then_some(stored.revision)
@@ -114,9 +99,7 @@ impl AdminApi {
                     notes = all_notes(&accepted);
                     accepted.revision
                 }
-                Err(RejectedChanges { error: ChangeError::Store(StoreError::Conflict { .. }), .. }) => {
-                    return Ok(None);
-                }
+                Err(rejected) if rejected.is_conflict() => return Ok(None),
                 Err(rejected) => return Ok(Some(batch_error(rejected))),
             }
         };
@@ -141,6 +124,27 @@ impl AdminApi {
         kept.add_headers(&mut reply);
         Ok(Some(reply::with_notes(reply, &notes)))
     }
+}
+
+/// The digest that the client gives to its configuration.
+///
+/// # Errors
+/// The response to a request without one.
+#[allow(clippy::result_large_err)] // the error is the response
+fn digest_of(headers: &HeaderMap) -> Result<String, Reply> {
+    let Some(digest) = headers.get(DIGEST).and_then(|digest| digest.to_str().ok()) else {
+        let hint = "X-Digest: TEXT names the configuration; the same text again is answered with 204";
+        return Err(reply::error(StatusCode::BAD_REQUEST, "missing digest header", Some(hint)));
+    };
+    if digest.len() > DIGEST_MAX {
+        let message = format!("invalid digest header: more than {DIGEST_MAX} characters");
+        return Err(reply::error(StatusCode::BAD_REQUEST, &message, None));
+    }
+    Ok(digest.to_owned())
+}
+
+fn store_error(error: StoreError) -> Reply {
+    error_reply(ChangeError::Store(error))
 }
 
 /// The writes that make the stored documents those of `body`, which is valid.

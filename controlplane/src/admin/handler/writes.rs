@@ -74,6 +74,9 @@ struct BatchOperation {
 
 impl AdminApi {
     /// Writes one document; `resource` is its path in the audit line.
+    ///
+    /// # Errors
+    /// The response to a request that reaches no commit, and so has left no audit line.
     pub(super) async fn write(
         &self,
         client: &AdminClient,
@@ -81,32 +84,16 @@ impl AdminApi {
         kind: Kind,
         resource: &str,
         request: AdminRequest,
-    ) -> Reply {
+    ) -> Result<Reply, Reply> {
         let method = request.operation.method.clone();
-        let (change, arguments) = match parse_write(kind, resource, request) {
-            Ok(parsed) => parsed,
-            Err(reply) => {
-                let (status, method) = (reply.status(), &method);
-                let (revision, dry_run) = (None, false);
-                audit::write(&audit::AuditEntry {
-                    caller,
-                    client,
-                    method,
-                    resource,
-                    status,
-                    revision,
-                    dry_run,
-                });
-                return reply;
-            }
-        };
+        let (change, arguments) = parse_write(kind, resource, request)?;
         let AcceptedChanges { revision, changes } =
             match self.apply_audited(client, caller, std::slice::from_ref(&change), &arguments, None).await {
                 Ok(accepted) => accepted,
-                Err(rejected) => return error_reply(rejected.error),
+                Err(rejected) => return Ok(error_reply(rejected.error)),
             };
         let Some(accepted) = changes.into_iter().next() else {
-            return reply::empty(StatusCode::INTERNAL_SERVER_ERROR);
+            return Ok(reply::empty(StatusCode::INTERNAL_SERVER_ERROR));
         };
         let notes = accepted.notes.clone();
         let (status, mut body) = self.result_members(&method, accepted, revision);
@@ -115,33 +102,33 @@ impl AdminApi {
         }
         let reply = self.waited_reply(status, body, revision, &arguments).await;
         let reply = reply::with_notes(reply, &notes);
-        match revision {
+        Ok(match revision {
             Some(revision) if method != Method::DELETE => precondition::with_revision_tag(reply, revision),
             _ => reply,
-        }
+        })
     }
 
     /// `POST batch`: several writes in one commit.
-    pub(super) async fn batch(&self, client: &AdminClient, caller: &Caller, request: AdminRequest) -> Reply {
+    ///
+    /// # Errors
+    /// As [`Self::write`].
+    pub(super) async fn batch(
+        &self,
+        client: &AdminClient,
+        caller: &Caller,
+        request: AdminRequest,
+    ) -> Result<Reply, Reply> {
         if let Some(rejection) = reject_arguments(&request, &["ttl", "force"]) {
-            return rejection;
+            return Err(rejection);
         }
         let AdminRequest { query, body, .. } = request;
-        let body = match body {
-            Ok(body) => body,
-            Err(error) => return error.into(),
-        };
-        let parsed = WriteArguments::parse(&query)
-            .map_err(|problem| rejected(None, problem))
-            .and_then(|arguments| Ok((parse_batch(body)?, arguments)));
-        let (operations, arguments) = match parsed {
-            Ok(parsed) => parsed,
-            Err(rejected) => return batch_error(rejected),
-        };
+        let body = body.map_err(Reply::from)?;
+        let arguments = WriteArguments::parse(&query).map_err(|problem| reply::problem(&problem))?;
+        let operations = parse_batch(body).map_err(batch_error)?;
         let AcceptedChanges { revision, changes } =
             match self.apply_audited(client, caller, &operations, &arguments, None).await {
                 Ok(accepted) => accepted,
-                Err(rejected) => return batch_error(rejected),
+                Err(rejected) => return Ok(batch_error(rejected)),
             };
         let results = changes.into_iter().zip(&operations);
         let results =
@@ -152,11 +139,11 @@ impl AdminApi {
             None => body.insert("dry_run".to_owned(), true.into()),
         };
         body.insert("results".to_owned(), results.collect::<Value>());
-        self.waited_reply(StatusCode::OK, body, revision, &arguments).await
+        Ok(self.waited_reply(StatusCode::OK, body, revision, &arguments).await)
     }
 
     /// Carries out the operations in one commit; each leaves an audit line. `based_on`: the commit
-    /// fails when any document was written after that revision.
+    /// fails when any document was written after that revision, and leaves no line then.
     pub(super) async fn apply_audited(
         &self,
         client: &AdminClient,
@@ -169,6 +156,9 @@ impl AdminApi {
         let requests: Vec<_> = operations.iter().map(|operation| operation.request.clone()).collect();
         let applied = self.changes.apply(&requests, arguments.options(), based_on).await;
         metrics::observe_duration(TimedOperation::Change, started);
+        if based_on.is_some() && applied.as_ref().is_err_and(RejectedChanges::is_conflict) {
+            return applied;
+        }
         let (revision, statuses) = match &applied {
             Ok(AcceptedChanges { revision, changes }) => {
                 (*revision, changes.iter().map(|change| status(change, *revision)).collect())

@@ -1,6 +1,6 @@
 //! `apply` and `diff`: the plan, the question whether to make it, and its batches.
 //!
-//! Invariant: what is written is what the printed plan says, or a part of it with an error.
+//! Invariant: `apply` writes the printed plan, or it ends with an error and has written a part.
 
 use std::io::{self, IsTerminal, Write};
 use std::path::{Path, PathBuf};

@@ -56,6 +56,11 @@ enum DumpForm {
 pub(crate) enum DumpError {
     #[error("--to {folder}: there are files in {found}; --overwrite replaces them", folder = .folder.display(), found = .found.display())]
     Exists { folder: PathBuf, found: PathBuf },
+    #[error(
+        "{folder} is a symbolic link: its files are not replaced. Remove the link, or name another folder with --to",
+        folder = .folder.display()
+    )]
+    Symlink { folder: PathBuf },
     #[error("{path}: {error}", path = .path.display())]
     File { path: PathBuf, error: io::Error },
 }
@@ -139,6 +144,9 @@ fn write_folder(args: &DumpArgs, resources: &[(Key, Value)]) -> Result<(), DumpE
     };
     for kind in Kind::ALL {
         let folder = args.to.join(kind.plural());
+        if folder.is_symlink() {
+            return Err(DumpError::Symlink { folder });
+        }
         for old in document_files(&folder).map_err(failed(&folder))? {
             if !args.overwrite {
                 return Err(DumpError::Exists { folder: args.to.clone(), found: folder });
