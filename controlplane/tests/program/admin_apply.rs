@@ -53,7 +53,7 @@ fn apply_of_a_dump_changes_nothing() {
     assert_eq!(index(&world), before, "modifiedIndex and all");
     world.fails(&format!("dump --to {folder}"), "--overwrite");
     world.ok(&format!("dump --to {folder} --overwrite"));
-    let elsewhere = world.file("elsewhere/kept.yaml", "mine".to_owned());
+    let elsewhere = world.file("elsewhere/kept.yaml", "mine");
     let linked = std::path::Path::new(&folder).parent().unwrap().join("linked");
     std::fs::create_dir(&linked).unwrap();
     let target = std::path::Path::new(&elsewhere).parent().unwrap();
