@@ -170,3 +170,6 @@ impl From<StoreError> for ChangeError {
         Self::Store(error)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -61,8 +61,8 @@ pub mod testing {
     pub mod store {
         pub use crate::store::{
             Batch, CommitResult, Condition, DocumentList, EmbeddedStore, EventStream, InternalEntry,
-            InternalKey, Mutation, MutationResult, Page, Precondition, ReportEntries, ReportEntry, Store,
-            StoreError, StoredDocument, WatchError,
+            InternalKey, Mutation, MutationResult, Page, Precondition, RecentDocuments, ReportEntries,
+            ReportEntry, Store, StoreError, StoredDocument, WatchError,
         };
     }
 }

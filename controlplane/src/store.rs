@@ -13,6 +13,7 @@ pub(crate) mod backup_socket;
 mod batch;
 pub(crate) mod embedded;
 pub(crate) mod etcd;
+mod recent;
 
 #[cfg(test)]
 mod conformance;
@@ -29,6 +30,7 @@ use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
 use model::{Key, Kind, SalvagedDocument};
 use prometheus_client::registry::Registry;
+pub use recent::RecentDocuments;
 use serde_json::Value;
 use telemetry::Heartbeat;
 use zeroize::Zeroizing;
@@ -355,6 +357,12 @@ pub trait Store: Send + Sync + 'static {
 
     /// The heartbeat of the thread that writes, or of the task that owns the connection.
     fn heartbeat(&self) -> Option<Arc<Heartbeat>> {
+        None
+    }
+
+    /// The documents as a watch of this store last saw them, for a plan whose commit is checked
+    /// against them. `None`: a read of the store costs no call, or nothing follows the store now.
+    fn recent(&self) -> Option<RecentDocuments> {
         None
     }
 

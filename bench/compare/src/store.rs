@@ -1,5 +1,6 @@
 //! The stores through the Admin API: writes of ssls by one and by many writers, a page of a long
-//! list, and a start from many objects; and writes on etcd beside plain puts of the same value.
+//! list, and a start from many objects; and writes on etcd, one by one and in batches, beside plain
+//! puts of the same value.
 //!
 //! The end-to-end harness starts real programs and a real etcd. Invariant: a write counts when the
 //! Admin API acknowledges it, and a start when the control plane is ready.
@@ -96,6 +97,37 @@ impl Sites {
     }
 }
 
+/// Acknowledged ssls per second, written in batches.
+async fn batches(
+    admin: &Admin,
+    sites: &Arc<Sites>,
+    writers: usize,
+    lasting: Duration,
+) -> anyhow::Result<f64> {
+    let began = Instant::now();
+    let mut tasks = JoinSet::new();
+    for writer in 0..writers {
+        let (sites, admin) = (Arc::clone(sites), admin.clone());
+        tasks.spawn(async move {
+            let mut connection = admin.connect().await.map_err(anyhow::Error::msg)?;
+            let numbers = writer * PER_BATCH..(writer + 1) * PER_BATCH;
+            let operations: Vec<Value> = numbers.map(|number| object(&sites, number, usize::MAX)).collect();
+            let batch = json!({"operations": operations});
+            let mut written = 0_u32;
+            while began.elapsed() < lasting {
+                write(&mut connection, Method::POST, "batch", &batch).await?;
+                written += PER_BATCH as u32;
+            }
+            anyhow::Ok(written)
+        });
+    }
+    let mut total = 0;
+    while let Some(written) = tasks.join_next().await {
+        total += written??;
+    }
+    Ok(f64::from(total) / began.elapsed().as_secs_f64())
+}
+
 /// Acknowledged writes per second.
 async fn puts(admin: &Admin, sites: &Arc<Sites>, writers: usize, lasting: Duration) -> anyhow::Result<f64> {
     let mut connections = Vec::new();
@@ -190,12 +222,14 @@ async fn etcd(sites: &Arc<Sites>, lasting: Duration) -> anyhow::Result<()> {
     let world = World::builder().etcd(&etcd).nodes(&[]).start().await;
     for writers in [1, WRITERS] {
         let ours = puts(&world.admin(), sites, writers, lasting).await?;
+        let batched = batches(&world.admin(), sites, writers, lasting).await?;
         let value = etcd.keys().await.get("/apisix/ssls/0-0").await.context("an ssl is in etcd")?.value;
         let plain = plain_puts(&etcd, &value, writers, lasting).await?;
-        let ratio = ours / plain;
         println!(
-            "etcd, {} bytes, {writers} writers: {ours:.0}/s; plain puts: {plain:.0}/s; {ratio:.2} of them",
-            value.len()
+            "etcd, {} bytes, {writers} writers: {ours:.0}/s, in batches {batched:.0}/s; plain puts: {plain:.0}/s; {:.2} and {:.2} of them",
+            value.len(),
+            ours / plain,
+            batched / plain
         );
     }
     Ok(())

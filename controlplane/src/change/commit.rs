@@ -14,7 +14,7 @@ use pki::Keyring;
 use rustls_pki_types::UnixTime;
 use serde_json::{Map, Value};
 
-use super::overlay::StoreOverlay;
+use super::overlay::{DocumentSource, StoreOverlay};
 use super::{
     AcceptedChange, AcceptedChanges, Action, ChangeError, ChangeNotes, ChangeRequest, RejectedChanges,
     RequestPrecondition, WriteOptions, check, draft, extension_fields, private_keys,
@@ -90,8 +90,15 @@ impl ChangePipeline {
         based_on: Option<u64>,
     ) -> Result<AcceptedChanges, RejectedChanges> {
         let mut reserved = HashMap::new();
+        // A dry run has no commit that would check its plan.
+        let mut recent = self.store.recent().filter(|_| !options.dry_run);
         for _ in 0..CAS_ATTEMPTS {
-            let mut plan = self.plan(requests, options).await?;
+            let source = recent.take().map_or(DocumentSource::Store(&*self.store), DocumentSource::Recent);
+            let mut plan = match self.plan(requests, options, &source).await {
+                // Recent documents may lack what was written a moment ago.
+                Err(_) if source.is_recent() => continue,
+                plan => plan?,
+            };
             if options.dry_run {
                 return Ok(plan.accept(requests, None));
             }
@@ -102,6 +109,7 @@ impl ChangePipeline {
             self.assign_ids(requests, &mut plan, &mut reserved).await?;
             match self.store.commit(plan.batch(requests)).await {
                 Ok(committed) => return Ok(plan.accept(requests, Some(committed.revision))),
+                Err(StoreError::Conflict { .. }) if source.is_recent() => {}
                 Err(StoreError::Conflict { key }) if based_on.is_none() => {
                     plan.check_conflict(requests, key.as_ref())?;
                 }
@@ -117,11 +125,12 @@ impl ChangePipeline {
         &self,
         requests: &[ChangeRequest],
         options: WriteOptions,
+        source: &DocumentSource<'_>,
     ) -> Result<ChangePlan, RejectedChanges> {
         let mut changes = Vec::with_capacity(requests.len());
         let mut pending = HashMap::with_capacity(requests.len());
         for (index, request) in requests.iter().enumerate() {
-            let change = self.draft(request, options.now).await.map_err(at(index))?;
+            let change = draft_change(request, options.now, source).await.map_err(at(index))?;
             if !matches!(request.action, Action::Post { .. }) {
                 let document = change.document.clone().map(Value::Object);
                 if pending.insert(change.key.clone(), document).is_some() {
@@ -135,7 +144,7 @@ impl ChangePipeline {
         for (index, change) in changes.iter_mut().enumerate() {
             resources.push(self.check_alone(change, options.now).map_err(at(index))?);
         }
-        let mut overlay = StoreOverlay::new(&*self.store, pending);
+        let mut overlay = StoreOverlay::new(source, pending);
         let compiled: Vec<Resource> = resources.iter().flatten().cloned().collect();
         for (index, (change, request)) in changes.iter().zip(requests).enumerate() {
             let checked = match (resources.get(index).and_then(Option::as_ref), &request.action) {
@@ -157,72 +166,6 @@ impl ChangePipeline {
             self.finish(change, resource.as_ref(), expires, options).map_err(at(index))?;
         }
         Ok(ChangePlan { changes, conditions })
-    }
-
-    /// The document of a request, and the one that it replaces.
-    async fn draft(&self, request: &ChangeRequest, now: UnixTime) -> Result<PlannedChange, ChangeError> {
-        let ChangeRequest { kind, id, action, precondition, .. } = request;
-        match action {
-            Action::Put { body } => {
-                let draft::Draft { key, mut document } = draft::put(*kind, id.as_deref(), body.clone())?;
-                let before = self.store.get(&key).await?;
-                check_precondition(precondition, before.as_ref())?;
-                let stored = before.as_ref().map(|before| &before.document);
-                draft::forbid_times(&document, stored)?;
-                let kept = private_keys::carry_over(*kind, stored, &mut document);
-                let mut notes = extension_fields::carry_over(&key, stored, &mut document);
-                notes.kept.extend(kept);
-                set_timestamps(&mut document, Timestamps::Replace(stored), now);
-                Ok(PlannedChange { key, before, document: Some(document), notes })
-            }
-            Action::Post { body } => {
-                let mut document = draft::post(*kind, id.as_deref(), body.clone())?;
-                check_precondition(precondition, None)?;
-                let key = Key::new(*kind, Id::parse("0")?);
-                let notes = extension_fields::carry_over(&key, None, &mut document);
-                set_timestamps(&mut document, Timestamps::Replace(None), now);
-                Ok(PlannedChange { key, before: None, document: Some(document), notes })
-            }
-            Action::Patch { sub_path, body } => {
-                self.draft_patch(request, sub_path.as_deref(), body.as_ref(), now).await
-            }
-            Action::Delete { .. } => {
-                let key = existing_key(request)?;
-                let before = self.store.get(&key).await?.ok_or(ChangeError::NotFound)?;
-                check_precondition(precondition, Some(&before))?;
-                Ok(PlannedChange { key, before: Some(before), document: None, notes: ChangeNotes::default() })
-            }
-        }
-    }
-
-    async fn draft_patch(
-        &self,
-        request: &ChangeRequest,
-        sub_path: Option<&str>,
-        body: Option<&Value>,
-        now: UnixTime,
-    ) -> Result<PlannedChange, ChangeError> {
-        let key = existing_key(request)?;
-        // Errors of the request itself come before the look-up of the document.
-        if body.is_none() || (sub_path.is_none() && !body.is_some_and(Value::is_object)) {
-            draft::patch(&key, Value::Object(Map::new()), sub_path, body.cloned())?;
-            return Err(ChangeError::NotFound);
-        }
-        let has_update_time =
-            sub_path.is_none() && body.is_some_and(|body| body.get("update_time").is_some());
-        let before = self.store.get(&key).await?.ok_or(ChangeError::NotFound)?;
-        check_precondition(&request.precondition, Some(&before))?;
-        let mentions_crls = extension_fields::mentions_crls(sub_path, body);
-        let mut document = draft::patch(&key, before.document.clone(), sub_path, body.cloned())?.document;
-        let notes = extension_fields::settle_patched(
-            &key,
-            &before.document,
-            &mut document,
-            sub_path.is_some(),
-            mentions_crls,
-        );
-        set_timestamps(&mut document, Timestamps::Patch { has_update_time }, now);
-        Ok(PlannedChange { key, before: Some(before), document: Some(document), notes })
     }
 
     /// Checks and compiles a document by itself; `None` for a removal.
@@ -356,6 +299,75 @@ impl ChangePlan {
         });
         AcceptedChanges { revision, changes: accepted.collect() }
     }
+}
+
+/// The document of a request, and the one that it replaces.
+async fn draft_change(
+    request: &ChangeRequest,
+    now: UnixTime,
+    source: &DocumentSource<'_>,
+) -> Result<PlannedChange, ChangeError> {
+    let ChangeRequest { kind, id, action, precondition, .. } = request;
+    match action {
+        Action::Put { body } => {
+            let draft::Draft { key, mut document } = draft::put(*kind, id.as_deref(), body.clone())?;
+            let before = source.get(&key).await?;
+            check_precondition(precondition, before.as_ref())?;
+            let stored = before.as_ref().map(|before| &before.document);
+            draft::forbid_times(&document, stored)?;
+            let kept = private_keys::carry_over(*kind, stored, &mut document);
+            let mut notes = extension_fields::carry_over(&key, stored, &mut document);
+            notes.kept.extend(kept);
+            set_timestamps(&mut document, Timestamps::Replace(stored), now);
+            Ok(PlannedChange { key, before, document: Some(document), notes })
+        }
+        Action::Post { body } => {
+            let mut document = draft::post(*kind, id.as_deref(), body.clone())?;
+            check_precondition(precondition, None)?;
+            let key = Key::new(*kind, Id::parse("0")?);
+            let notes = extension_fields::carry_over(&key, None, &mut document);
+            set_timestamps(&mut document, Timestamps::Replace(None), now);
+            Ok(PlannedChange { key, before: None, document: Some(document), notes })
+        }
+        Action::Patch { sub_path, body } => {
+            draft_patch(request, sub_path.as_deref(), body.as_ref(), now, source).await
+        }
+        Action::Delete { .. } => {
+            let key = existing_key(request)?;
+            let before = source.get(&key).await?.ok_or(ChangeError::NotFound)?;
+            check_precondition(precondition, Some(&before))?;
+            Ok(PlannedChange { key, before: Some(before), document: None, notes: ChangeNotes::default() })
+        }
+    }
+}
+
+async fn draft_patch(
+    request: &ChangeRequest,
+    sub_path: Option<&str>,
+    body: Option<&Value>,
+    now: UnixTime,
+    source: &DocumentSource<'_>,
+) -> Result<PlannedChange, ChangeError> {
+    let key = existing_key(request)?;
+    // Errors of the request itself come before the look-up of the document.
+    if body.is_none() || (sub_path.is_none() && !body.is_some_and(Value::is_object)) {
+        draft::patch(&key, Value::Object(Map::new()), sub_path, body.cloned())?;
+        return Err(ChangeError::NotFound);
+    }
+    let has_update_time = sub_path.is_none() && body.is_some_and(|body| body.get("update_time").is_some());
+    let before = source.get(&key).await?.ok_or(ChangeError::NotFound)?;
+    check_precondition(&request.precondition, Some(&before))?;
+    let mentions_crls = extension_fields::mentions_crls(sub_path, body);
+    let mut document = draft::patch(&key, before.document.clone(), sub_path, body.cloned())?.document;
+    let notes = extension_fields::settle_patched(
+        &key,
+        &before.document,
+        &mut document,
+        sub_path.is_some(),
+        mentions_crls,
+    );
+    set_timestamps(&mut document, Timestamps::Patch { has_update_time }, now);
+    Ok(PlannedChange { key, before: Some(before), document: Some(document), notes })
 }
 
 /// The name of a document that must exist.

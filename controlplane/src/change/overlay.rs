@@ -11,11 +11,42 @@ use std::collections::hash_map::Entry;
 use model::{Key, Kind};
 use serde_json::Value;
 
-use crate::store::{Condition, DocumentList, Store, StoreError, StoredDocument};
+use crate::store::{Condition, DocumentList, RecentDocuments, Store, StoreError, StoredDocument};
+
+/// Where a plan reads documents.
+pub(crate) enum DocumentSource<'a> {
+    Store(&'a dyn Store),
+    /// No call to the store. What is missing or outdated here fails the commit.
+    Recent(RecentDocuments),
+}
+
+impl DocumentSource<'_> {
+    pub(crate) fn is_recent(&self) -> bool {
+        matches!(self, Self::Recent(_))
+    }
+
+    /// # Errors
+    /// When the store cannot be read.
+    pub(crate) async fn get(&self, key: &Key) -> Result<Option<StoredDocument>, StoreError> {
+        match self {
+            Self::Store(store) => store.get(key).await,
+            Self::Recent(documents) => Ok(documents.get(key).cloned()),
+        }
+    }
+
+    /// # Errors
+    /// When the store cannot be read.
+    async fn list(&self, kind: Kind) -> Result<DocumentList, StoreError> {
+        match self {
+            Self::Store(store) => store.list(kind).await,
+            Self::Recent(documents) => Ok(documents.list(Some(kind))),
+        }
+    }
+}
 
 /// The store with pending changes on top.
 pub(crate) struct StoreOverlay<'a> {
-    store: &'a dyn Store,
+    source: &'a DocumentSource<'a>,
     /// Documents that will be written; `None`: removed.
     pending: HashMap<Key, Option<Value>>,
     /// Whole kinds, once they were read.
@@ -31,8 +62,8 @@ pub(crate) enum Dependence {
 }
 
 impl<'a> StoreOverlay<'a> {
-    pub(crate) fn new(store: &'a dyn Store, pending: HashMap<Key, Option<Value>>) -> Self {
-        Self { store, pending, lists: HashMap::new(), conditions: Vec::new() }
+    pub(crate) fn new(source: &'a DocumentSource<'a>, pending: HashMap<Key, Option<Value>>) -> Self {
+        Self { source, pending, lists: HashMap::new(), conditions: Vec::new() }
     }
 
     /// A document that a pending one refers to; the commit requires what the check depends on.
@@ -47,7 +78,7 @@ impl<'a> StoreOverlay<'a> {
         if let Some(pending) = self.pending.get(key) {
             return Ok(pending.clone());
         }
-        let Some(found) = self.store.get(key).await? else { return Ok(None) };
+        let Some(found) = self.source.get(key).await? else { return Ok(None) };
         let condition = match dependence {
             Dependence::Existence => Condition::Exists(key.clone()),
             Dependence::Content => Condition::Unchanged { key: key.clone(), since: found.mod_revision },
@@ -65,7 +96,7 @@ impl<'a> StoreOverlay<'a> {
     pub(crate) async fn get(&self, key: &Key) -> Result<Option<Value>, StoreError> {
         match self.pending.get(key) {
             Some(pending) => Ok(pending.clone()),
-            None => Ok(self.store.get(key).await?.map(|found| found.document)),
+            None => Ok(self.source.get(key).await?.map(|found| found.document)),
         }
     }
 
@@ -109,7 +140,7 @@ impl<'a> StoreOverlay<'a> {
     async fn list(&mut self, kind: Kind) -> Result<&DocumentList, StoreError> {
         match self.lists.entry(kind) {
             Entry::Occupied(read) => Ok(read.into_mut()),
-            Entry::Vacant(slot) => Ok(slot.insert(self.store.list(kind).await?)),
+            Entry::Vacant(slot) => Ok(slot.insert(self.source.list(kind).await?)),
         }
     }
 

@@ -3,7 +3,7 @@
 //! `dial` makes one verified connection and names the step that fails. `probe` checks each endpoint
 //! at start. `connection` keeps one endpoint connected and fails over to the next. `read`, `write`
 //! and `watch` implement the store; `layout` encodes keys and values; `cache` answers read requests
-//! while the cluster is unreachable.
+//! while the cluster is unreachable, and has the documents for the first plan of a write.
 //!
 //! Invariant: reads are linearizable, and a write is acknowledged when a majority has it on disk.
 
@@ -37,7 +37,7 @@ use zeroize::Zeroizing;
 
 use super::{
     Batch, CachedDocuments, CommitResult, DocumentList, EventStream, InternalEntry, InternalKey, Page,
-    ReportEntries, Store, StoreError, StoredDocument, UnknownKeys,
+    RecentDocuments, ReportEntries, Store, StoreError, StoredDocument, UnknownKeys,
 };
 
 /// The delay before a call with a transient error is repeated.
@@ -272,11 +272,10 @@ impl Store for EtcdStore {
 
     fn load(&self) -> BoxFuture<'_, Result<DocumentList, StoreError>> {
         async {
-            let (event_count, last_revision) =
-                (self.cluster.cache.event_count(), self.cluster.cache.revision());
+            let start = self.cluster.cache.start_load(self.cluster.connections.epoch());
             let loaded = self.cluster.load_documents(&Kind::ALL).await?;
-            self.verify_identity(last_revision, &loaded).await?;
-            self.cluster.cache.replace(&loaded, event_count);
+            self.verify_identity(start.revision, &loaded).await?;
+            self.cluster.cache.replace(&loaded, &start);
             Ok(loaded)
         }
         .boxed()
@@ -346,6 +345,10 @@ impl Store for EtcdStore {
         self.cluster.unknown_keys().boxed()
     }
 
+    fn recent(&self) -> Option<RecentDocuments> {
+        self.cluster.cache.of_epoch(self.cluster.connections.epoch()?)
+    }
+
     fn cached(&self, kind: Option<Kind>) -> Option<CachedDocuments> {
         let age = self.cluster.connections.unreachable_for()?;
         Some(CachedDocuments { age, documents: self.cluster.cache.documents(kind)? })
@@ -353,4 +356,4 @@ impl Store for EtcdStore {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -1,13 +1,13 @@
-//! A cache of the last known documents, for read requests while the cluster is unreachable.
+//! A cache of the last known documents: for read requests while the cluster is unreachable, and for
+//! the first plan of a write, which its commit checks.
 //!
-//! Each load and each watch event updates it. No write and no push depends on it.
+//! Each load and each watch event updates it. No push depends on it.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use imbl::OrdMap;
-use model::{Key, Kind};
+use model::Kind;
 
-use crate::store::{DocumentList, Event, StoredDocument};
+use crate::store::{DocumentList, Event, RecentDocuments};
 
 /// The documents by key, at one revision.
 #[derive(Default)]
@@ -15,61 +15,61 @@ pub(super) struct DocumentCache(Mutex<CacheState>);
 
 #[derive(Default)]
 struct CacheState {
-    documents: Option<CachedRevision>,
+    documents: Option<RecentDocuments>,
+    /// The epoch of the connection over which all documents were loaded.
+    epoch: Option<u64>,
     /// The number of received events.
     events: u64,
 }
 
-#[derive(Clone)]
-struct CachedRevision {
-    revision: u64,
-    items: OrdMap<Key, StoredDocument>,
+/// The state before a load, for [`DocumentCache::replace`].
+pub(super) struct LoadStart {
+    epoch: Option<u64>,
+    events: u64,
+    /// The newest known revision; 0 before the first load.
+    pub(super) revision: u64,
 }
 
 impl DocumentCache {
-    /// Read before a load, and passed to [`Self::replace`].
-    pub(super) fn event_count(&self) -> u64 {
-        self.lock().events
+    /// Before a load over the connection of this epoch.
+    pub(super) fn start_load(&self, epoch: Option<u64>) -> LoadStart {
+        let state = self.lock();
+        let revision = state.documents.as_ref().map_or(0, RecentDocuments::revision);
+        LoadStart { epoch, events: state.events, revision }
     }
 
     /// Replaces all documents after a load. Accepts an older revision, because a cluster may be
     /// restored from a backup, unless an event of a newer revision arrived during the load.
-    pub(super) fn replace(&self, loaded: &DocumentList, events_before: u64) {
+    pub(super) fn replace(&self, loaded: &DocumentList, start: &LoadStart) {
         let mut state = self.lock();
-        let is_outdated = state.events != events_before
-            && state.documents.as_ref().is_some_and(|documents| documents.revision > loaded.revision);
+        let is_outdated = state.events != start.events
+            && state.documents.as_ref().is_some_and(|documents| documents.revision() > loaded.revision);
         if !is_outdated {
-            let items = loaded.items.iter().map(|item| (item.key.clone(), item.clone())).collect();
-            state.documents = Some(CachedRevision { revision: loaded.revision, items });
+            state.documents = Some(loaded.into());
+            state.epoch = start.epoch;
         }
     }
 
-    /// The newest known revision; 0 before the first load.
-    pub(super) fn revision(&self) -> u64 {
-        self.lock().documents.as_ref().map_or(0, |documents| documents.revision)
-    }
-
-    /// Applies a change; ignores one that is older than the cache.
-    pub(super) fn apply(&self, event: &Event) {
+    /// Applies whole revisions; ignores changes that are older than the cache.
+    pub(super) fn apply(&self, events: &[Event]) {
         let mut state = self.lock();
         state.events += 1;
-        let Some(documents) =
-            state.documents.as_mut().filter(|documents| documents.revision <= event.revision)
-        else {
-            return;
-        };
-        documents.revision = event.revision;
-        match &event.document {
-            Some(stored) => drop(documents.items.insert(event.key.clone(), stored.clone())),
-            None => drop(documents.items.remove(&event.key)),
+        if let Some(documents) = &mut state.documents {
+            events.iter().for_each(|event| documents.apply(event));
         }
+    }
+
+    /// All documents, if they were loaded in this epoch: the same revision may have other documents
+    /// in another one.
+    pub(super) fn of_epoch(&self, epoch: u64) -> Option<RecentDocuments> {
+        let state = self.lock();
+        state.documents.clone().filter(|_| state.epoch == Some(epoch))
     }
 
     /// The documents of one kind, or all; `None` before the first load.
     pub(super) fn documents(&self, kind: Option<Kind>) -> Option<DocumentList> {
-        let documents = self.lock().documents.clone()?;
-        let selected = documents.items.values().filter(|item| kind.is_none_or(|kind| item.key.kind == kind));
-        Some(DocumentList { revision: documents.revision, items: selected.cloned().collect() })
+        let documents = self.lock().documents.clone();
+        documents.map(|documents| documents.list(kind))
     }
 
     fn lock(&self) -> MutexGuard<'_, CacheState> {
@@ -79,10 +79,11 @@ impl DocumentCache {
 
 #[cfg(test)]
 mod tests {
-    use model::Id;
+    use model::{Id, Key};
     use serde_json::{Value, json};
 
     use super::*;
+    use crate::store::StoredDocument;
 
     fn stored(id: &str, modified: u64, document: Value) -> StoredDocument {
         StoredDocument {
@@ -104,10 +105,10 @@ mod tests {
         let memory = DocumentCache::default();
         assert!(memory.documents(None).is_none(), "nothing was read");
         let one = stored("1", 3, json!({"v": 1}));
-        memory.replace(&DocumentList { revision: 5, items: vec![one.clone()] }, memory.event_count());
+        memory.replace(&DocumentList { revision: 5, items: vec![one.clone()] }, &memory.start_load(Some(1)));
         let two = stored("2", 6, json!({"v": 2}));
-        memory.apply(&event(6, "2", Some(two.clone())));
-        memory.apply(&event(4, "1", None));
+        memory.apply(&[event(6, "2", Some(two.clone()))]);
+        memory.apply(&[event(4, "1", None)]);
         let documents = memory.documents(Some(Kind::Ssl)).unwrap();
         assert_eq!(
             (documents.revision, documents.items),
@@ -115,19 +116,30 @@ mod tests {
             "what is older changes nothing"
         );
         assert!(memory.documents(Some(Kind::Route)).unwrap().items.is_empty());
-        memory.apply(&event(7, "1", None));
+        memory.apply(&[event(7, "1", None)]);
         assert_eq!(memory.documents(None).unwrap().items.len(), 1);
     }
 
     #[test]
     fn an_outdated_load_is_ignored_and_a_restored_cluster_accepted() {
         let memory = DocumentCache::default();
-        memory.replace(&DocumentList { revision: 5, items: Vec::new() }, memory.event_count());
-        let events_before = memory.event_count();
-        memory.apply(&event(6, "1", Some(stored("1", 6, json!({})))));
-        memory.replace(&DocumentList { revision: 5, items: Vec::new() }, events_before);
+        memory.replace(&DocumentList { revision: 5, items: Vec::new() }, &memory.start_load(Some(1)));
+        let start = memory.start_load(Some(1));
+        memory.apply(&[event(6, "1", Some(stored("1", 6, json!({}))))]);
+        memory.replace(&DocumentList { revision: 5, items: Vec::new() }, &start);
         assert_eq!(memory.documents(None).unwrap().revision, 6);
-        memory.replace(&DocumentList { revision: 2, items: Vec::new() }, memory.event_count());
+        memory.replace(&DocumentList { revision: 2, items: Vec::new() }, &memory.start_load(Some(1)));
         assert_eq!(memory.documents(None).unwrap().revision, 2);
+    }
+
+    #[test]
+    fn documents_of_another_epoch_are_not_recent() {
+        let memory = DocumentCache::default();
+        memory.replace(&DocumentList { revision: 5, items: Vec::new() }, &memory.start_load(Some(1)));
+        assert_eq!(memory.of_epoch(1).unwrap().revision(), 5);
+        assert!(memory.of_epoch(2).is_none(), "the cluster may be another one");
+        // The connection was lost before the load began.
+        memory.replace(&DocumentList { revision: 5, items: Vec::new() }, &memory.start_load(None));
+        assert!(memory.of_epoch(1).is_none());
     }
 }

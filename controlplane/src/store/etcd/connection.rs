@@ -192,6 +192,15 @@ impl ConnectionManager {
         self.shared.revision.load(Ordering::Acquire)
     }
 
+    /// The epoch of the present connection; `None` without one. Within an epoch the cluster is the
+    /// same: it neither lost its data nor was it restored.
+    pub(super) fn epoch(&self) -> Option<u64> {
+        match &*self.shared.state.borrow() {
+            ConnectionState::Connected(connection) => Some(connection.epoch),
+            ConnectionState::FailingOver | ConnectionState::Unreachable(_) => None,
+        }
+    }
+
     /// The time since the last response, while no endpoint answers.
     pub(super) fn unreachable_for(&self) -> Option<Duration> {
         let is_connected = matches!(&*self.shared.state.borrow(), ConnectionState::Connected(_));

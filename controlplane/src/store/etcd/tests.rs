@@ -45,7 +45,7 @@ fn settings(hosts: &[String], prefix: &str) -> conf::Settings {
     settings
 }
 
-pub(super) async fn open(hosts: &[String]) -> EtcdStore {
+pub(crate) async fn open(hosts: &[String]) -> EtcdStore {
     EtcdStore::open(&settings(hosts, "/apisix")).await.unwrap()
 }
 

@@ -163,7 +163,7 @@ impl Cluster {
         if events.is_empty() {
             return None;
         }
-        events.iter().for_each(|event| self.cache.apply(event));
+        self.cache.apply(&events);
         sender.send(Ok(events)).await.is_err().then_some(RoundEnd::ReaderGone)
     }
 

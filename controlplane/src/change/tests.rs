@@ -1,0 +1,126 @@
+//! Plans on recent documents, which another writer has made outdated.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use e2e::etcd::Etcd;
+use model::Kind;
+use pki::Keyring;
+use rustls_pki_types::UnixTime;
+use serde_json::{Value, json};
+
+use super::*;
+use crate::store::Store;
+use crate::store::etcd::tests::open;
+
+fn request(kind: Kind, id: &str, action: Action) -> ChangeRequest {
+    let precondition = RequestPrecondition::Unconditional;
+    ChangeRequest { kind, id: Some(id.to_owned()), action, precondition, ttl: None }
+}
+
+fn put(kind: Kind, id: &str, body: Value) -> ChangeRequest {
+    request(kind, id, Action::Put { body: Some(body) })
+}
+
+fn patch(kind: Kind, id: &str, body: Value) -> ChangeRequest {
+    request(kind, id, Action::Patch { sub_path: None, body: Some(body) })
+}
+
+fn delete(kind: Kind, id: &str) -> ChangeRequest {
+    request(kind, id, Action::Delete { force: false })
+}
+
+fn upstream(node: &str) -> Value {
+    json!({"nodes": {node: 1}})
+}
+
+fn route(upstream: &str) -> Value {
+    json!({"uri": "/", "upstream_id": upstream})
+}
+
+/// Two writers of one etcd. The documents of `outdated` are those of its start: nothing follows
+/// the store for it.
+struct Writers {
+    _server: Etcd,
+    outdated: ChangePipeline,
+    store: Arc<dyn Store>,
+    other: ChangePipeline,
+}
+
+impl Writers {
+    /// After these documents were written, and loaded by `outdated`.
+    async fn after(written: &[ChangeRequest]) -> Self {
+        let server = Etcd::plain().await;
+        let pipeline =
+            |store: &Arc<dyn Store>| ChangePipeline::new(Arc::clone(store), Arc::new(Keyring::empty()));
+        let store: Arc<dyn Store> = Arc::new(open(&[server.url()]).await);
+        let other = pipeline(&(Arc::new(open(&[server.url()]).await) as Arc<dyn Store>));
+        for request in written {
+            write(&other, request.clone()).await.unwrap();
+        }
+        store.load().await.unwrap();
+        Self { _server: server, outdated: pipeline(&store), store, other }
+    }
+}
+
+async fn write(pipeline: &ChangePipeline, request: ChangeRequest) -> Result<AcceptedChange, ChangeError> {
+    let options = WriteOptions::at(UnixTime::since_unix_epoch(Duration::ZERO));
+    let written = pipeline.apply(&[request], options, None).await;
+    written.map(|mut accepted| accepted.changes.remove(0)).map_err(|rejected| rejected.error)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn recent_documents_are_those_of_the_load() {
+    let writers = Writers::after(&[put(Kind::Upstream, "1", upstream("a:1"))]).await;
+    let key = Key::new(Kind::Upstream, model::Id::parse("1").unwrap());
+    let recent = writers.store.recent().expect("all documents were loaded");
+    assert_eq!(recent.get(&key), writers.store.get(&key).await.unwrap().as_ref());
+    assert_eq!(recent.list(Some(Kind::Upstream)), writers.store.list(Kind::Upstream).await.unwrap());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn writes_on_outdated_documents_see_the_store() {
+    let writers = Writers::after(&[put(Kind::Upstream, "1", upstream("a:1"))]).await;
+    let (outdated, other) = (&writers.outdated, &writers.other);
+    // A replacement, a removal, a patch and a reference of what was written or changed since.
+    write(other, put(Kind::Upstream, "1", upstream("b:1"))).await.unwrap();
+    let replaced = write(outdated, put(Kind::Upstream, "1", upstream("c:1"))).await.unwrap();
+    assert_eq!(replaced.before.unwrap()["nodes"], json!({"b:1": 1}));
+    write(other, put(Kind::Upstream, "2", upstream("d:1"))).await.unwrap();
+    let patched = write(outdated, patch(Kind::Upstream, "2", json!({"desc": "patched"}))).await.unwrap();
+    assert_eq!(patched.document["nodes"], json!({"d:1": 1}));
+    write(outdated, put(Kind::Route, "1", route("2"))).await.unwrap();
+    write(outdated, delete(Kind::Route, "1")).await.unwrap();
+    write(outdated, delete(Kind::Upstream, "2")).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn outdated_documents_permit_nothing() {
+    let upstreams = [put(Kind::Upstream, "1", upstream("a:1")), put(Kind::Upstream, "2", upstream("b:1"))];
+    let writers = Writers::after(&upstreams).await;
+    let (outdated, other) = (&writers.outdated, &writers.other);
+    write(other, put(Kind::Route, "1", route("1"))).await.unwrap();
+    let error = write(outdated, delete(Kind::Upstream, "1")).await.unwrap_err().to_string();
+    assert!(error.contains("is still using it now"), "{error}");
+    write(other, delete(Kind::Upstream, "2")).await.unwrap();
+    let error = write(outdated, put(Kind::Route, "2", route("2"))).await.unwrap_err().to_string();
+    assert!(error.contains("response code: 404"), "{error}");
+    assert_eq!(write(outdated, delete(Kind::Upstream, "2")).await, Err(ChangeError::NotFound));
+    let mut first = put(Kind::Route, "1", route("1"));
+    first.precondition = RequestPrecondition::Absent;
+    let error = write(outdated, first).await.unwrap_err();
+    assert!(matches!(error, ChangeError::PreconditionFailed(_)), "{error}");
+}
+
+/// What another writer makes newer is known by its revision.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_precondition_on_outdated_documents_fails() {
+    let writers = Writers::after(&[put(Kind::Upstream, "1", upstream("a:1"))]).await;
+    let key = Key::new(Kind::Upstream, model::Id::parse("1").unwrap());
+    let seen = writers.store.get(&key).await.unwrap().unwrap().mod_revision;
+    write(&writers.other, put(Kind::Upstream, "1", upstream("b:1"))).await.unwrap();
+    let mut change = patch(Kind::Upstream, "1", json!({"desc": "x"}));
+    change.precondition = RequestPrecondition::ModRevisions(vec![seen]);
+    let error = write(&writers.outdated, change).await.unwrap_err();
+    assert!(matches!(error, ChangeError::PreconditionFailed(_)), "{error}");
+}
