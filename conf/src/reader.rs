@@ -234,14 +234,13 @@ impl Reader<'_> {
     /// An optional key. An invalid value is recorded and counts as absent.
     fn optional<T>(&mut self, field: &str, parse: impl Fn(&YamlNode) -> Result<T, ValueError>) -> Option<T> {
         let node = self.merged.get_path(field).filter(|node| !node.is_null())?;
-        match parse(node) {
-            Ok(value) => Some(value),
-            Err(error) => {
-                let line = error.line.unwrap_or(node.line);
-                let field = format!("{field}{}", error.subpath);
-                self.problems.push(ConfProblem { line: Some(line), field, message: error.message });
-                None
-            }
+        parse(node).map_err(|error| self.value_problems(field, node.line, error)).ok()
+    }
+
+    /// Records the errors of the value at `field`, which begins on `line`.
+    fn value_problems(&mut self, field: &str, line: usize, error: ValueError) {
+        for ValueError { subpath, line: own, message, .. } in error.into_each() {
+            self.problem_at(Some(own.unwrap_or(line)), &format!("{field}{subpath}"), message);
         }
     }
 

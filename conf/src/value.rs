@@ -21,20 +21,18 @@ pub(crate) struct ValueError {
     /// The line, when it differs from that of the value.
     pub line: Option<usize>,
     pub message: String,
+    /// Further errors of the same value: those of other elements of a list.
+    others: Vec<Self>,
 }
 
 impl ValueError {
     pub(crate) fn new(message: &str) -> Self {
-        Self { subpath: String::new(), line: None, message: message.to_owned() }
+        Self { subpath: String::new(), line: None, message: message.to_owned(), others: Vec::new() }
     }
 
     /// `expected X, found Y`
     pub(crate) fn expected(what: &str, node: &YamlNode) -> Self {
-        Self {
-            subpath: String::new(),
-            line: Some(node.line),
-            message: format!("expected {what}, found {}", node.describe()),
-        }
+        Self::new(&format!("expected {what}, found {}", node.describe())).on_line(node.line)
     }
 
     pub(crate) fn on_line(mut self, line: usize) -> Self {
@@ -42,9 +40,39 @@ impl ValueError {
         self
     }
 
-    pub(crate) fn below(mut self, name: &str) -> Self {
-        self.subpath = format!(".{name}{}", self.subpath);
+    pub(crate) fn below(self, name: &str) -> Self {
+        self.map_each(|error| Self { subpath: format!(".{name}{}", error.subpath), ..error })
+    }
+
+    /// This error and another one of the same value.
+    pub(crate) fn and(mut self, other: Self) -> Self {
+        self.others.extend(other.into_each());
         self
+    }
+
+    /// All errors, each by itself.
+    pub(crate) fn into_each(mut self) -> impl Iterator<Item = Self> {
+        let others = std::mem::take(&mut self.others);
+        std::iter::once(self).chain(others)
+    }
+
+    fn map_each(mut self, change: impl Fn(Self) -> Self) -> Self {
+        let others = std::mem::take(&mut self.others);
+        let mut changed = change(self);
+        changed.others = others.into_iter().map(change).collect();
+        changed
+    }
+}
+
+/// Both values, or the errors of both.
+pub(crate) fn both<A, B>(
+    one: Result<A, ValueError>,
+    other: Result<B, ValueError>,
+) -> Result<(A, B), ValueError> {
+    match (one, other) {
+        (Ok(one), Ok(other)) => Ok((one, other)),
+        (Err(error), Ok(_)) | (Ok(_), Err(error)) => Err(error),
+        (Err(error), Err(other)) => Err(error.and(other)),
     }
 }
 
@@ -186,18 +214,26 @@ pub(crate) fn nginx_size(node: &YamlNode) -> Result<u64, ValueError> {
     number.parse::<u64>().ok().and_then(|number| number.checked_mul(factor)).ok_or_else(invalid)
 }
 
-/// Parses every element; an error has the element's own line.
+/// Parses every element; the error has those of all elements, each with the element's own line.
 pub(crate) fn list<T>(
     node: &YamlNode,
     parse: impl Fn(&YamlNode) -> Result<T, ValueError>,
 ) -> Result<Vec<T>, ValueError> {
     let YamlValue::List(items) = &node.value else { return Err(ValueError::expected("a list", node)) };
-    let in_list = |error: ValueError, item: &YamlNode| ValueError {
-        subpath: format!("[]{}", error.subpath),
-        line: error.line.or(Some(item.line)),
-        message: error.message,
-    };
-    items.iter().map(|item| parse(item).map_err(|error| in_list(error, item))).collect()
+    let mut values = Ok(Vec::with_capacity(items.len()));
+    for item in items {
+        let in_list = |error: ValueError| ValueError {
+            subpath: format!("[]{}", error.subpath),
+            line: error.line.or(Some(item.line)),
+            ..error
+        };
+        let value = parse(item).map_err(|error| error.map_each(in_list));
+        values = both(values, value).map(|(mut values, value)| {
+            values.push(value);
+            values
+        });
+    }
+    values
 }
 
 /// An address or a CIDR block.

@@ -7,6 +7,7 @@ use data_encoding::HEXLOWER_PERMISSIVE;
 use model::ClientIdentity;
 
 use super::Reader;
+use super::admin_listen::allows_only_loopback;
 use crate::settings::{
     AdminKey, AdminKeyValue, AdminListener, AdminRole, AdminSettings, ClientRole, DeploymentRole,
 };
@@ -14,6 +15,7 @@ use crate::tree::{YamlNode, YamlValue};
 use crate::value::{self, ValueError};
 
 const ADMIN_KEY: &str = "deployment.admin.admin_key";
+const KEY_REQUIRED: &str = "deployment.admin.admin_key_required";
 const CLIENT_ROLES: &str = "deployment.admin.client_roles";
 
 /// The keys of APISIX's old default configuration and of its documentation.
@@ -30,11 +32,14 @@ impl Reader<'_> {
     pub(super) fn admin(&mut self, role: DeploymentRole) -> AdminSettings {
         // The role data_plane has no Admin API.
         let enabled = self.flag("apisix.enable_admin") && role != DeploymentRole::DataPlane;
-        let key_required = self.required("deployment.admin.admin_key_required", value::boolean);
+        let key_required = self.required(KEY_REQUIRED, value::boolean);
         let keys = self.admin_keys(key_required);
         let listeners = self.admin_listeners(enabled);
         let client_roles = self.client_roles(enabled, key_required, &listeners);
-        if enabled && key_required && keys.is_empty() && client_roles.is_empty() {
+        if enabled && !key_required {
+            self.warn_of_open_listeners(&listeners);
+        }
+        if enabled && key_required && keys.is_empty() && !self.states_client_roles() {
             let message = "ERROR: missing valid Admin API token. Please modify \"admin_key\": give at least one \
                            {name, key, role} (an empty key is generated), or set admin_key_required: false";
             self.problem(ADMIN_KEY, message.into());
@@ -81,7 +86,7 @@ impl Reader<'_> {
         listeners: &[AdminListener],
     ) -> Vec<ClientRole> {
         let roles = self.required(CLIENT_ROLES, |node| value::list(node, client_role));
-        if !enabled || roles.is_empty() {
+        if !enabled || !self.states_client_roles() {
             return roles;
         }
         if !key_required {
@@ -89,14 +94,40 @@ impl Reader<'_> {
                            line, or the roles (for certificates without any key: admin_key: [])";
             self.problem(CLIENT_ROLES, message.into());
         }
-        let verifies = |listener: &AdminListener| listener.tls.as_ref().is_some_and(|tls| tls.ca.is_some());
-        if !listeners.iter().any(verifies) {
+        if !listeners.iter().any(verifies_clients) {
             let message = "no listener verifies client certificates, so no entry can match: set https_admin: true and \
                            admin_api_mtls.admin_ssl_ca_cert";
             self.problem(CLIENT_ROLES, message.into());
         }
         roles
     }
+
+    /// Whether `client_roles` has entries, valid or not.
+    fn states_client_roles(&self) -> bool {
+        let node = self.merged.get_path(CLIENT_ROLES);
+        node.is_some_and(|node| matches!(&node.value, YamlValue::List(entries) if !entries.is_empty()))
+    }
+
+    /// Without a key check, a client certificate is all that can keep another machine out.
+    fn warn_of_open_listeners(&mut self, listeners: &[AdminListener]) {
+        let is_local = |listener: &AdminListener| {
+            let address = listener.address.ip().to_canonical();
+            address.is_loopback() || allows_only_loopback(listener.allow.as_deref())
+        };
+        for listener in listeners.iter().filter(|listener| !verifies_clients(listener) && !is_local(listener))
+        {
+            let text = format!(
+                "false: {} takes every change from every machine that reaches it, with neither key nor client certificate: \
+                 remove this line, or set admin_ssl_ca_cert, or allow_admin: [127.0.0.0/8]",
+                listener.address
+            );
+            self.warn(KEY_REQUIRED, &text);
+        }
+    }
+}
+
+fn verifies_clients(listener: &AdminListener) -> bool {
+    listener.tls.as_ref().is_some_and(|tls| tls.ca.is_some())
 }
 
 /// Why a client might guess this key.
@@ -151,9 +182,10 @@ fn client_role(node: &YamlNode) -> Result<ClientRole, ValueError> {
         return Err(ValueError::expected("{match: {...}, role: admin or viewer}", node));
     };
     let none = |name| ValueError::new(&format!("the entry has no {name}")).on_line(node.line);
-    let matcher = node.get("match").ok_or_else(|| none("match"))?;
-    let role = role(node.get("role").ok_or_else(|| none("role"))?)?;
-    let (name, client) = client(matcher).map_err(|error| error.below("match"))?;
+    let matcher = node.get("match").ok_or_else(|| none("match"));
+    let client = matcher.and_then(|matcher| client(matcher).map_err(|error| error.below("match")));
+    let role = node.get("role").ok_or_else(|| none("role")).and_then(role);
+    let ((name, client), role) = value::both(client, role)?;
     Ok(ClientRole { name, client, role })
 }
 

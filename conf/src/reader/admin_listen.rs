@@ -183,11 +183,7 @@ impl Reader<'_> {
             }
             false => parse(node),
         };
-        let failed = |error: ValueError| {
-            let line = error.line.unwrap_or(node.line);
-            self.problem_at(Some(line), &format!("{ENTRY}.{name}{}", error.subpath), error.message);
-        };
-        parsed.map_err(failed).ok()
+        parsed.map_err(|error| self.value_problems(&format!("{ENTRY}.{name}"), node.line, error)).ok()
     }
 
     /// A file of an entry's `admin_api_mtls`; `Some(None)`: an empty text, no file.
@@ -229,7 +225,7 @@ impl Reader<'_> {
 }
 
 /// Whether `allow_admin` denies every other machine.
-fn allows_only_loopback(allow: Option<&[IpNet]>) -> bool {
+pub(super) fn allows_only_loopback(allow: Option<&[IpNet]>) -> bool {
     let loopback = |net: &IpNet| match net.network() {
         IpAddr::V4(network) => network.is_loopback() && net.prefix_len() >= 8,
         IpAddr::V6(network) => network.is_loopback() && net.prefix_len() == 128,

@@ -245,6 +245,21 @@ admin_api_mtls: {admin_ssl_cert: a.crt, admin_ssl_cert_key: a.key, admin_ssl_ca_
         let found = problems(&roles(entry));
         assert!(found.contains(expected), "{entry}: {found}");
     }
+    let found = problems(&admin(
+        "client_roles:\n- {match: {san_dns: 'a b'}, role: root}\n- {match: {}, role: admin}\n- {role: viewer}
+allow_admin: [a, 127.0.0.1, b]",
+    ));
+    for expected in [
+        ":4: deployment.admin.client_roles[].match.san_dns: \"a b\" is not",
+        ":4: deployment.admin.client_roles[].role: expected admin or viewer",
+        ":5: deployment.admin.client_roles[].match: match names a client",
+        ":6: deployment.admin.client_roles[]: the entry has no match",
+        "no listener verifies client certificates",
+        "allow_admin[]: expected an IP address or a block such as 10.0.0.0/8, found the text \"a\"",
+        "allow_admin[]: expected an IP address or a block such as 10.0.0.0/8, found the text \"b\"",
+    ] {
+        assert!(found.contains(expected), "{expected}: {found}");
+    }
     let role = "client_roles:\n- {match: {san_dns: a.test}, role: admin}";
     assert!(problems(&admin(role)).contains("no listener verifies client certificates"));
     let list = format!(
@@ -255,6 +270,35 @@ admin_api_mtls: {admin_ssl_cert: a.crt, admin_ssl_cert_key: a.key, admin_ssl_ca_
     let bypassed = problems(&admin(&format!("{mtls}{role}\nadmin_key_required: false")));
     assert!(bypassed.contains("lets every client do everything, whatever its certificate"), "{bypassed}");
     assert!(load_with(&admin(&format!("{mtls}{role}\nadmin_key: []")), &[]).is_ok());
+}
+
+#[test]
+fn an_open_listener_without_a_key_check_gets_a_warning() {
+    let warned = |text: &str| {
+        let text = admin(&format!("admin_key_required: false\n{text}"));
+        let warnings = load_with(&text, &[]).unwrap().warnings;
+        warnings.into_iter().filter(|text| text.contains("admin_key_required: false: ")).collect::<Vec<_>>()
+    };
+    let tls = "https_admin: true, admin_api_mtls: {admin_ssl_cert: a, admin_ssl_cert_key: b";
+    let open = warned(
+        "admin_listen: [{ip: 192.0.2.1, plain_http: true}, {ip: 127.0.0.1, port: 1}]\nallow_admin: null",
+    );
+    assert_eq!(open.len(), 1, "{open:?}");
+    assert!(open[0].contains(":3: ") && open[0].contains(" 192.0.2.1:9180 takes every change"), "{open:?}");
+    assert_eq!(warned(&format!("admin_listen: [{{{tls}}}}}]\nallow_admin: [10.0.0.0/8]")).len(), 1);
+    for closed in [
+        "",
+        "allow_admin: []",
+        "admin_listen: {ip: 127.0.0.1}\nallow_admin: null",
+        &format!("admin_listen: [{{{tls}, admin_ssl_ca_cert: c}}}}]\nallow_admin: null"),
+    ] {
+        assert_eq!(warned(closed), Vec::<String>::new(), "{closed}");
+    }
+    let disabled = "apisix: {enable_admin: false}\n".to_owned()
+        + &admin("admin_key_required: false\nallow_admin: [10.0.0.0/8]\nadmin_listen: {plain_http: true}");
+    assert!(
+        !load_with(&disabled, &[]).unwrap().warnings.iter().any(|text| text.contains("takes every change"))
+    );
 }
 
 #[test]
