@@ -12,7 +12,7 @@ use model::{Id, Key, Kind, extension};
 use serde_json::Value;
 
 /// The list of extension fields; each entry names its document in `resource`.
-const EXTENSIONS: &str = "countersign_extensions";
+pub(crate) const EXTENSIONS: &str = "countersign_extensions";
 const RESOURCE: &str = "resource";
 
 /// The content of a file.

@@ -3,7 +3,7 @@
 //! A file has lists under `routes:`, `ssls:`, ... (the form of `apisix.yaml`, in YAML or JSON); a
 //! folder has such files, and folders named by kinds with one resource a file, whose name is its
 //! id. Invariant: what cannot be read is an error, never left out, so that no plan takes it for
-//! something to delete.
+//! something to delete; that a kind has no resources must be stated (`routes: []`).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -39,6 +39,20 @@ pub(crate) enum DesiredError {
     Invalid { path: PathBuf, problem: String },
     #[error("{path}: {key} is in another file, too", path = .path.display())]
     Twice { path: PathBuf, key: Key },
+    #[error(
+        "{}: there are no lists of resources and no folders named by a kind. To state that there are no routes, write routes: []",
+        shown(.0)
+    )]
+    Empty(Vec<PathBuf>),
+}
+
+fn shown(paths: &[PathBuf]) -> String {
+    paths.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ")
+}
+
+/// The names that lists and folders may have.
+fn kind_names() -> String {
+    Kind::ALL.map(Kind::plural).join(", ")
 }
 
 impl DesiredResources {
@@ -50,6 +64,9 @@ impl DesiredResources {
         let mut desired = Self::default();
         for path in paths {
             if path.is_dir() { desired.add_folder(path)? } else { desired.add_file(path)? }
+        }
+        if desired.kinds.is_empty() {
+            return Err(DesiredError::Empty(paths.to_owned()));
         }
         Ok(desired)
     }
@@ -63,18 +80,36 @@ impl DesiredResources {
                 continue;
             }
             let kind = Kind::from_plural(&name).ok_or_else(|| {
-                let kinds: Vec<_> = Kind::ALL.iter().map(|kind| kind.plural()).collect();
-                let problem = format!("a folder is named by a kind: {}", kinds.join(", "));
+                let problem = format!("a folder is named by a kind: {}", kind_names());
                 DesiredError::Invalid { path: path.clone(), problem }
             })?;
-            self.kinds.insert(kind);
-            for (path, _) in entries(&path)? {
-                if has_document_extension(&path) {
-                    self.add_resource_file(kind, &path)?;
-                }
-            }
+            self.add_kind_folder(kind, &path)?;
         }
         Ok(())
+    }
+
+    /// A folder with one resource a file. An empty one states that there are none.
+    fn add_kind_folder(&mut self, kind: Kind, folder: &Path) -> Result<(), DesiredError> {
+        let invalid = |path: &Path, problem: &str| DesiredError::Invalid {
+            path: path.to_owned(),
+            problem: problem.to_owned(),
+        };
+        let entries = entries(folder)?;
+        if let Some((path, _)) = entries.iter().find(|(path, _)| path.is_dir()) {
+            return Err(invalid(
+                path,
+                "a folder within a folder of resources is not read: move its files up",
+            ));
+        }
+        let (documents, others): (Vec<_>, Vec<_>) =
+            entries.iter().partition(|(path, _)| has_document_extension(path));
+        if let ([], [(path, _), ..]) = (documents.as_slice(), others.as_slice()) {
+            let problem = "it is not read, and no file beside it is: resources are in files that end in .json, .yaml or \
+                           .yml. To state that there are none, leave the folder empty";
+            return Err(invalid(path, problem));
+        }
+        self.kinds.insert(kind);
+        documents.iter().try_for_each(|(path, _)| self.add_resource_file(kind, path))
     }
 
     /// A file with lists.
@@ -103,10 +138,8 @@ impl DesiredResources {
             path: path.to_owned(),
             problem: redact(&problem).into_owned(),
         };
+        check_lists(&rules).map_err(invalid)?;
         let file = rules_file::parse(rules, MissingId::Rejected).map_err(invalid)?;
-        if let Some((name, count)) = file.skipped.iter().find(|(_, count)| *count > 0) {
-            return Err(invalid(format!("{name}: {count} entries of a kind that cannot be written")));
-        }
         self.kinds.extend(file.kinds);
         for (key, mut document) in file.documents {
             if let Some(members) = document.as_object_mut() {
@@ -120,6 +153,24 @@ impl DesiredResources {
         }
         Ok(())
     }
+}
+
+/// Rejects a list that is missing behind its name, or has a name that no list has.
+fn check_lists(rules: &Value) -> Result<(), String> {
+    for (name, list) in rules.as_object().into_iter().flatten() {
+        let is_known = Kind::from_plural(name).is_some() || name == rules_file::EXTENSIONS;
+        if !is_known && list.as_array().is_none_or(|list| !list.is_empty()) {
+            let nearest = Kind::ALL.into_iter().find(|kind| kind.singular() == name);
+            let hint = nearest.map_or_else(String::new, |kind| format!(" (write {})", kind.plural()));
+            return Err(format!("{name}: no list has this name{hint}; there are {}", kind_names()));
+        }
+        if list.is_null() {
+            return Err(format!(
+                "{name}: nothing follows it. To state that there are none, write {name}: []"
+            ));
+        }
+    }
+    Ok(())
 }
 
 /// The paths and names in a folder, sorted; hidden ones that are no documents are left out.
@@ -140,7 +191,8 @@ fn entries(folder: &Path) -> Result<Vec<(PathBuf, String)>, DesiredError> {
 
 /// Whether a file of a folder holds documents; others (a README) may lie beside them.
 pub(super) fn has_document_extension(path: &Path) -> bool {
-    matches!(path.extension().and_then(|extension| extension.to_str()), Some("json" | "yaml" | "yml"))
+    let extension = path.extension().and_then(|extension| extension.to_str()).map(str::to_ascii_lowercase);
+    matches!(extension.as_deref(), Some("json" | "yaml" | "yml"))
 }
 
 #[cfg(test)]
@@ -189,8 +241,33 @@ mod tests {
             (&[("a.yaml", "routes:\n  - uri: /a\n")][..], "routes[1].id: the entry has no id"),
             (&[("a.json", r#"{"routes": [{"id": 1}, {"id": "1"}]}"#)], "routes/1 is there already"),
             (&[("a.json", r#"{"routes": [{"id": 1}]}"#), ("routes/1.json", "{}")], "in another file, too"),
-            (&[("a.json", r#"{"consumers": [{"username": "x"}]}"#)], "consumers: 1 entries"),
+            (
+                &[("a.json", r#"{"consumers": [{"username": "x"}]}"#)],
+                "consumers: no list has this name; there are",
+            ),
             (&[("a.json", "[]")], "expected lists"),
+            (&[("a.yaml", "- {id: 1}\n")], "expected lists"),
+            (&[("a.yaml", "null")], "no lists of resources"),
+            (&[("a.json", "null")], "expected lists"),
+            (
+                &[("a.yaml", "routes:\nupstreams: []\n")],
+                "routes: nothing follows it. To state that there are none, write routes: []",
+            ),
+            (&[("a.json", r#"{"ssls": null}"#)], "write ssls: []"),
+            (&[("a.yaml", "routes: []\ncountersign_extensions:\n")], "write countersign_extensions: []"),
+            (&[("a.yaml", "route:\n  - {id: 1}\n")], "route: no list has this name (write routes)"),
+            (&[("a.yaml", "Routes:\n")], "Routes: no list has this name; there are ssls, "),
+            (&[("a.yaml", "routes: {}\n")], "routes: expected a list"),
+            (&[("a.yaml", "routes: []\n---\nupstreams: []\n")], "a.yaml:2"),
+            (&[("a.yaml", "")], "no lists of resources and no folders"),
+            (&[("a.yaml", "# later\n"), ("b.json", "{}")], "write routes: []"),
+            (&[], "no lists of resources"),
+            (&[("README.md", "routes: []"), ("routes.txt", "")], "no lists of resources"),
+            (&[("routes/1.txt", ""), ("routes/README", "")], "leave the folder empty"),
+            (
+                &[("routes/1.yaml", "uri: /"), ("routes/prod/2.yaml", "uri: /")],
+                "within a folder of resources",
+            ),
             (&[("route/1.json", "{}")], "a folder is named by a kind"),
             (&[("routes/1.json", "[]")], "expected one resource"),
             (&[("routes/1.json", r#"{"id": "2"}"#)], "its id is another"),
@@ -199,7 +276,13 @@ mod tests {
             let error = read(files).unwrap_err();
             assert!(error.contains(expected) && error.contains("/"), "{expected}: {error}");
         }
-        assert!(read(&[("a.json", r#"{"consumers": []}"#)]).is_ok(), "an empty list states nothing");
+        let other = read(&[("a.json", r#"{"consumers": [], "routes": []}"#)]).unwrap();
+        assert_eq!(
+            other.kinds,
+            BTreeSet::from([Kind::Route]),
+            "an empty list of another name states nothing"
+        );
+        assert_eq!(read(&[("routes/1.YAML", "uri: /")]).unwrap().documents.len(), 1);
         let key = "-----BEGIN PRIVATE KEY-----\\nMC4CAQAwBQYDK2VwBCIEIA\\n-----END PRIVATE KEY-----";
         let error = read(&[("a.json", &format!(r#"{{"ssls": [{{"id": "{key}"}}]}}"#))]).unwrap_err();
         assert!(!error.contains("MC4C"), "{error}");
