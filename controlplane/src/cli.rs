@@ -47,6 +47,12 @@ const EXAMPLES: &str = "Examples:
                                             what moving to an etcd cluster would write (controlplane copy --help)
   RUST_LOG=debug controlplane               run with conf/config.yaml and a detailed log on stderr";
 
+const CHECK_EXAMPLES: &str = "Examples:
+  controlplane check                                with conf/config.yaml
+  controlplane check -c /etc/countersign/config.yaml && systemctl restart controlplane
+
+Nothing is changed. Ports are tried, so a control plane that runs with this configuration is a problem: doctor knows it.";
+
 /// The control plane of Countersign, a mutual-TLS gateway: Admin API, store and push.
 #[derive(Debug, Parser)]
 #[command(name = "controlplane", version = process::VERSION, after_help = EXAMPLES)]
@@ -68,6 +74,7 @@ enum Command {
     Backup(BackupArgs),
     /// Check the configuration and everything it names, without starting; exits with 1 if something
     /// is wrong.
+    #[command(after_help = CHECK_EXAMPLES)]
     Check,
     /// Print a script that completes this program's command lines.
     Completions(CompletionArgs),
@@ -79,6 +86,7 @@ enum Command {
     Doctor(DoctorArgs),
     /// Print the hash of an admin key, which is read from standard input, for admin_key in the
     /// configuration.
+    #[command(after_help = hash_key::EXAMPLES)]
     HashKey,
     /// Make certificates and look at them.
     Pki(PkiArgs),
@@ -228,6 +236,16 @@ fn print_error(error: &dyn Display) -> u8 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_command_has_examples() {
+        fn check(command: &clap::Command) {
+            let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+            assert!(help.contains("Examples:\n  "), "{}", command.get_name());
+            command.get_subcommands().for_each(check);
+        }
+        check(&Cli::command());
+    }
 
     #[test]
     fn the_command_line_parses() {

@@ -19,6 +19,7 @@ mod reply;
 mod resource_name;
 mod resources;
 mod stored;
+mod suggestions;
 mod table;
 mod target;
 mod watch;

@@ -11,6 +11,13 @@ use zeroize::Zeroizing;
 
 use crate::admin::access::key_digest;
 
+pub(crate) const EXAMPLES: &str = "Examples:
+  openssl rand -hex 32 > admin.key && controlplane hash-key < admin.key
+  controlplane hash-key                             type the key, Enter, Ctrl-D
+
+The file then holds the hash, and clients send the key:
+  admin_key: [{name: ops, key: \"sha256:9f9f5111...\", role: admin}]";
+
 /// The least characters of a key.
 const KEY_CHARACTERS: usize = 16;
 /// Fewer bytes than these are read from standard input.

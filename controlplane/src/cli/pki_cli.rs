@@ -21,6 +21,10 @@ const BACKDATED_SECONDS: u64 = 300;
 
 /// Make and look at certificates.
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  controlplane pki init                                                 what conf/config.yaml names
+  controlplane pki issue client alice --ca conf/pki/client-ca --out alice
+  controlplane pki show alice.crt alice.key conf/pki/client-ca.crt      do they fit together?")]
 pub(crate) struct PkiArgs {
     #[command(subcommand)]
     command: PkiCommand,

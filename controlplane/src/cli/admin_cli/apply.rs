@@ -58,7 +58,8 @@ pub(crate) struct ApplyArgs {
     #[arg(long)]
     dry_run: bool,
     /// Wait until every data plane serves the changes, at most this long
-    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..=60))]
+    #[arg(long, value_name = "SECONDS", conflicts_with = "dry_run",
+          value_parser = clap::value_parser!(u32).range(1..=60))]
     wait: Option<u32>,
     /// Write although it protects less (deployment.admin.protect_client_auth)
     #[arg(long)]

@@ -38,7 +38,7 @@ pub(crate) struct DumpArgs {
     #[arg(long, value_name = "FOLDER", default_value = "-")]
     to: PathBuf,
     /// Replace the files of an existing folder, and remove those of resources that are gone
-    #[arg(long)]
+    #[arg(long, requires = "to")]
     overwrite: bool,
     #[arg(short, long, value_enum, default_value_t)]
     output: DumpForm,

@@ -11,7 +11,7 @@ use telemetry::stdout::CommandOutput;
 
 use super::client::{ApiClient, ApiRequest};
 use super::target::TargetError;
-use super::{AdminCliError, EXIT_FAILURE, EXIT_SUCCESS, OutputForm, print_value};
+use super::{AdminCliError, EXIT_FAILURE, EXIT_SUCCESS, OutputForm, print_value, suggestions};
 
 /// Explain what happens to a connection or request.
 #[derive(Debug, Args)]
@@ -33,7 +33,7 @@ pub(crate) struct ExplainArgs {
     #[arg(long, value_name = "URI")]
     uri: Option<String>,
     /// Default: GET
-    #[arg(long, value_name = "METHOD")]
+    #[arg(long, value_name = "METHOD", value_parser = suggestions::methods(), hide_possible_values = true)]
     method: Option<String>,
     /// The client's address. Default: this machine's
     #[arg(long, value_name = "ADDRESS")]

@@ -14,7 +14,7 @@ use telemetry::stdout::CommandOutput;
 use super::client::{ApiClient, ApiReply, ApiRequest};
 use super::input::InputArgs;
 use super::resource_name::ResourceName;
-use super::{AdminCliError, EXIT_BEHIND, EXIT_SUCCESS, OutputForm, note, print_value, table};
+use super::{AdminCliError, EXIT_BEHIND, EXIT_SUCCESS, OutputForm, note, print_value, suggestions, table};
 
 /// Show one resource.
 #[derive(Debug, Args)]
@@ -25,7 +25,8 @@ use super::{AdminCliError, EXIT_BEHIND, EXIT_SUCCESS, OutputForm, note, print_va
   controlplane admin get dataplanes -o json | jq .revision")]
 pub(crate) struct GetArgs {
     /// KIND and ID, such as routes 1 or routes/1; or another path of the Admin API
-    #[arg(required = true, num_args = 1..=3, value_name = "KIND [ID]")]
+    #[arg(required = true, num_args = 1..=3, value_name = "KIND [ID]", value_parser = suggestions::readable(),
+          hide_possible_values = true)]
     resource: Vec<String>,
     #[arg(short, long, value_enum, default_value_t)]
     output: OutputForm,
@@ -39,6 +40,7 @@ pub(crate) struct GetArgs {
   controlplane admin list routes --page 2 --page-size 100 -o json")]
 pub(crate) struct ListArgs {
     /// Such as routes
+    #[arg(value_parser = suggestions::kinds(), hide_possible_values = true)]
     kind: String,
     /// Only those whose name matches this regular expression
     #[arg(long, value_name = "REGEX")]
@@ -67,16 +69,22 @@ pub(crate) struct WriteArgs {
     #[arg(long)]
     dry_run: bool,
     /// Wait until every data plane serves the change, at most this long
-    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..=60))]
+    #[arg(long, value_name = "SECONDS", conflicts_with = "dry_run",
+          value_parser = clap::value_parser!(u32).range(1..=60))]
     wait: Option<u32>,
-    /// Write only if the resource still has this ETag (its modifiedIndex)
-    #[arg(long, value_name = "ETAG")]
-    if_match: Option<String>,
     /// Write although it protects less (deployment.admin.protect_client_auth)
     #[arg(long)]
     weaken: bool,
     #[arg(short, long, value_enum, default_value_t)]
     output: OutputForm,
+}
+
+/// What a write of a resource that may exist can be asked for.
+#[derive(Debug, Args)]
+pub(crate) struct IfMatchArgs {
+    /// Write only if the resource still has this ETag (its modifiedIndex)
+    #[arg(long, value_name = "ETAG")]
+    if_match: Option<String>,
 }
 
 /// Create or replace a resource.
@@ -88,10 +96,13 @@ pub(crate) struct WriteArgs {
   controlplane admin put routes/1 --json '{\"uri\": \"/*\", \"upstream_id\": \"1\"}' --dry-run")]
 pub(crate) struct PutArgs {
     /// KIND and ID, such as routes 1 or routes/1; without ID the document has it
-    #[arg(required = true, num_args = 1..=2, value_name = "KIND [ID]")]
+    #[arg(required = true, num_args = 1..=2, value_name = "KIND [ID]", value_parser = suggestions::kinds(),
+          hide_possible_values = true)]
     resource: Vec<String>,
     #[command(flatten)]
     input: InputArgs,
+    #[command(flatten)]
+    if_match: IfMatchArgs,
     #[command(flatten)]
     write: WriteArgs,
 }
@@ -103,7 +114,8 @@ pub(crate) struct PutArgs {
   controlplane admin post dataplanes/accept_store")]
 pub(crate) struct PostArgs {
     /// Such as routes
-    #[arg(required = true, num_args = 1..=3, value_name = "KIND")]
+    #[arg(required = true, num_args = 1..=3, value_name = "KIND", value_parser = suggestions::kinds(),
+          hide_possible_values = true)]
     resource: Vec<String>,
     #[command(flatten)]
     input: InputArgs,
@@ -119,10 +131,13 @@ pub(crate) struct PostArgs {
   controlplane admin patch services/1 upstream/nodes -f nodes.json")]
 pub(crate) struct PatchArgs {
     /// KIND, ID and, to set just one member, its path
-    #[arg(required = true, num_args = 1..=3, value_name = "KIND ID [SUB/PATH]")]
+    #[arg(required = true, num_args = 1..=3, value_name = "KIND ID [SUB/PATH]", value_parser = suggestions::kinds(),
+          hide_possible_values = true)]
     resource: Vec<String>,
     #[command(flatten)]
     input: InputArgs,
+    #[command(flatten)]
+    if_match: IfMatchArgs,
     #[command(flatten)]
     write: WriteArgs,
 }
@@ -134,11 +149,14 @@ pub(crate) struct PatchArgs {
   controlplane admin delete upstreams/1 --force")]
 pub(crate) struct DeleteArgs {
     /// KIND and ID, such as routes 1 or routes/1
-    #[arg(required = true, num_args = 1..=2, value_name = "KIND ID")]
+    #[arg(required = true, num_args = 1..=2, value_name = "KIND ID", value_parser = suggestions::kinds(),
+          hide_possible_values = true)]
     resource: Vec<String>,
     /// Delete it although others refer to it
     #[arg(long)]
     force: bool,
+    #[command(flatten)]
+    if_match: IfMatchArgs,
     #[command(flatten)]
     write: WriteArgs,
 }
@@ -151,13 +169,26 @@ impl WriteArgs {
         let flags = flags.into_iter().filter(|(_, set)| *set).map(|(name, _)| format!("{name}=true"));
         flags.chain(wait).collect::<Vec<_>>().join("&")
     }
+}
 
-    fn request(&self, method: Method, name: &ResourceName, body: Option<&Value>, force: bool) -> ApiRequest {
-        let body = body.map(|body| body.to_string().into_bytes());
+/// One write of a document, or another POST.
+struct WriteCommand<'a> {
+    method: Method,
+    name: &'a ResourceName,
+    body: Option<&'a Value>,
+    args: &'a WriteArgs,
+    if_match: Option<&'a IfMatchArgs>,
+    force: bool,
+}
+
+impl WriteCommand<'_> {
+    fn to_request(&self) -> ApiRequest {
+        let body = self.body.map(|body| body.to_string().into_bytes());
+        let if_match = self.if_match.and_then(|args| args.if_match.as_deref());
         ApiRequest {
-            if_match: self.if_match.as_deref().map(quoted_etag),
-            wait: Duration::from_secs(self.wait.unwrap_or_default().into()),
-            ..ApiRequest::new(method, name.path_with(&self.query(force)), body)
+            if_match: if_match.map(quoted_etag),
+            wait: Duration::from_secs(self.args.wait.unwrap_or_default().into()),
+            ..ApiRequest::new(self.method.clone(), self.name.path_with(&self.args.query(self.force)), body)
         }
     }
 }
@@ -265,7 +296,15 @@ pub(super) async fn put(
 ) -> Result<u8, AdminCliError> {
     let name = ResourceName::parse(&args.resource)?;
     let body = unwrapped(args.input.read()?);
-    write(client, Method::PUT, &name, Some(&body), &args.write, false, out).await
+    let write = WriteCommand {
+        method: Method::PUT,
+        name: &name,
+        body: Some(&body),
+        args: &args.write,
+        if_match: Some(&args.if_match),
+        force: false,
+    };
+    send(client, write, out).await
 }
 
 pub(super) async fn post(
@@ -275,7 +314,15 @@ pub(super) async fn post(
 ) -> Result<u8, AdminCliError> {
     let name = ResourceName::parse(&args.resource)?;
     let body = args.input.read_optional()?;
-    write(client, Method::POST, &name, body.as_ref(), &args.write, false, out).await
+    let write = WriteCommand {
+        method: Method::POST,
+        name: &name,
+        body: body.as_ref(),
+        args: &args.write,
+        if_match: None,
+        force: false,
+    };
+    send(client, write, out).await
 }
 
 pub(super) async fn patch(
@@ -287,7 +334,15 @@ pub(super) async fn patch(
     let sub_path = name.sub_path.take();
     name = ResourceName { sub_path, ..ResourceName::parse_one(&[name.shown()])? };
     let body = args.input.read()?;
-    write(client, Method::PATCH, &name, Some(&body), &args.write, false, out).await
+    let write = WriteCommand {
+        method: Method::PATCH,
+        name: &name,
+        body: Some(&body),
+        args: &args.write,
+        if_match: Some(&args.if_match),
+        force: false,
+    };
+    send(client, write, out).await
 }
 
 pub(super) async fn delete(
@@ -296,27 +351,31 @@ pub(super) async fn delete(
     out: &mut CommandOutput,
 ) -> Result<u8, AdminCliError> {
     let name = ResourceName::parse_one(&args.resource)?;
-    write(client, Method::DELETE, &name, None, &args.write, args.force, out).await
+    let write = WriteCommand {
+        method: Method::DELETE,
+        name: &name,
+        body: None,
+        args: &args.write,
+        if_match: Some(&args.if_match),
+        force: args.force,
+    };
+    send(client, write, out).await
 }
 
-async fn write(
+async fn send(
     client: &mut ApiClient,
-    method: Method,
-    name: &ResourceName,
-    body: Option<&Value>,
-    args: &WriteArgs,
-    force: bool,
+    write: WriteCommand<'_>,
     out: &mut CommandOutput,
 ) -> Result<u8, AdminCliError> {
-    let request = args.request(method.clone(), name, body, force);
-    let reply = client.send(&request).await?.success(client, &name.shown())?;
+    let WriteCommand { method, name, args, .. } = &write;
+    let reply = client.send(&write.to_request()).await?.success(client, &name.shown())?;
     reply.notes().iter().for_each(|text| note(&format_args!("warning: {text}")));
     if args.output != OutputForm::Table {
         print_value(out, &reply.json()?, args.output)?;
     } else if args.dry_run {
         print_dry_run(out, name, &reply.json()?)?;
     } else {
-        print_written(out, &method, name, &reply)?;
+        print_written(out, method, name, &reply)?;
     }
     Ok(behind_code(&reply))
 }
@@ -425,15 +484,18 @@ mod tests {
 
     #[test]
     fn flags_become_query_and_headers() {
-        let args = WriteArgs {
-            dry_run: true,
-            wait: Some(5),
-            if_match: Some("12".to_owned()),
-            weaken: true,
-            output: OutputForm::Table,
-        };
+        let args = WriteArgs { dry_run: true, wait: Some(5), weaken: true, output: OutputForm::Table };
+        let if_match = IfMatchArgs { if_match: Some("12".to_owned()) };
         let name = ResourceName::parse(&["routes/1".to_owned()]).unwrap();
-        let request = args.request(Method::PUT, &name, Some(&json!({})), true);
+        let write = WriteCommand {
+            method: Method::PUT,
+            name: &name,
+            body: Some(&json!({})),
+            args: &args,
+            if_match: Some(&if_match),
+            force: true,
+        };
+        let request = write.to_request();
         assert_eq!(request.path, "routes/1?dry_run=true&weaken=true&force=true&wait=5");
         assert_eq!(request.if_match.as_deref(), Some("\"12\""));
         assert_eq!(request.wait, Duration::from_secs(5));

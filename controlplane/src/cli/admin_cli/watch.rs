@@ -1,13 +1,14 @@
 //! `watch`: prints changes of resources as they come.
 //!
-//! Asks for the newest revision every second, and reads the lists when it is another one. Several
-//! writes of a resource within a second are one line. Invariant: a change is printed once, also one
+//! Asks for the newest revision every second, and reads the lists when it is another one; a request
+//! that waits for the next revision would save little and hold a connection. Several writes of a
+//! resource within a second are one line. Invariant: a change is printed once, also one
 //! that comes while the lists are read or the control plane is away.
 
 use std::io::{self, Write};
 use std::time::Duration;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use model::{Key, Kind};
 use pki::format_utc;
 use rustls_pki_types::UnixTime;
@@ -17,7 +18,7 @@ use telemetry::stdout::CommandOutput;
 use super::client::ApiClient;
 use super::resource_name::{ResourceName, ResourceNameError};
 use super::stored::{self, StoredResources};
-use super::{AdminCliError, EXIT_SUCCESS, OutputForm, note, table};
+use super::{AdminCliError, EXIT_SUCCESS, note, suggestions, table};
 
 const INTERVAL: Duration = Duration::from_secs(1);
 
@@ -27,12 +28,23 @@ const INTERVAL: Duration = Duration::from_secs(1);
   controlplane admin watch
   controlplane admin watch ssls -o json | jq .key
 
-Ends with Ctrl-C. A control plane that is away is waited for; what changed meanwhile is printed then.")]
+It looks once a second: several writes of a resource within one are one line. Ends with Ctrl-C. A control plane that is away is waited for; what changed meanwhile is printed then.")]
 pub(crate) struct WatchArgs {
     /// Only this kind, such as routes
+    #[arg(value_parser = suggestions::kinds(), hide_possible_values = true)]
     kind: Option<String>,
     #[arg(short, long, value_enum, default_value_t)]
-    output: OutputForm,
+    output: LineForm,
+}
+
+/// The form of a line.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+enum LineForm {
+    /// For people
+    #[default]
+    Table,
+    /// For programs: one object a line
+    Json,
 }
 
 /// What happened to a resource between two readings.
@@ -110,15 +122,15 @@ fn print_changes(
     out: &mut dyn Write,
     before: &StoredResources,
     now: &StoredResources,
-    form: OutputForm,
+    form: LineForm,
 ) -> io::Result<()> {
     let time = format_utc(UnixTime::now());
     for (event, key, value) in changes(before, now) {
         match form {
-            OutputForm::Table => {
+            LineForm::Table => {
                 writeln!(out, "{time}  {}  {key}  {}", event.as_str(), table::summary(value))?;
             }
-            OutputForm::Json | OutputForm::Yaml => {
+            LineForm::Json => {
                 let line =
                     json!({"time": time, "event": event.as_str(), "key": key.to_string(), "value": value});
                 writeln!(out, "{line}")?;
@@ -169,10 +181,10 @@ mod tests {
             .collect();
         assert_eq!(found, ["deleted routes/a", "updated routes/c", "created routes/d"]);
         let mut out = Vec::new();
-        print_changes(&mut out, &before, &now, OutputForm::Table).unwrap();
+        print_changes(&mut out, &before, &now, LineForm::Table).unwrap();
         assert!(String::from_utf8(out).unwrap().contains("UTC  updated  routes/c  /c\n"));
         let mut out = Vec::new();
-        print_changes(&mut out, &before, &now, OutputForm::Json).unwrap();
+        print_changes(&mut out, &before, &now, LineForm::Json).unwrap();
         let lines = String::from_utf8(out).unwrap();
         let last: Value = serde_json::from_str(lines.lines().last().unwrap()).unwrap();
         assert_eq!((&last["event"], &last["value"]), (&json!("created"), &json!({"uri": "/d"})));
