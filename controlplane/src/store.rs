@@ -18,9 +18,10 @@ mod recent;
 #[cfg(test)]
 mod conformance;
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 pub use batch::{Batch, CommitResult, Condition, Mutation, MutationResult, Precondition};
 pub use embedded::EmbeddedStore;
@@ -320,6 +321,12 @@ pub trait Store: Send + Sync + 'static {
         expect: u64,
         text: Zeroizing<String>,
     ) -> BoxFuture<'_, Result<u64, StoreError>>;
+
+    /// The documents with a time to live, and when the store removes each of them.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    fn expiries(&self) -> BoxFuture<'_, Result<BTreeMap<Key, Instant>, StoreError>>;
 
     /// The reports of the control planes; `None` for a store that only one process can open.
     fn reports(&self) -> Option<&dyn ReportEntries> {

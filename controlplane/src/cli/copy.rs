@@ -8,7 +8,8 @@
 //! Invariants: nothing is written before everything was read without a conflict; documents that
 //! only the target has stay. A document changes in two ways only: a private key in clear is sealed
 //! for a store, and extension fields (`model::extension`) that only the target has are kept,
-//! because the source may not know them.
+//! because the source may not know them. A document that the source store will remove is removed by
+//! the target store at the same time.
 
 mod error;
 mod location;
@@ -17,8 +18,10 @@ mod plan;
 mod yaml;
 
 use std::io;
+use std::num::NonZeroU32;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Instant;
 
 use clap::Args;
 use error::CopyError;
@@ -205,7 +208,8 @@ async fn write_documents(location: &Location, store: &dyn Store, plan: &Plan) ->
             .map(|write| async move {
                 let (key, document) = (write.document.key.clone(), write.document.value.clone());
                 let expect = write.replaces.map_or(Precondition::Absent, Precondition::ModRevision);
-                let put = Mutation::Put { key, document, precondition: expect, ttl: None };
+                let ttl = write.document.expires.map(|end| remaining_seconds(end, Instant::now()));
+                let put = Mutation::Put { key, document, precondition: expect, ttl };
                 store.commit(put.into()).await.map_err(|error| (write.document.key.clone(), error))
             })
             .buffer_unordered(CONCURRENT_WRITES);
@@ -222,6 +226,14 @@ async fn write_documents(location: &Location, store: &dyn Store, plan: &Plan) ->
     Ok(())
 }
 
+/// The time to live of a document that is removed at `end`: whole seconds, and at least one.
+fn remaining_seconds(end: Instant, now: Instant) -> NonZeroU32 {
+    let left = end.saturating_duration_since(now);
+    let rounded_up = left.as_secs() + u64::from(left.subsec_nanos() > 0);
+    u32::try_from(rounded_up)
+        .map_or(NonZeroU32::MAX, |seconds| NonZeroU32::new(seconds).unwrap_or(NonZeroU32::MIN))
+}
+
 /// Reads both sides again and compares.
 async fn verify(
     source: &OpenLocation,
@@ -236,8 +248,13 @@ async fn verify(
     }
     let target_content = target.read().await?;
     let by_key = plan::by_key(&target_content.items);
+    let now = Instant::now();
     let first_difference = desired.iter().find(|document| {
-        by_key.get(&document.key).is_none_or(|target_content| target_content.document != document.value)
+        let is_gone = document.expires.is_some_and(|end| end <= now);
+        match by_key.get(&document.key) {
+            Some(found) => found.document != document.value,
+            None => !is_gone,
+        }
     });
     match first_difference {
         None => Ok(()),

@@ -46,6 +46,7 @@ pub(super) async fn run_all<F: AsyncFn() -> Arc<dyn Store>>(fresh: F) {
     batches::a_reference_and_its_removal_exclude_each_other(fresh().await).await;
     a_document_is_removed_at_the_end_of_its_ttl(fresh().await).await;
     a_later_write_replaces_the_ttl(fresh().await).await;
+    the_ends_of_documents_can_be_read(fresh().await).await;
     extension_fields_belong_to_the_document(fresh().await).await;
     internal_entries_are_compared_and_swapped(fresh().await).await;
     internal_entries_are_not_resources(fresh().await).await;
@@ -336,6 +337,23 @@ async fn a_later_write_replaces_the_ttl(store: Arc<dyn Store>) {
         (names, loaded.revision),
         (vec![kept.clone(), recreated.clone(), renewed.clone()], removal.revision)
     );
+}
+
+async fn the_ends_of_documents_can_be_read(store: Arc<dyn Store>) {
+    assert!(store.expiries().await.unwrap().is_empty());
+    let keys = ["a", "b", "cleared", "removed", "stays"].map(|id| key(Kind::Route, id));
+    let [a, b, cleared, removed, stays] = &keys;
+    let writes = [put_for(a, 1000), put_for(b, 1000), put_for(cleared, 1000), put_for(removed, 1000)];
+    store.commit(batches::batch(writes)).await.unwrap();
+    store.commit(put(cleared, json!({}), Precondition::Unconditional)).await.unwrap();
+    store.commit(delete(removed, Precondition::Unconditional)).await.unwrap();
+    store.commit(put(stays, json!({}), Precondition::Absent)).await.unwrap();
+    store.commit(put_for(b, u32::MAX)).await.unwrap();
+    let expiries = store.expiries().await.unwrap();
+    assert_eq!(expiries.keys().collect::<Vec<_>>(), [a, b]);
+    let left = |key: &Key| expiries[key].duration_since(Instant::now()).as_secs();
+    assert!((900..=1000).contains(&left(a)), "{}", left(a));
+    assert!(left(b) > u64::from(u32::MAX) - 100, "{}", left(b));
 }
 
 /// Documents with extension fields are read, listed, loaded and watched as they were written.

@@ -16,7 +16,7 @@ mod store_file;
 mod transaction;
 mod writer;
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, RwLock};
 use std::thread::JoinHandle;
@@ -303,6 +303,10 @@ impl Store for EmbeddedStore {
         text: Zeroizing<String>,
     ) -> BoxFuture<'_, Result<u64, StoreError>> {
         self.submit(move |reply| Job::Swap(PendingSwap { name: key.name(), expect, text, reply })).boxed()
+    }
+
+    fn expiries(&self) -> BoxFuture<'_, Result<BTreeMap<Key, Instant>, StoreError>> {
+        self.read_or_reopen(|database| Ok(Expiries::read(database)?.into_ends())).boxed()
     }
 
     fn heartbeat(&self) -> Option<Arc<Heartbeat>> {

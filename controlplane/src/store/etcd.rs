@@ -19,9 +19,10 @@ mod txn;
 mod watch;
 mod write;
 
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use cache::DocumentCache;
 use connection::{ConnectionManager, EtcdConnection};
@@ -312,6 +313,10 @@ impl Store for EtcdStore {
         text: Zeroizing<String>,
     ) -> BoxFuture<'_, Result<u64, StoreError>> {
         async move { self.cluster.swap_internal_entry(key, expect, &text).await }.boxed()
+    }
+
+    fn expiries(&self) -> BoxFuture<'_, Result<BTreeMap<Key, Instant>, StoreError>> {
+        self.cluster.expiries().boxed()
     }
 
     fn reports(&self) -> Option<&dyn ReportEntries> {

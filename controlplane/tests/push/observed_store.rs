@@ -1,5 +1,6 @@
 //! A store that a test can delay, cut off and set back.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, RwLock};
 use std::time::{Duration, Instant};
@@ -162,6 +163,10 @@ impl Store for ObservedStore {
         text: Zeroizing<String>,
     ) -> BoxFuture<'_, Result<u64, StoreError>> {
         async move { self.inner().swap_internal_entry(what, expect, text).await }.boxed()
+    }
+
+    fn expiries(&self) -> BoxFuture<'_, Result<BTreeMap<Key, Instant>, StoreError>> {
+        async move { self.inner().expiries().await }.boxed()
     }
 
     fn reports(&self) -> Option<&dyn ReportEntries> {

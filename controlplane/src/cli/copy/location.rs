@@ -1,8 +1,10 @@
 //! The source and the target of a copy: how the command line names them, and what they contain.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::time::Instant;
 
 use model::{Key, Kind};
 use serde_json::Value;
@@ -59,13 +61,15 @@ pub(super) struct LocationContent {
     pub items: Vec<StoredDocument>,
     /// `None` for a file.
     pub revision: Option<u64>,
+    /// The documents that a store removes by itself, and when.
+    pub expiries: BTreeMap<Key, Instant>,
     /// Messages about entries that cannot be copied.
     pub skipped: Vec<String>,
 }
 
 impl LocationContent {
     pub(super) fn empty() -> Self {
-        Self { items: Vec::new(), revision: None, skipped: Vec::new() }
+        Self { items: Vec::new(), revision: None, expiries: BTreeMap::new(), skipped: Vec::new() }
     }
 }
 
@@ -74,6 +78,8 @@ impl LocationContent {
 pub(super) struct Document {
     pub key: Key,
     pub value: Value,
+    /// When the store removes it. `None`: it stays.
+    pub expires: Option<Instant>,
 }
 
 /// The message about entries of unknown kinds.

@@ -143,7 +143,8 @@ impl OpenLocation {
             .filter(|keys| keys.name != ORPHANED_EXTENSIONS)
             .map(|UnknownKeys { name, count }| skipped_note(name, *count))
             .collect();
-        Ok(LocationContent { items: loaded.items, revision: Some(loaded.revision), skipped })
+        let expiries = store.expiries().await.map_err(failed)?;
+        Ok(LocationContent { items: loaded.items, revision: Some(loaded.revision), expiries, skipped })
     }
 }
 

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::io;
+use std::time::Instant;
 
 use aws_lc_rs::digest::{Context, SHA256};
 use data_encoding::HEXLOWER;
@@ -79,7 +80,14 @@ pub(super) fn desired_state(
             .iter()
             .map(|field| format!("{field} of the target is kept: the source does not have it"));
         desired.notes.extend(kept.chain(notes.warnings).map(|line| format!("{key}: {line}")));
-        desired.documents.push(Document { key, value: Value::Object(document) });
+        let mut expires = source.expiries.get(&key).copied();
+        if to_file && let Some(end) = expires.take() {
+            let seconds = end.saturating_duration_since(Instant::now()).as_secs();
+            let note =
+                format!("{key}: its time to live ({seconds} s left) is not in the file, so its copy stays");
+            desired.notes.push(note);
+        }
+        desired.documents.push(Document { key, value: Value::Object(document), expires });
     }
     desired.documents.sort_by(|one, other| one.key.cmp(&other.key));
     desired
@@ -123,10 +131,15 @@ impl Plan {
         let (mut writes, mut unchanged) = (Vec::new(), 0);
         for document in desired {
             match by_key.remove(&document.key) {
-                Some(current) if current.document == document.value => unchanged += 1,
-                current => writes.push(PlannedWrite {
+                Some(found)
+                    if found.document == document.value
+                        && current.expiries.contains_key(&document.key) == document.expires.is_some() =>
+                {
+                    unchanged += 1;
+                }
+                found => writes.push(PlannedWrite {
                     document: document.clone(),
-                    replaces: current.map(|current| current.mod_revision),
+                    replaces: found.map(|found| found.mod_revision),
                 }),
             }
         }
@@ -171,7 +184,7 @@ impl Plan {
 /// Over keys and documents; independent of the order of members.
 pub(super) fn digest(documents: &[Document]) -> String {
     let mut context = Context::new(&SHA256);
-    for Document { key, value } in documents {
+    for Document { key, value, .. } in documents {
         let mut value = value.clone();
         value.sort_all_objects();
         for text in [key.to_string(), value.to_string()] {

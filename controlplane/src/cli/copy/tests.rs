@@ -135,6 +135,49 @@ async fn a_round_trip_changes_nothing() {
 }
 
 #[tokio::test]
+async fn a_copy_ends_when_its_document_does() {
+    let world = World::new();
+    world.put("a.redb", &[("upstreams/u", upstream(1))]).await;
+    let ends = async |name: &str| {
+        let expiries = EmbeddedStore::open(&world.path(name)).unwrap().expiries().await.unwrap();
+        let left =
+            |(key, end): (Key, Instant)| (key.to_string(), remaining_seconds(end, Instant::now()).get());
+        expiries.into_iter().map(left).collect::<Vec<_>>()
+    };
+    let put = Mutation::Put {
+        key: key("upstreams/short"),
+        document: upstream(2),
+        precondition: Precondition::Absent,
+        ttl: NonZeroU32::new(1000),
+    };
+    EmbeddedStore::open(&world.path("a.redb")).unwrap().commit(put.into()).await.unwrap();
+    world.copy("--from embedded:@a.redb --to embedded:@b.redb").await.unwrap();
+    let copied = ends("b.redb").await;
+    assert!(copied.len() == 1 && copied[0].0 == "upstreams/short", "{copied:?}");
+    assert!((900..=1000).contains(&copied[0].1), "{copied:?}");
+    let again = world.copy("--from embedded:@a.redb --to embedded:@b.redb").await.unwrap();
+    assert!(again.contains("0 are new, 0 differ, 2 are the same"), "{again}");
+    // A document that would stay is not the same.
+    world.put("b.redb", &[("upstreams/short", upstream(2))]).await;
+    assert_eq!(ends("b.redb").await, []);
+    world.copy("--from embedded:@a.redb --to embedded:@b.redb").await.unwrap_err();
+    world.copy("--from embedded:@a.redb --to embedded:@b.redb --overwrite").await.unwrap();
+    assert_eq!(ends("b.redb").await.len(), 1);
+    let file = world.copy("--from embedded:@a.redb --to yaml:@rules.yaml").await.unwrap();
+    assert!(file.contains("warning: upstreams/short: its time to live ("), "{file}");
+}
+
+#[test]
+fn remaining_seconds_are_rounded_up() {
+    let now = Instant::now();
+    for (milliseconds, expected) in [(0, 1), (1, 1), (1000, 1), (1001, 2), (60_000, 60)] {
+        let end = now + std::time::Duration::from_millis(milliseconds);
+        assert_eq!(remaining_seconds(end, now).get(), expected);
+    }
+    assert_eq!(remaining_seconds(now, now + std::time::Duration::from_secs(5)).get(), 1, "it has ended");
+}
+
+#[tokio::test]
 async fn a_second_run_writes_only_the_rest() {
     let world = World::new();
     let all: Vec<(String, Value)> = (0..300).map(|nth| (format!("upstreams/{nth}"), upstream(nth))).collect();
@@ -445,7 +488,7 @@ fn unreadable_documents_are_never_skipped() {
         stale_extensions: false,
         salvaged: model::SalvagedDocument::read(text),
     };
-    let content = |items| LocationContent { items, revision: None, skipped: Vec::new() };
+    let content = |items| LocationContent { items, ..LocationContent::empty() };
     let wanted =
         |text| plan::desired_state(content(vec![stored(text)]), &target, &content(Vec::new()), &keyring());
     let output = wanted(b"{\"uri\": \"/a\", \"desc\": \"caf\xe9\"}");
@@ -466,7 +509,7 @@ async fn a_concurrent_write_is_never_overwritten() {
     let store: Arc<dyn Store> = Arc::new(EmbeddedStore::open(&world.path("a.redb")).unwrap());
     let location: Location = "embedded".parse().unwrap();
     let target = OpenLocation::Store { location: location.clone(), store: Arc::clone(&store) };
-    let document = Document { key: key("upstreams/u"), value: upstream(1) };
+    let document = Document { key: key("upstreams/u"), value: upstream(1), expires: None };
     let before = target.read().await.unwrap();
     let plan = Plan::of(std::slice::from_ref(&document), &before, &target);
     let other = Mutation::Put {
@@ -514,11 +557,11 @@ proptest! {
         let path = folder.path().join("rules.yaml");
         let documents: Vec<_> = (0..).zip(values).map(|(nth, value)| {
             let id = format!("{nth}");
-            Document { key: key(&format!("routes/{id}")), value: json!({"id": id, "value": value}) }
+            Document { key: key(&format!("routes/{id}")), value: json!({"id": id, "value": value}), expires: None }
         }).collect();
         yaml::write(&path, &documents).unwrap();
         let read: Vec<_> = yaml::read(&path).unwrap().items.into_iter()
-            .map(|item| Document { key: item.key, value: item.document }).collect();
+            .map(|item| Document { key: item.key, value: item.document, expires: None }).collect();
         prop_assert_eq!(read, documents);
     }
 }

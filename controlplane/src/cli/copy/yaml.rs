@@ -3,6 +3,7 @@
 //! Reading assigns the ids of an APISIX (`arr_` and the position of an entry without an id).
 //! Writing is atomic, with mode 0600.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write as _;
 use std::os::unix::fs::OpenOptionsExt;
@@ -32,6 +33,7 @@ pub(super) fn read(path: &Path) -> Result<LocationContent, CopyError> {
     Ok(LocationContent {
         items: file.documents.into_iter().map(item).collect(),
         revision: None,
+        expiries: BTreeMap::new(),
         skipped: file.skipped.iter().map(|(name, count)| skipped_note(name, *count)).collect(),
     })
 }

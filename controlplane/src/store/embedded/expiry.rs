@@ -64,6 +64,11 @@ impl Expiries {
         Ok(expiries)
     }
 
+    /// When each document is removed.
+    pub(super) fn into_ends(self) -> BTreeMap<Key, Instant> {
+        self.by_key.into_iter().map(|(key, deadline)| (key, deadline.at)).collect()
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.by_key.is_empty()
     }

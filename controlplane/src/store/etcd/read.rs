@@ -3,7 +3,9 @@
 //! Reads are paged, and all pages have the revision of the first: a response stays small, and the
 //! result is one consistent state.
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};
+use std::time::{Duration, Instant};
 
 use etcd_client::{
     Error, GetOptions, GetResponse, KeyValue, KvClient, Txn, TxnOp, TxnOpResponse, TxnResponse,
@@ -247,6 +249,36 @@ impl Cluster {
                 Err(StoreError::Unavailable { what: self.connections.describe_error(&connected, &error) })
             }
         }
+    }
+
+    /// The ends of the documents with a lease.
+    pub(super) async fn expiries(&self) -> Result<BTreeMap<Key, Instant>, StoreError> {
+        let root = self.layout.root();
+        let options = GetOptions::new().with_prefix().with_keys_only();
+        let response = self.call(|mut kv: KvClient| {
+            let options = options.clone();
+            async move { kv.get(root, Some(options)).await }
+        });
+        let (mut expiries, mut ends) = (BTreeMap::new(), HashMap::new());
+        for kv in response.await?.kvs().iter().filter(|kv| kv.lease() != 0) {
+            let ParsedKey::Document(key) = self.layout.parse(kv.key()) else { continue };
+            let end = match ends.entry(kv.lease()) {
+                Entry::Occupied(known) => *known.get(),
+                Entry::Vacant(slot) => *slot.insert(self.lease_end(kv.lease()).await?),
+            };
+            expiries.insert(key, end);
+        }
+        Ok(expiries)
+    }
+
+    /// When a lease ends; now for one that has ended.
+    async fn lease_end(&self, lease: i64) -> Result<Instant, StoreError> {
+        let connection = self.connections.current().await?;
+        let mut leases = connection.client.lease_client();
+        let response = self.with_timeout(leases.time_to_live(lease, None)).await?;
+        let seconds = response.map_err(|error| self.unavailable(&connection, &error))?.ttl();
+        let seconds = u32::try_from(seconds.max(0)).unwrap_or(u32::MAX);
+        Ok(Instant::now() + Duration::from_secs(seconds.into()))
     }
 
     /// The keys that are not documents, counted by directory.

@@ -154,7 +154,7 @@ impl Cluster {
         response.await?.map(drop).map_err(|(connection, error)| self.unavailable(&connection, &error))
     }
 
-    async fn with_timeout<T>(
+    pub(super) async fn with_timeout<T>(
         &self,
         call: impl Future<Output = Result<T, Error>>,
     ) -> Result<Result<T, Error>, StoreError> {
