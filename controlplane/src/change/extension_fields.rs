@@ -28,6 +28,14 @@ pub(crate) fn carry_over(
     notes
 }
 
+/// Removes the extension fields that are `null`: a request to remove them, which no schema accepts.
+/// For a check of a document that no write follows.
+pub(crate) fn remove_nulls(kind: Kind, document: &mut Value) {
+    if let Some(members) = document.as_object_mut() {
+        extension::carry_over(kind, None, members);
+    }
+}
+
 /// For a patched document. `at_place`: the part at a sub-path was replaced as a whole.
 pub(super) fn settle_patched(
     key: &Key,

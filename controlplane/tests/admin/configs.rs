@@ -92,6 +92,31 @@ async fn an_invalid_configuration_changes_nothing() {
 }
 
 #[tokio::test]
+async fn an_extension_field_is_kept_until_null_removes_it() {
+    let world = World::start().await;
+    let identity = json!({"allow": [{"dns": "alice"}]});
+    let route = |members: Value| {
+        let mut route = json!({"id": "1", "uri": "/", "upstream": upstream(1)});
+        route.as_object_mut().unwrap().extend(members.as_object().unwrap().clone());
+        json!({"routes": [route]})
+    };
+    put(&world, "one", route(json!({"client_identity": identity}))).await.ok();
+    let stored = world.get("/routes/1").await.ok().json();
+    // A client that does not know it changes nothing.
+    put(&world, "two", route(json!({}))).await.ok();
+    assert_eq!(world.get("/routes/1").await.json(), stored);
+    let removed = put(&world, "three", route(json!({"client_identity": null}))).await.ok();
+    assert!(
+        removed.header("x-countersign-warning").unwrap().contains("client_identity: removed"),
+        "{removed:?}"
+    );
+    let open = world.get("/routes/1").await.ok().json();
+    assert_eq!(open["value"].get("client_identity"), None);
+    put(&world, "four", route(json!({"client_identity": null}))).await.ok();
+    assert_eq!(world.get("/routes/1").await.json(), open, "nothing is left to remove");
+}
+
+#[tokio::test]
 async fn a_dry_run_names_the_changes() {
     let world = World::start().await;
     world.put("/upstreams/1", upstream(1)).await.ok();

@@ -92,7 +92,19 @@ async fn an_allow_list_survives_a_put_without_it() {
         assert_eq!((clean.header(KEPT), clean.json()["value"].get("client_identity")), (None, None));
     }
     let posted = json!({"uri": "/b", "upstream": upstream, "client_identity": null});
-    assert_eq!(world.post("/routes", posted).await.ok().json()["value"].get("client_identity"), None);
+    assert_eq!(world.post("/routes", posted.clone()).await.ok().json()["value"].get("client_identity"), None);
+    // So it does where nothing is stored, or nothing is written.
+    let operation = json!({"method": "PUT", "path": "/apisix/admin/routes/n", "body": posted});
+    world.post("/batch", json!({"operations": [operation]})).await.ok();
+    world.post("/schema/validate/routes", posted.clone()).await.ok();
+    let mut listed = posted;
+    listed["id"] = json!("n");
+    world.post("/configs/validate", json!({"routes": [listed]})).await.ok();
+    // A field that APISIX has is not null, as there.
+    let null = json!({"uri": "/b", "upstream": upstream, "desc": null});
+    let message = "property \"desc\" validation failed: wrong type: expected string, got userdata";
+    world.put("/routes/n", null.clone()).await.assert_error(&format!("invalid configuration: {message}"));
+    world.post("/schema/validate/routes", null).await.assert_error(message);
 }
 
 #[tokio::test]

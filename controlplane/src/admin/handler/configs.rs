@@ -20,7 +20,7 @@ use crate::admin::absent::{self, AbsentKind};
 use crate::admin::body::BodyError;
 use crate::admin::list::{self, DocumentView};
 use crate::admin::reply::{self, Reply};
-use crate::change::ChangeError;
+use crate::change::{ChangeError, extension_fields};
 use crate::compile::compile;
 use crate::store::{CachedDocuments, DocumentList, StoreError};
 
@@ -228,7 +228,9 @@ pub(super) fn without_metadata(document: &Value) -> Value {
 
 /// The checks of a write, without those of references.
 fn check(kind: Kind, id: &Id, item: &Value, keyring: &Keyring, now: UnixTime) -> Result<(), String> {
-    let checked = compile(kind, id, &without_metadata(item), keyring)
+    let mut document = without_metadata(item);
+    extension_fields::remove_nulls(kind, &mut document);
+    let checked = compile(kind, id, &document, keyring)
         .and_then(|resource| model::check_validity_period(&resource, now).map(|()| resource));
     checked.map(drop).map_err(|problem| problem.redacted().1.into_owned())
 }
@@ -250,6 +252,8 @@ mod tests {
             errors(json!({"routes": [good], "consumers": [], "plugins": [{"name": "x"}]})),
             [Value::Null; 0]
         );
+        let open = json!({"id": "r2", "uri": "/a", "upstream": upstream, "client_identity": null});
+        assert_eq!(errors(json!({"routes": [open], "ssls": null})), [Value::Null; 0], "null removes it");
         let found = errors(json!({
             "routes": [{"id": "r1", "uri": 1}, {"uri": "/b", "upstream": upstream}, good],
             "consumers": [{"username": "jack"}],

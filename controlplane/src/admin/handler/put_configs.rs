@@ -8,7 +8,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use http::{HeaderMap, Method, StatusCode};
-use model::{Id, Key, Kind, Problem};
+use model::{Id, Key, Kind, Problem, extension};
 use pki::Keyring;
 use rustls_pki_types::UnixTime;
 use serde_json::{Map, Value, json};
@@ -248,8 +248,13 @@ fn change(kind: Kind, id: &Id, method: Method, action: Action) -> NamedChange {
     NamedChange { method, resource, request }
 }
 
-/// Whether a PUT of the document would change nothing but its time. One key has one encrypted text.
+/// Whether a PUT of the document would change nothing but its time: it keeps the extension fields
+/// that it does not mention. One key has one encrypted text.
 fn equals_stored(kind: Kind, document: &Value, stored: &Value, keyring: &Keyring) -> bool {
+    let mut document = document.clone();
+    if let Some(members) = document.as_object_mut() {
+        extension::carry_over(kind, Some(stored), members);
+    }
     let with_text_id = |mut value: Value| {
         if let (Some(id), Some(members)) = (configs::id_of(&value), value.as_object_mut()) {
             members.insert("id".to_owned(), id.into());
@@ -257,5 +262,5 @@ fn equals_stored(kind: Kind, document: &Value, stored: &Value, keyring: &Keyring
         }
         value
     };
-    with_text_id(document.clone()) == with_text_id(configs::without_metadata(stored))
+    with_text_id(document) == with_text_id(configs::without_metadata(stored))
 }

@@ -7,6 +7,7 @@ use serde_json::Value;
 
 use super::AdminRequest;
 use crate::admin::reply::{self, Reply};
+use crate::change::extension_fields;
 
 /// `GET schema/{kind}`
 pub(super) fn show(request: AdminRequest) -> Reply {
@@ -27,7 +28,9 @@ pub(super) fn validate(request: AdminRequest) -> Reply {
     let Some(kind) = Kind::ALL.into_iter().find(|kind| kind.plural() == plural) else {
         return reply::error(StatusCode::NOT_FOUND, &format!("Unsupported resource type: {plural}"), None);
     };
-    match model::validate(kind, &body.unwrap_or(Value::Null)) {
+    let mut document = body.unwrap_or(Value::Null);
+    extension_fields::remove_nulls(kind, &mut document);
+    match model::validate(kind, &document) {
         Ok(()) => reply::empty(StatusCode::OK),
         Err(problem) => reply::problem(&problem),
     }
