@@ -18,6 +18,9 @@ use super::reply::{self, Reply};
 
 pub(super) const BODY_BYTES_MAX: u64 = 1_572_864;
 
+/// Bytes of a batch that is only checked: its check must see all that a large change writes.
+pub(super) const DRY_RUN_BYTES_MAX: u64 = 32 << 20;
+
 /// Bytes read and dropped beyond the limit before the response: many clients read no response
 /// before they have sent their body.
 const DISCARDED_MAX: u64 = 8 << 20;
@@ -61,18 +64,20 @@ pub(super) enum BodyFormat {
     Yaml,
 }
 
-/// Reads a body; `None` when it is empty. `idle_timeout` bounds the wait between two frames.
+/// Reads a body of at most `bytes_max`; `None` when it is empty. `idle_timeout` bounds the wait
+/// between two frames.
 ///
 /// # Errors
 /// When it is too large, arrives too slowly, or does not have the format.
 pub(super) async fn read(
     mut body: Incoming,
     format: BodyFormat,
+    bytes_max: u64,
     idle_timeout: Duration,
 ) -> Result<Option<Value>, BodyError> {
     let content_length = body.size_hint().exact().unwrap_or(0);
     let mut content =
-        Zeroizing::new(Vec::with_capacity(usize::try_from(content_length.min(BODY_BYTES_MAX)).unwrap_or(0)));
+        Zeroizing::new(Vec::with_capacity(usize::try_from(content_length.min(bytes_max)).unwrap_or(0)));
     let mut size = 0;
     loop {
         let frame = match tokio::time::timeout(idle_timeout, body.frame()).await {
@@ -83,18 +88,18 @@ pub(super) async fn read(
         };
         let Ok(mut data) = frame.into_data() else { continue };
         size += data.remaining() as u64;
-        if size > BODY_BYTES_MAX + DISCARDED_MAX {
+        if size > bytes_max + DISCARDED_MAX {
             break;
         }
-        if size <= BODY_BYTES_MAX && content_length <= BODY_BYTES_MAX {
+        if size <= bytes_max && content_length <= bytes_max {
             content.extend_from_slice(&data);
         }
         data.advance(data.remaining());
     }
     let size = size.max(content_length);
-    if size > BODY_BYTES_MAX {
+    if size > bytes_max {
         let message = format!(
-            "invalid request body: request size {size} is greater than the maximum size {BODY_BYTES_MAX} allowed"
+            "invalid request body: request size {size} is greater than the maximum size {bytes_max} allowed"
         );
         return Err(BodyError::Rejected(reply::error(StatusCode::BAD_REQUEST, &message, None)));
     }

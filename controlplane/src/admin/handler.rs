@@ -156,7 +156,7 @@ impl AdminApi {
         let body = match (&operation.method, body.take()) {
             (&Method::PUT | &Method::POST | &Method::PATCH, Some(body)) if !operation.is_rejected() => {
                 let format = body_format(operation.call, &head.headers);
-                body::read(body, format, self.body_timeout).await
+                body::read(body, format, body_bytes_max(operation.call, &query), self.body_timeout).await
             }
             (_, unread) => {
                 *body = unread;
@@ -302,6 +302,11 @@ fn check_certificate(client: &AdminClient, now: UnixTime) -> Option<Reply> {
         }
         ClientCertStatus::Verified { .. } => None,
     }
+}
+
+fn body_bytes_max(call: Call, query: &Query) -> u64 {
+    let only_checked = call == Call::Batch && query.get("dry_run") == Some("true");
+    if only_checked { body::DRY_RUN_BYTES_MAX } else { body::BODY_BYTES_MAX }
 }
 
 /// A body is JSON whatever its content type (contract 2.2), and a whole configuration may be YAML.

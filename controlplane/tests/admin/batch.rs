@@ -153,6 +153,33 @@ async fn a_dry_run_of_a_batch_stores_nothing() {
     }
 }
 
+/// What a large change writes in several batches is checked at once.
+#[tokio::test]
+async fn a_dry_run_may_be_larger_than_a_commit() {
+    let world = World::start().await;
+    let route = |n: usize| {
+        operation(
+            "PUT",
+            &format!("/routes/{n}"),
+            json!({"uri": "/", "upstream_id": "u", "desc": "x".repeat(250)}),
+        )
+    };
+    let mut operations: Vec<_> = (0..6000).map(route).collect();
+    operations.push(operation("PUT", "/upstreams/u", upstream()));
+    let body = json!({"operations": operations});
+    assert!(body.to_string().len() > 1_572_864);
+    let checked = world.post("/batch?dry_run=true", body.clone()).await.ok().json();
+    assert_eq!(checked["results"].as_array().unwrap().len(), 6001);
+    assert_eq!(world.get("/routes").await.json()["total"], 0);
+    let refused = world.post("/batch", body).await;
+    assert!(refused.status == 400 && refused.text.contains("the maximum size 1572864"), "{refused:?}");
+    let refused = batch(&world, json!(operations[5872..])).await;
+    refused.assert_error("invalid batch: 129 operations, should be 1 to 128");
+    operations.resize(10_001, operations[0].clone());
+    let refused = world.post("/batch?dry_run=true", json!({"operations": operations})).await;
+    refused.assert_error("invalid batch: 10001 operations, should be 1 to 10000");
+}
+
 /// A reference is part of the commit: whoever is first, no route is left without its upstream.
 #[tokio::test]
 async fn no_route_refers_to_an_upstream_that_is_being_removed() {

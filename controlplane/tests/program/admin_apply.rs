@@ -134,6 +134,17 @@ fn many_resources_are_written_in_several_batches() {
     let upstream = json!({"id": "u", "nodes": {"127.0.0.1:1": 1}});
     let rules = json!({"routes": routes(300), "upstreams": [upstream]});
     let file = world.file("rules.json", rules.to_string());
+    let checked = world.ok(&format!("apply -f {file} --dry-run"));
+    assert!(
+        checked.contains("checked: 301 created"),
+        "routes beside the upstream of another step: {checked}"
+    );
+    let mut wrong = rules.clone();
+    wrong["routes"][299]["upstream_id"] = json!("none");
+    let wrong = world.file("wrong.json", wrong.to_string());
+    let refused = world.run(&format!("apply -f {wrong} --dry-run"));
+    assert!(refused.code == Some(1) && refused.err.contains("routes/299: "), "{refused:?}");
+    assert_eq!(world.json("list upstreams")["total"], json!(0));
     let applied = world.ok(&format!("apply -f {file} --yes"));
     assert!(
         applied.contains("\n... and 201 more\n") && applied.contains("applied: 301 created"),
@@ -155,6 +166,8 @@ fn many_resources_are_written_in_several_batches() {
             .contains("plan: 172 to create, 0 to update, 0 to delete, 128 unchanged")
     );
     let none = world.file("none.json", r#"{"routes": [], "services": [], "upstreams": []}"#);
+    let checked = world.ok(&format!("apply -f {none} --prune --dry-run"));
+    assert!(checked.contains("checked: 0 created, 0 updated, 601 deleted"), "{checked}");
     assert!(
         world
             .ok(&format!("apply -f {none} --prune --yes"))

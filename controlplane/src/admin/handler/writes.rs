@@ -33,6 +33,9 @@ const TTL_MAX: f64 = u32::MAX as f64;
 
 /// Operations of a batch: the limit of an etcd transaction.
 const BATCH_MAX: usize = 128;
+/// Operations of a batch that is only checked. A change of more than [`BATCH_MAX`] is written in
+/// several batches, and each refers to those before it.
+const DRY_RUN_BATCH_MAX: usize = 10_000;
 
 /// The arguments that every write takes.
 pub(super) struct WriteArguments {
@@ -124,7 +127,8 @@ impl AdminApi {
         let AdminRequest { query, body, .. } = request;
         let body = body.map_err(Reply::from)?;
         let arguments = WriteArguments::parse(&query).map_err(|problem| reply::problem(&problem))?;
-        let operations = parse_batch(body).map_err(batch_error)?;
+        let operations_max = if arguments.dry_run { DRY_RUN_BATCH_MAX } else { BATCH_MAX };
+        let operations = parse_batch(body, operations_max).map_err(batch_error)?;
         let AcceptedChanges { revision, changes } =
             match self.apply_audited(client, caller, &operations, &arguments, None).await {
                 Ok(accepted) => accepted,
@@ -342,15 +346,15 @@ fn rejected(operation: Option<usize>, problem: Problem) -> RejectedChanges {
     RejectedChanges { operation, error: problem.into() }
 }
 
-fn parse_batch(body: Option<Value>) -> Result<Vec<NamedChange>, RejectedChanges> {
+fn parse_batch(body: Option<Value>, operations_max: usize) -> Result<Vec<NamedChange>, RejectedChanges> {
     let whole = |message: String| rejected(None, Problem::new("operations", message));
     let body = body.filter(Value::is_object);
     let body = body.ok_or_else(|| whole("invalid batch: should be an object with operations".to_owned()))?;
     let body = serde_json::from_value::<BatchBody>(body)
         .map_err(|error| whole(format!("invalid batch: {error}")))?;
     let count = body.operations.len();
-    if !(1..=BATCH_MAX).contains(&count) {
-        return Err(whole(format!("invalid batch: {count} operations, should be 1 to {BATCH_MAX}")));
+    if !(1..=operations_max).contains(&count) {
+        return Err(whole(format!("invalid batch: {count} operations, should be 1 to {operations_max}")));
     }
     let operations = body.operations.into_iter().enumerate();
     operations

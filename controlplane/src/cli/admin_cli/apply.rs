@@ -14,7 +14,7 @@ use telemetry::stdout::CommandOutput;
 
 use super::client::{ApiClient, ApiReply, ApiRequest};
 use super::desired::DesiredResources;
-use super::plan::ApplyPlan;
+use super::plan::{ApplyPlan, DRY_RUN_BYTES_MAX, DRY_RUN_OPERATIONS_MAX};
 use super::reply::ApiError;
 use super::resources::behind_code;
 use super::{AdminCliError, EXIT_FAILURE, EXIT_SUCCESS, note, stored};
@@ -22,6 +22,8 @@ use crate::cli::progress::ProgressLog;
 
 /// Operations that `apply` shows; `diff` shows all.
 const SHOWN_MAX: usize = 100;
+/// Per operation, over a slow store.
+const OPERATION_TIME_MAX: Duration = Duration::from_millis(10);
 
 const FORMS: &str = "Files (JSON or YAML) have lists of resources with ids:
   routes:
@@ -41,7 +43,7 @@ mention (client.crl, client_identity) are kept; null removes them.";
 
 {FORMS}
 
-Up to 128 changes are written as one, all or none; more are written in several steps. If a resource is changed by others between the plan and
+Up to 128 changes are written as one, all or none; more are written in several steps, and a dry run checks all of them together. If a resource is changed by others between the plan and
 its write, that step writes nothing; run it again."))]
 pub(crate) struct ApplyArgs {
     /// File or folder; - for standard input. May be given several times
@@ -91,6 +93,12 @@ pub(crate) enum ApplyError {
     NotAsked,
     #[error("nothing was written: the answer was not yes")]
     Declined,
+    #[error(
+        "{operations} changes are more than a dry run takes ({DRY_RUN_OPERATIONS_MAX}, in {} MiB): each must be checked beside all others. Give fewer \
+         files that do not refer to each other; diff shows the plan of any size",
+        DRY_RUN_BYTES_MAX >> 20
+    )]
+    TooManyToCheck { operations: usize },
     #[error(
         "{error}\n{done} of {total} changes are written, the others are not. Mend this and run it again: it writes the rest"
     )]
@@ -150,7 +158,11 @@ async fn write(
     plan: &ApplyPlan,
     out: &mut CommandOutput,
 ) -> Result<u8, AdminCliError> {
-    let (batches, total) = (plan.batches(), plan.operations.len());
+    let total = plan.operations.len();
+    let batches = match args.dry_run {
+        true => vec![plan.dry_run_batch().ok_or(ApplyError::TooManyToCheck { operations: total })?],
+        false => plan.batches(),
+    };
     let mut progress = ProgressLog::new(total, "changes");
     let (mut done, mut revision, mut code) = (0, None, EXIT_SUCCESS);
     let count = batches.len();
@@ -158,9 +170,9 @@ async fn write(
         // Every node serves the last change after those before it.
         let wait = args.wait.filter(|_| number == count);
         let result = send_batch(client, args, wait, &body).await;
-        let reply = result.map_err(|error| match (done, args.dry_run) {
-            (0, _) | (_, true) => error,
-            (done, false) => ApplyError::Partly { done, total, error: Box::new(error) }.into(),
+        let reply = result.map_err(|error| match done {
+            0 => error,
+            done => ApplyError::Partly { done, total, error: Box::new(error) }.into(),
         })?;
         print_warnings(&reply.json()?);
         revision = reply.revision().or_else(|| number_member(&reply.json().ok()?, "revision"));
@@ -191,13 +203,19 @@ async fn send_batch(
     let mark = if query.is_empty() { "" } else { "?" };
     let path = format!("batch{mark}{query}");
     let request = ApiRequest {
-        wait: Duration::from_secs(wait.unwrap_or_default().into()),
+        wait: Duration::from_secs(wait.unwrap_or_default().into()) + checking_time(body),
         ..ApiRequest::new(Method::POST, path, Some(body.to_string().into_bytes()))
     };
     let reply = client.send(&request).await?;
     let failed = failed_operation(&reply, body);
     let reply = reply.success(client, failed.as_deref().unwrap_or("batch"));
     Ok(reply.map_err(|error| name_resource(error, failed))?)
+}
+
+/// What the check of a batch may take beside the usual time of a response.
+fn checking_time(body: &Value) -> Duration {
+    let operations = body.get("operations").and_then(Value::as_array).map_or(0, Vec::len);
+    OPERATION_TIME_MAX * u32::try_from(operations).unwrap_or(u32::MAX)
 }
 
 /// The resource of the operation that an error names.

@@ -16,6 +16,9 @@ use super::resources::clipped;
 use super::stored::StoredResources;
 use super::table;
 
+/// Operations and bytes of one batch that is only checked.
+pub(super) const DRY_RUN_OPERATIONS_MAX: usize = 10_000;
+pub(super) const DRY_RUN_BYTES_MAX: usize = 32 << 20;
 /// Operations and bytes of one batch. The Admin API takes 128 and 1.5 MiB.
 const BATCH_OPERATIONS_MAX: usize = 128;
 const BATCH_BYTES_MAX: usize = 1_400_000;
@@ -126,6 +129,15 @@ impl ApplyPlan {
             out,
             "plan: {created} to create, {updated} to update, {deleted} to delete, {unchanged} unchanged"
         )
+    }
+
+    /// All operations as one body of `POST batch?dry_run=true`, so that each is checked beside all
+    /// others; `None`: they are more than it takes.
+    pub(super) fn dry_run_batch(&self) -> Option<(usize, Value)> {
+        let operations: Vec<_> = self.operations.iter().map(PlannedOperation::to_json).collect();
+        let (count, body) = (operations.len(), json!({"operations": operations}));
+        let fits = count <= DRY_RUN_OPERATIONS_MAX && body.to_string().len() <= DRY_RUN_BYTES_MAX;
+        fits.then_some((count, body))
     }
 
     /// The bodies of `POST batch`, in order, each with its number of operations.
