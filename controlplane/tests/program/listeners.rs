@@ -208,3 +208,25 @@ fn a_busy_listener_keeps_the_start_from_listening() {
     let site = site_with(json!([{"ip": "0.0.0.0", "port": 0, "https_admin": false}]));
     refused(&site.config(), &["plain HTTP on 0.0.0.0:0", "write plain_http: true"]);
 }
+
+#[test]
+fn check_warns_of_an_open_listener_without_a_key_check() {
+    let listener = json!({"ip": "0.0.0.0", "port": 0, "https_admin": false, "plain_http": true});
+    let mut site = site_with(json!([{"ip": "127.0.0.1", "port": 0}, listener]));
+    let admin = &mut site.settings["deployment"]["admin"];
+    admin["admin_key_required"] = json!(false);
+    admin["allow_admin"] = json!(["127.0.0.0/8", "10.0.0.0/8"]);
+    let checked = run(&["check"], &site.config());
+    let out = String::from_utf8_lossy(&checked.stdout);
+    assert!(checked.status.success(), "{checked:?}");
+    let warnings: Vec<_> = out.lines().filter(|line| line.contains("takes every change")).collect();
+    assert_eq!(warnings.len(), 1, "{out}");
+    assert!(warnings[0].starts_with("warning: ") && warnings[0].contains(" 0.0.0.0:0 takes"), "{out}");
+    // All that is wrong with the roles comes at once.
+    let admin = &mut site.settings["deployment"]["admin"];
+    admin["client_roles"] = json!([{"match": {"cn": "a"}, "role": "root"}, {"role": "viewer"}]);
+    refused(
+        &site.config(),
+        &["match names a client", "expected admin or viewer", "has no match", "lets every client"],
+    );
+}
