@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use conf::ConfError;
 use process::bounded_read;
-use serde_json::Value;
+use serde_json::{Map, Value};
 use zeroize::Zeroizing;
 
 /// Bytes of a file: ten thousand sites are about 40 MB.
@@ -36,6 +36,8 @@ pub(crate) enum InputError {
     JsonText(model::json::JsonError),
     #[error("{0}")]
     Yaml(#[from] ConfError),
+    #[error("{path}: there is nothing in it; a document without members is {{}}, and that there are no routes is routes: []", path = .0.display())]
+    Empty(PathBuf),
     #[error("no document: give one with -f FILE, -f - or --json TEXT")]
     Missing,
 }
@@ -90,7 +92,17 @@ fn parse(path: &Path, text: &Zeroizing<String>) -> Result<Value, InputError> {
         let json = model::json::parse(text.trim_start_matches('\u{feff}').as_bytes());
         return json.map_err(|error| InputError::Json { path: path.to_owned(), error });
     }
-    Ok(conf::parse_apisix_yaml(path, text, &|name| std::env::var(name).ok())?)
+    let value = conf::parse_apisix_yaml(path, text, &|name| std::env::var(name).ok())?;
+    if value.as_object().is_some_and(Map::is_empty) && !states_empty_object(text) {
+        return Err(InputError::Empty(path.to_owned()));
+    }
+    Ok(value)
+}
+
+/// Whether YAML that is read as an empty object says so. Blanks and comments are read as one, too,
+/// and may be what a program left that failed.
+fn states_empty_object(text: &str) -> bool {
+    text.lines().any(|line| !line.trim_start().starts_with('#') && line.contains('{'))
 }
 
 #[cfg(test)]
@@ -116,6 +128,20 @@ mod tests {
             assert_eq!(parsed(name, text), Ok(expected.clone()), "{name}: {text}");
         }
         assert_eq!(parsed("a.json", "{\"cert\": \"a\nb\"}"), Ok(json!({"cert": "a\nb"})), "a pasted PEM");
+    }
+
+    #[test]
+    fn an_empty_file_is_no_document() {
+        for text in ["", "\n\n", "# {}\n#END\n", "---\n", "null", "~\n"] {
+            for name in ["a.yaml", "standard input"] {
+                let error = parsed(name, text).unwrap_err();
+                assert!(error.contains(": there is nothing in it; a document"), "{text:?}: {error}");
+            }
+        }
+        assert!(parsed("a.json", "").is_err());
+        for text in ["{}", "--- {}\n#END\n", "# none\n{ }\n"] {
+            assert_eq!(parsed("a.yaml", text), Ok(json!({})), "{text:?}");
+        }
     }
 
     #[test]
