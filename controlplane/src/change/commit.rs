@@ -63,6 +63,13 @@ fn at<E: Into<ChangeError>>(operation: usize) -> impl Fn(E) -> RejectedChanges {
     move |error| RejectedChanges { operation: Some(operation), error: error.into() }
 }
 
+/// In the middle of a large batch, whose checks never wait.
+async fn let_others_run(index: usize) {
+    if index % 64 == 63 {
+        tokio::task::yield_now().await;
+    }
+}
+
 impl ChangePipeline {
     /// Makes changes in `store` and encrypts private keys with `keyring`.
     pub fn new(store: Arc<dyn Store>, keyring: Arc<Keyring>) -> Self {
@@ -143,6 +150,7 @@ impl ChangePipeline {
         let mut resources = Vec::with_capacity(changes.len());
         for (index, change) in changes.iter_mut().enumerate() {
             resources.push(self.check_alone(change, options.now).map_err(at(index))?);
+            let_others_run(index).await;
         }
         let mut overlay = StoreOverlay::new(source, pending);
         let compiled: Vec<Resource> = resources.iter().flatten().cloned().collect();
@@ -159,6 +167,7 @@ impl ChangePipeline {
                 let checked = check::check_global_rule(&change.key, document, &mut overlay).await;
                 checked.map_err(at(index))?;
             }
+            let_others_run(index).await;
         }
         let conditions = overlay.into_conditions();
         for (index, (change, resource)) in changes.iter_mut().zip(&resources).enumerate() {
