@@ -49,7 +49,7 @@ const EXAMPLES: &str = "Examples:
 
 const CHECK_EXAMPLES: &str = "Examples:
   controlplane check                                with conf/config.yaml
-  controlplane check -c /etc/countersign/config.yaml && systemctl restart controlplane
+  controlplane check -c /etc/countersign/config.yaml && systemctl start controlplane
 
 Nothing is changed. Ports are tried, so a control plane that runs with this configuration is a problem: doctor knows it.";
 
