@@ -75,6 +75,27 @@ impl Vars {
         self.root.as_ref().is_some_and(Expression::uses_path)
     }
 
+    /// Whether certainly no request fulfils both predicates: they require different texts of one
+    /// variable.
+    pub(crate) fn excludes(&self, other: &Vars) -> bool {
+        let mine = self.required_texts();
+        other
+            .required_texts()
+            .iter()
+            .any(|(variable, text)| mine.iter().any(|(own, required)| own == variable && required != text))
+    }
+
+    /// The texts that variables of a matching request have.
+    fn required_texts(&self) -> Vec<(&Variable, &str)> {
+        match &self.root {
+            Some(Expression::Logic(Logic { any: false, negated: false }, nodes)) => {
+                nodes.iter().filter_map(Expression::required_text).collect()
+            }
+            Some(node) => node.required_text().into_iter().collect(),
+            None => Vec::new(),
+        }
+    }
+
     /// Evaluates the predicate.
     pub fn matches(&self, variables: &dyn Variables) -> bool {
         self.root.as_ref().is_none_or(|root| root.holds(variables))
@@ -82,6 +103,15 @@ impl Vars {
 }
 
 impl Expression {
+    fn required_text(&self) -> Option<(&Variable, &str)> {
+        match self {
+            Expression::Test { variable, negated: false, test: Comparison::Equal(Operand::Text(text)) } => {
+                Some((variable, text))
+            }
+            _ => None,
+        }
+    }
+
     fn uses_path(&self) -> bool {
         match self {
             Expression::Logic(_, nodes) => nodes.iter().any(Expression::uses_path),

@@ -4,6 +4,8 @@
 //! but the path of a change. A lookup probes the exact name and each suffix that starts at a dot,
 //! except suffix lengths that no pattern has. The caller decides how much a wildcard may cover.
 
+use std::cmp::Reverse;
+
 use imbl::OrdMap;
 
 use crate::dots;
@@ -11,6 +13,16 @@ use crate::host_name::HostName;
 pub(crate) use crate::name_table::Bucket;
 use crate::name_table::NameTable;
 use crate::pattern::NamePattern;
+
+/// The place of a pattern in a search: the exact name comes first, then suffixes, longest first,
+/// then `*`. Among patterns that match one name the order is total.
+pub(crate) fn search_rank(pattern: &NamePattern) -> (u8, Reverse<usize>) {
+    match pattern {
+        NamePattern::Exact(_) => (0, Reverse(0)),
+        NamePattern::Suffix(suffix) => (1, Reverse(suffix.as_bytes().len())),
+        NamePattern::Any => (2, Reverse(0)),
+    }
+}
 
 #[derive(Clone)]
 pub(crate) struct HostIndex<B> {

@@ -104,4 +104,4 @@ pub use template::{RenderedPart, Template};
 pub use tickets::{TicketRing, TicketSecret};
 pub use uri::UriPattern;
 pub use variable::{NoVariables, Variable, Variables};
-pub use weakening::{Weakening, removal_weakenings, weakenings};
+pub use weakening::{ChangeWeakenings, Weakening, removal_weakenings, weakenings, weakenings_of_change};

@@ -48,6 +48,12 @@ impl Candidate {
         let uri = self.uri.as_str();
         (Reverse(self.route.priority), Reverse(uri.len()), &self.route.id, uri)
     }
+
+    /// The place in a search among the candidates that match one path: the exact path comes first,
+    /// then the longest prefix.
+    pub(crate) fn search_rank(&self) -> impl Ord + '_ {
+        (!self.uri.is_exact(), Reverse(self.uri.prefix().len()), self.rank())
+    }
 }
 
 /// Nested prefixes of a lookup that need no allocation.

@@ -63,7 +63,7 @@ impl NamePattern {
     }
 
     /// Whether some name matches both patterns.
-    pub(crate) fn overlaps(&self, other: &NamePattern) -> bool {
+    pub fn overlaps(&self, other: &NamePattern) -> bool {
         match (self, other) {
             (NamePattern::Any, _) | (_, NamePattern::Any) => true,
             (NamePattern::Exact(name), pattern) | (pattern, NamePattern::Exact(name)) => {

@@ -62,6 +62,38 @@ impl UriPattern {
         self.text.split('*').next().unwrap_or_default()
     }
 
+    /// Whether some path may match both patterns; certain unless both have a `*`.
+    pub(crate) fn overlaps(&self, other: &UriPattern) -> bool {
+        match (&self.shape, &other.shape) {
+            (Shape::Exact, _) => other.matches(&self.text),
+            (_, Shape::Exact) => self.matches(&other.text),
+            _ => {
+                let (one, two) = (self.prefix(), other.prefix());
+                let (end, its_end) = (self.ending(), other.ending());
+                (one.starts_with(two) || two.starts_with(one))
+                    && (end.ends_with(its_end) || its_end.ends_with(end))
+            }
+        }
+    }
+
+    /// Whether the pattern certainly matches every path that `other` matches.
+    pub(crate) fn covers(&self, other: &UriPattern) -> bool {
+        match (&self.shape, &other.shape) {
+            (_, Shape::Exact) => self.matches(&other.text),
+            (Shape::Prefix, _) => other.prefix().starts_with(self.prefix()),
+            _ => self == other,
+        }
+    }
+
+    /// The ending of all matching paths: the text after the last `*`.
+    fn ending(&self) -> &str {
+        match &self.shape {
+            Shape::Exact => &self.text,
+            Shape::Prefix => "",
+            Shape::Glob(pieces) => pieces.last().map_or("", |last| last),
+        }
+    }
+
     /// Whether the pattern matches a normalized path.
     pub fn matches(&self, path: &str) -> bool {
         match &self.shape {
@@ -182,6 +214,19 @@ mod tests {
             }).collect();
             let regex = regex::Regex::new(&format!("^(?s:{})$", text.join("/"))).unwrap();
             prop_assert_eq!(ours.unwrap().matches(&path), regex.is_match(&path), "{} {}", pattern, path);
+        }
+
+        #[test]
+        fn overlaps_and_covers_agree_with_matches(
+            one in "(/(a|b|\\*)){1,3}(\\*|/)?", other in "(/(a|b|\\*)){1,3}(\\*|/)?", path in "(/(a|b)){1,4}/?"
+        ) {
+            let (one, other) = (UriPattern::parse(&one), UriPattern::parse(&other));
+            prop_assume!(one.is_ok() && other.is_ok());
+            let (one, other) = (one.unwrap(), other.unwrap());
+            let (matches, its) = (one.matches(&path), other.matches(&path));
+            prop_assert!(one.overlaps(&other) || !(matches && its));
+            prop_assert!(!one.covers(&other) || matches || !its);
+            prop_assert!(one.covers(&one) && one.overlaps(&one));
         }
     }
 }

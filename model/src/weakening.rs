@@ -6,10 +6,17 @@
 //! of those counts. Invariants: a resource does not weaken itself, and a change that only adds
 //! protection (fewer anchors, more revocations, a narrower allow-list) does not weaken.
 
+mod change;
+mod claims;
+mod route_claims;
 mod routing;
+mod site_claims;
 mod ssl;
+mod stream_claims;
 
 use std::fmt;
+
+pub use change::{ChangeWeakenings, weakenings_of_change};
 
 use crate::redact::redact;
 use crate::resource::{Resource, Upstream, UpstreamRef};
@@ -21,6 +28,13 @@ pub struct Weakening {
     pub field: String,
     /// The consequence.
     pub message: String,
+}
+
+impl Weakening {
+    /// Messages go to logs and responses, so a private key in a pattern is redacted.
+    fn new(field: impl Into<String>, what: impl AsRef<str>) -> Weakening {
+        Weakening { field: field.into(), message: redact(what.as_ref()).into_owned() }
+    }
 }
 
 impl fmt::Display for Weakening {
@@ -87,9 +101,8 @@ const RULE_GONE: &str = "requests are served that were denied, because a plugin 
 struct Weakenings(Vec<Weakening>);
 
 impl Weakenings {
-    /// Messages go to logs and responses, so a private key in a pattern is redacted.
     fn add(&mut self, field: impl Into<String>, what: impl AsRef<str>) {
-        self.0.push(Weakening { field: field.into(), message: redact(what.as_ref()).into_owned() });
+        self.0.push(Weakening::new(field, what));
     }
 
     /// Adds a weakening on a condition.

@@ -80,6 +80,11 @@ impl MethodSet {
         self.is_empty() || (!other.is_empty() && other.0 & !self.0 == 0)
     }
 
+    /// Whether routes with these sets match a common request.
+    pub(crate) fn overlaps(self, other: MethodSet) -> bool {
+        self.is_empty() || other.is_empty() || self.0 & other.0 != 0
+    }
+
     /// The listed methods.
     pub fn iter(self) -> impl Iterator<Item = RouteMethod> {
         RouteMethod::ALL.into_iter().filter(move |method| self.contains(*method))

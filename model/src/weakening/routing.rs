@@ -15,11 +15,10 @@ use crate::expression::Vars;
 use crate::pattern::HostPattern;
 use crate::proxy_rewrite::ProxyRewrite;
 use crate::resource::{PluginConfig, Route, Service, StreamRoute};
-use crate::uri::UriPattern;
 
 const ELSEWHERE: &str = "requests that it matched may go to a route without its allow-list";
 
-const OPENS: &str = "opens without an allow-list; before, it was unsupported and blocked";
+pub(super) const OPENS: &str = "opens without an allow-list; before, it was unsupported and blocked";
 
 pub(super) fn services(old: &Service, new: &Service, found: &mut Weakenings) {
     if service_restricts_clients(old) {
@@ -60,10 +59,7 @@ pub(super) fn routes(old: &Route, new: &Route, found: &mut Weakenings) {
     }
     inline(old.upstream.as_ref(), new.upstream.as_ref(), found);
     raw_paths(old.proxy_rewrite.as_deref(), new.proxy_rewrite.as_deref(), found);
-    addresses("remote_addrs", &old.remote_addrs, &new.remote_addrs, found);
-    if conditions(&old.vars).iter().any(|condition| !conditions(&new.vars).contains(condition)) {
-        found.add("vars", "requests are taken that did not fulfil the predicate before");
-    }
+    requests(old, new, found);
     plugin_config(old, new, found);
     let (before, now) = (old.client_identity.as_deref(), new.client_identity.as_deref());
     allow_lists(before, now, found);
@@ -85,6 +81,14 @@ pub(super) fn routes(old: &Route, new: &Route, found: &mut Weakenings) {
     }
 }
 
+/// Requests that a route takes and did not take before.
+pub(super) fn requests(old: &Route, new: &Route, found: &mut Weakenings) {
+    addresses("remote_addrs", &old.remote_addrs, &new.remote_addrs, found);
+    if !conditions(&new.vars).is_superset(&conditions(&old.vars)) {
+        found.add("vars", "requests are taken that did not fulfil the predicate before");
+    }
+}
+
 /// A previous plugin config may be blocked, and the route with it.
 fn plugin_config(old: &Route, new: &Route, found: &mut Weakenings) {
     let moves = old.plugin_config.is_some() && new.plugin_config != old.plugin_config;
@@ -96,7 +100,7 @@ pub(super) fn route_removal(old: &Route, found: &mut Weakenings) {
     found.add_if(route_restricts_clients(old), "uris", ELSEWHERE);
 }
 
-fn has_allow_list(block: Option<&ClientIdentity>) -> bool {
+pub(super) fn has_allow_list(block: Option<&ClientIdentity>) -> bool {
     block.is_some_and(ClientIdentity::has_allow_list)
 }
 
@@ -105,12 +109,16 @@ fn route_restricts_clients(route: &Route) -> bool {
     route.enabled && (has_allow_list(route.client_identity.as_deref()) || route.blocked.is_some())
 }
 
-fn service_restricts_clients(service: &Service) -> bool {
+pub(super) fn service_restricts_clients(service: &Service) -> bool {
     has_allow_list(service.client_identity.as_deref()) || service.blocked.is_some()
 }
 
 /// Clients that the new allow-list allows and the old one denies.
-fn allow_lists(old: Option<&ClientIdentity>, new: Option<&ClientIdentity>, found: &mut Weakenings) {
+pub(super) fn allow_lists(
+    old: Option<&ClientIdentity>,
+    new: Option<&ClientIdentity>,
+    found: &mut Weakenings,
+) {
     let Some(old) = old.filter(|old| old.has_allow_list()) else { return };
     match new.filter(|new| new.has_allow_list()) {
         None => found.add("client_identity.allow", "the allow-list is gone: other clients may be allowed"),
@@ -128,7 +136,7 @@ fn compare_matchers(old: &Route, new: &Route, found: &mut Weakenings) {
     if !new.enabled {
         return;
     }
-    let gone = old.uris.iter().any(|before| !new.uris.iter().any(|now| covers(now, before)));
+    let gone = old.uris.iter().any(|before| !new.uris.iter().any(|now| now.covers(before)));
     found.add_if(gone, "uris", ELSEWHERE);
     hosts(&old.hosts, &new.hosts, found);
     found.add_if(!new.methods.is_superset(old.methods), "methods", ELSEWHERE);
@@ -148,6 +156,11 @@ pub(super) fn stream_routes(old: &StreamRoute, new: &StreamRoute, found: &mut We
         return;
     }
     inline(old.upstream.as_ref(), new.upstream.as_ref(), found);
+    connections(old, new, found);
+}
+
+/// Connections that a stream route takes and did not take before.
+pub(super) fn connections(old: &StreamRoute, new: &StreamRoute, found: &mut Weakenings) {
     let nets = |route: &StreamRoute| route.remote_addr.into_iter().collect::<Vec<_>>();
     addresses("remote_addr", &nets(old), &nets(new), found);
     let wider = old.sni.as_ref().is_some_and(|before| match &new.sni {
@@ -158,7 +171,7 @@ pub(super) fn stream_routes(old: &StreamRoute, new: &StreamRoute, found: &mut We
 }
 
 /// Whether raw paths are forwarded now.
-fn raw_paths(old: Option<&ProxyRewrite>, new: Option<&ProxyRewrite>, found: &mut Weakenings) {
+pub(super) fn raw_paths(old: Option<&ProxyRewrite>, new: Option<&ProxyRewrite>, found: &mut Weakenings) {
     let raw = |block: Option<&ProxyRewrite>| block.is_some_and(ProxyRewrite::uses_raw_path);
     let field = "plugins.proxy-rewrite.use_real_request_uri_unsafe";
     found.add_if(raw(new) && !raw(old), field, "the upstream gets paths as the client wrote them");
@@ -175,6 +188,12 @@ pub(super) fn within(inner: &[IpNet], outer: &[IpNet]) -> bool {
     outer.is_empty() || (!inner.is_empty() && inner.iter().all(covered))
 }
 
+/// Whether some address may be in both; an empty list is every address.
+pub(super) fn addresses_overlap(some: &[IpNet], others: &[IpNet]) -> bool {
+    let meets = |one: &IpNet| others.iter().any(|other| one.contains(other) || other.contains(one));
+    some.is_empty() || others.is_empty() || some.iter().any(meets)
+}
+
 fn hosts(old: &[HostPattern], new: &[HostPattern], found: &mut Weakenings) {
     let every = [HostPattern::Any];
     let all = |hosts: &[HostPattern]| if hosts.is_empty() { every.to_vec() } else { hosts.to_vec() };
@@ -185,7 +204,7 @@ fn hosts(old: &[HostPattern], new: &[HostPattern], found: &mut Weakenings) {
 
 /// Whether `now` matches every host that `before` matches; a wildcard of a host covers any number
 /// of labels.
-fn covers_host(now: &HostPattern, before: &HostPattern) -> bool {
+pub(super) fn covers_host(now: &HostPattern, before: &HostPattern) -> bool {
     match before {
         HostPattern::Any => *now == HostPattern::Any,
         HostPattern::Exact(name) | HostPattern::Suffix(name) => match now {
@@ -195,14 +214,8 @@ fn covers_host(now: &HostPattern, before: &HostPattern) -> bool {
     }
 }
 
-/// Whether `now` certainly matches every path that `before` matches.
-fn covers(now: &UriPattern, before: &UriPattern) -> bool {
-    let is_prefix = now.as_str().strip_suffix('*').is_some_and(|prefix| prefix == now.prefix());
-    now == before || (is_prefix && before.prefix().starts_with(now.prefix()))
-}
-
 /// The conditions that must all hold. A predicate of another form is one condition.
-fn conditions(vars: &Vars) -> HashSet<String> {
+pub(super) fn conditions(vars: &Vars) -> HashSet<String> {
     match vars.source().as_array() {
         Some(items) if items.iter().all(Value::is_array) => items.iter().map(ToString::to_string).collect(),
         _ => HashSet::from([vars.source().to_string()]),

@@ -16,8 +16,13 @@ pub(super) fn compare(old: &Ssl, new: &Ssl, found: &mut Weakenings) {
     if restricts_clients(old) {
         compare_names(old, new, found);
     }
+    settings(old, new, found);
+}
+
+/// Everything but the names.
+pub(super) fn settings(old: &Ssl, new: &Ssl, found: &mut Weakenings) {
     // An ssl of type client has no names, and a blocked site accepts no client.
-    if new.client_side || new.blocked.is_some() {
+    if old.client_side || new.client_side || new.blocked.is_some() {
         return;
     }
     match (&old.client, &new.client) {
@@ -38,7 +43,7 @@ pub(super) fn removal(old: &Ssl, found: &mut Weakenings) {
 }
 
 /// Whether the site rejects clients on its names.
-fn restricts_clients(site: &Ssl) -> bool {
+pub(super) fn restricts_clients(site: &Ssl) -> bool {
     !site.client_side && site.enabled && (site.client.is_some() || site.blocked.is_some())
 }
 
@@ -60,7 +65,7 @@ fn compare_names(old: &Ssl, new: &Ssl, found: &mut Weakenings) {
 }
 
 /// Whether the pattern `now` matches every name of `before`; a wildcard of an ssl covers one label.
-fn covers(now: &SniPattern, before: &SniPattern) -> bool {
+pub(super) fn covers(now: &SniPattern, before: &SniPattern) -> bool {
     match (now, before) {
         (SniPattern::Any, _) => true,
         (SniPattern::Suffix(suffix), SniPattern::Exact(name)) => {
@@ -78,6 +83,15 @@ pub(super) fn can_replace(old: &ClientAuth, new: &ClientAuth) -> bool {
     let mut found = Weakenings::default();
     compare_verification(old, new, &mut found);
     found.0.is_empty() && new.anchors().certificates().iter().any(|anchor| known.contains(anchor))
+}
+
+/// Whether a site with the policy `new` may accept clients that one with `old` rejects.
+pub(super) fn policy_weakens(old: &ClientAuth, new: &ClientAuth) -> bool {
+    let mut found = Weakenings::default();
+    if old.digest() != new.digest() {
+        compare_policies(old, new, &mut found);
+    }
+    !found.0.is_empty()
 }
 
 fn compare_policies(old: &ClientAuth, new: &ClientAuth, found: &mut Weakenings) {

@@ -1,0 +1,73 @@
+//! Stream routes as claims, in the order of `stream_index`.
+
+use std::cmp::{Ordering, Reverse};
+
+use super::claims::Claim;
+use super::routing::{addresses_overlap, covers_host, within};
+use crate::host_index::search_rank;
+use crate::id::{Id, Kind};
+use crate::resource::{Resource, StreamRoute};
+use crate::snapshot::Snapshot;
+
+/// A stream route, which denies connections only if it or its service is blocked.
+pub(super) struct StreamClaim<'a> {
+    route: &'a StreamRoute,
+    is_blocked: bool,
+}
+
+pub(super) fn stream_claims(snapshot: &Snapshot) -> Vec<StreamClaim<'_>> {
+    let routes = snapshot.resources_of(Kind::StreamRoute).values();
+    let claim = |route| StreamClaim { route, is_blocked: is_blocked(snapshot, route) };
+    routes
+        .filter_map(|versioned| match &versioned.resource {
+            Resource::StreamRoute(route) => Some(claim(route)),
+            _ => None,
+        })
+        .collect()
+}
+
+/// Whether the stream route or its service is blocked.
+pub(super) fn is_blocked(snapshot: &Snapshot, route: &StreamRoute) -> bool {
+    let service = || snapshot.service(route.service.as_ref()?)?.blocked.as_ref();
+    route.blocked.as_ref().or_else(service).is_some()
+}
+
+impl Claim for StreamClaim<'_> {
+    fn id(&self) -> &Id {
+        &self.route.id
+    }
+
+    fn search_order(&self, other: &Self) -> Ordering {
+        let rank = |claim: &Self| claim.route.sni.as_ref().map_or((u8::MAX, Reverse(0)), search_rank);
+        rank(self).cmp(&rank(other)).then_with(|| self.id().cmp(other.id()))
+    }
+
+    fn overlaps(&self, other: &Self) -> bool {
+        let (route, its) = (self.route, other.route);
+        route.sni.as_ref().zip(its.sni.as_ref()).is_none_or(|(sni, its)| sni.overlaps(its))
+            && addresses_overlap(route.remote_addr.as_slice(), its.remote_addr.as_slice())
+            && addresses_overlap(route.server_addr.as_slice(), its.server_addr.as_slice())
+            && route.server_port.zip(its.server_port).is_none_or(|(port, its)| port == its)
+    }
+
+    fn covers(&self, other: &Self) -> bool {
+        let (route, its) = (self.route, other.route);
+        let covers_names = match (&route.sni, &its.sni) {
+            (None, _) => true,
+            (Some(_), None) => false,
+            (Some(sni), Some(its)) => covers_host(sni, its),
+        };
+        covers_names
+            && within(its.remote_addr.as_slice(), route.remote_addr.as_slice())
+            && within(its.server_addr.as_slice(), route.server_addr.as_slice())
+            && route.server_port.is_none_or(|port| its.server_port == Some(port))
+    }
+
+    fn protects(&self) -> bool {
+        self.is_blocked
+    }
+
+    fn weakens(&self, protected: &Self) -> bool {
+        self.id() != protected.id() && !self.is_blocked
+    }
+}
