@@ -12,6 +12,7 @@ pub(crate) mod draft;
 pub(crate) mod extension_fields;
 pub(crate) mod overlay;
 pub(crate) mod private_keys;
+pub(crate) mod protection;
 
 use std::num::NonZeroU32;
 

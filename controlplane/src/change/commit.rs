@@ -15,6 +15,7 @@ use rustls_pki_types::UnixTime;
 use serde_json::{Map, Value};
 
 use super::overlay::{DocumentSource, StoreOverlay};
+use super::protection::{self, ComparedWrite};
 use super::{
     AcceptedChange, AcceptedChanges, Action, ChangeError, ChangeNotes, ChangeRequest, RejectedChanges,
     RequestPrecondition, WriteOptions, check, draft, extension_fields, private_keys,
@@ -118,6 +119,7 @@ impl ChangePipeline {
                 Ok(committed) => return Ok(plan.accept(requests, Some(committed.revision))),
                 Err(StoreError::Conflict { .. }) if source.is_recent() => {}
                 Err(StoreError::Conflict { key }) if based_on.is_none() => {
+                    self.check_expiry(&plan, key.as_ref()).await?;
                     plan.check_conflict(requests, key.as_ref())?;
                 }
                 Err(error) => return Err(RejectedChanges { operation: None, error: error.into() }),
@@ -169,12 +171,59 @@ impl ChangePipeline {
             }
             let_others_run(index).await;
         }
+        if self.protect_client_auth {
+            self.protect(requests, &mut changes, &resources, options, &mut overlay).await?;
+        }
         let conditions = overlay.into_conditions();
         for (index, (change, resource)) in changes.iter_mut().zip(&resources).enumerate() {
             let expires = requests.get(index).is_some_and(|request| request.ttl.is_some());
-            self.finish(change, resource.as_ref(), expires, options).map_err(at(index))?;
+            self.finish(change, resource.as_ref(), expires);
         }
         Ok(ChangePlan { changes, conditions })
+    }
+
+    /// Denies changes that weaken client authentication together. If their caller accepts that, it
+    /// is in their notes.
+    async fn protect(
+        &self,
+        requests: &[ChangeRequest],
+        changes: &mut [PlannedChange],
+        resources: &[Option<Resource>],
+        options: WriteOptions,
+        overlay: &mut StoreOverlay<'_>,
+    ) -> Result<(), RejectedChanges> {
+        let writes =
+            changes.iter().zip(resources).zip(requests).map(|((change, after), request)| ComparedWrite {
+                key: &change.key,
+                before: change.before.as_ref(),
+                after: after.as_ref(),
+                gets_id: matches!(request.action, Action::Post { .. }),
+                expires: request.ttl.is_some(),
+            });
+        let writes: Vec<_> = writes.collect();
+        let compared = protection::compare(&writes, overlay, &self.keyring).await;
+        let compared = compared.map_err(|error| RejectedChanges { operation: None, error })?;
+        let weakenings = compared.weakenings;
+        if !options.allow_weakening {
+            compared.relied_on.into_iter().for_each(|key| overlay.require_lasting(key));
+        }
+        match weakenings.first() {
+            Some((first, _)) if !options.allow_weakening => {
+                let texts = weakenings.iter().map(|(index, weakening)| match changes.get(*index) {
+                    Some(change) if changes.len() > 1 => format!("{}: {weakening}", change.key),
+                    _ => weakening.clone(),
+                });
+                Err(at(*first)(ChangeError::Weakens(texts.collect())))
+            }
+            _ => {
+                for (index, weakening) in weakenings {
+                    changes.get_mut(index).into_iter().for_each(|change| {
+                        change.notes.warnings.push(weakening.clone());
+                    });
+                }
+                Ok(())
+            }
+        }
     }
 
     /// Checks and compiles a document by itself; `None` for a removal.
@@ -192,29 +241,35 @@ impl ChangePipeline {
         Ok(Some(resource))
     }
 
-    /// Adds what the change weakens to its notes, or denies it, and encrypts the private keys.
-    /// `expires`: the document has a time to live.
-    fn finish(
-        &self,
-        change: &mut PlannedChange,
-        resource: Option<&Resource>,
-        expires: bool,
-        options: WriteOptions,
-    ) -> Result<(), ChangeError> {
-        let before = change.before.as_ref();
-        let mut weakenings = before.map_or_else(Vec::new, |before| self.weakenings(before, resource));
-        if expires && resource.is_some() {
-            // The store removes it later, without anybody to ask.
-            weakenings.extend(before.into_iter().flat_map(|before| self.weakenings(before, None)));
+    /// Denies a plan that relies on the protection of a document that expires.
+    async fn check_expiry(&self, plan: &ChangePlan, key: Option<&Key>) -> Result<(), RejectedChanges> {
+        let relied_on = key.filter(|key| plan.conditions.contains(&Condition::NeverExpires((*key).clone())));
+        let Some(key) = relied_on else { return Ok(()) };
+        let rejected = |error| RejectedChanges { operation: None, error };
+        // Another writer may have removed it: then the next plan shows what is weaker.
+        match self.store.get(key).await.map_err(|error| rejected(error.into()))? {
+            Some(_) => {
+                let text = format!("{key} expires, which protects what the changed objects did");
+                Err(rejected(ChangeError::Weakens(vec![text])))
+            }
+            None => Ok(()),
         }
-        if self.protect_client_auth && !options.allow_weakening && !weakenings.is_empty() {
-            return Err(ChangeError::Weakens(weakenings));
+    }
+
+    /// Adds what the change by itself weakens to its notes, unless all changes were compared
+    /// together, and encrypts the private keys. `expires`: the document has a time to live.
+    fn finish(&self, change: &mut PlannedChange, resource: Option<&Resource>, expires: bool) {
+        if let Some(before) = change.before.as_ref().filter(|_| !self.protect_client_auth) {
+            let mut weakenings = self.weakenings(before, resource);
+            if expires && resource.is_some() {
+                // The store removes it later, without anybody to ask.
+                weakenings.extend(self.weakenings(before, None));
+            }
+            change.notes.warnings.extend(weakenings);
         }
-        change.notes.warnings.extend(weakenings);
         if let Some(document) = &mut change.document {
             private_keys::seal_private_keys(change.key.kind, document, &self.keyring);
         }
-        Ok(())
     }
 
     /// What the protection loses when `now` replaces `before`, or nothing does.

@@ -78,15 +78,50 @@ impl<'a> StoreOverlay<'a> {
         if let Some(pending) = self.pending.get(key) {
             return Ok(pending.clone());
         }
-        let Some(found) = self.source.get(key).await? else { return Ok(None) };
-        let condition = match dependence {
-            Dependence::Existence => Condition::Exists(key.clone()),
-            Dependence::Content => Condition::Unchanged { key: key.clone(), since: found.mod_revision },
-        };
+        let found = self.source.get(key).await?;
+        if let Some(found) = &found {
+            self.depend_on(match dependence {
+                Dependence::Existence => Condition::Exists(key.clone()),
+                Dependence::Content => Condition::Unchanged { key: key.clone(), since: found.mod_revision },
+            });
+        }
+        Ok(found.map(|found| found.document))
+    }
+
+    /// A stored document that no pending change replaces; the commit requires that it is unchanged,
+    /// or still absent.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub(crate) async fn require_stored(&mut self, key: &Key) -> Result<Option<StoredDocument>, StoreError> {
+        let found = self.source.get(key).await?;
+        self.depend_on(match &found {
+            Some(found) => Condition::Unchanged { key: key.clone(), since: found.mod_revision },
+            None => Condition::Absent(key.clone()),
+        });
+        Ok(found)
+    }
+
+    /// The commit requires that the document exists and stays.
+    pub(crate) fn require_lasting(&mut self, key: Key) {
+        self.depend_on(Condition::NeverExpires(key));
+    }
+
+    /// The stored documents of a kind that no pending change replaces; the commit requires that no
+    /// other writer has added or changed one meanwhile.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub(crate) async fn require_kind(&mut self, kind: Kind) -> Result<Vec<&StoredDocument>, StoreError> {
+        let since = self.list(kind).await?.revision;
+        self.depend_on(Condition::KindUnchanged { kind, since });
+        self.unchanged(kind).await
+    }
+
+    fn depend_on(&mut self, condition: Condition) {
         if !self.conditions.contains(&condition) {
             self.conditions.push(condition);
         }
-        Ok(Some(found.document))
     }
 
     /// A document as it will be. The commit does not depend on it.
@@ -119,10 +154,7 @@ impl<'a> StoreOverlay<'a> {
         let selected = selected
             .or_else(|| pending.find(|(key, document)| found(key, document)).map(|(key, _)| key.clone()));
         if selected.is_none() {
-            let condition = Condition::KindUnchanged { kind, since: revision };
-            if !self.conditions.contains(&condition) {
-                self.conditions.push(condition);
-            }
+            self.depend_on(Condition::KindUnchanged { kind, since: revision });
         }
         Ok(selected)
     }

@@ -47,6 +47,8 @@ pub enum Precondition {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Condition {
     Exists(Key),
+    /// The document exists and has no time to live.
+    NeverExpires(Key),
     Absent(Key),
     /// The document exists, and no later revision changed it.
     Unchanged {
@@ -113,7 +115,9 @@ impl Condition {
     /// `None`: all documents of a kind.
     pub(super) fn key(&self) -> Option<&Key> {
         match self {
-            Self::Exists(key) | Self::Absent(key) | Self::Unchanged { key, .. } => Some(key),
+            Self::Exists(key) | Self::NeverExpires(key) | Self::Absent(key) | Self::Unchanged { key, .. } => {
+                Some(key)
+            }
             Self::KindUnchanged { .. } => None,
         }
     }

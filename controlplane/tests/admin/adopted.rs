@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use crate::world::World;
 
 /// Writes into the store as another program does.
-async fn stored(world: &World, kind: Kind, id: &str, document: Value) {
+pub(crate) async fn stored(world: &World, kind: Kind, id: &str, document: Value) {
     let key = Key::new(kind, Id::parse(id).unwrap());
     let write = Mutation::Put { key, document, precondition: Precondition::Unconditional, ttl: None };
     world.store.commit(write.into()).await.unwrap();

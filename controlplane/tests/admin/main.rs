@@ -22,6 +22,7 @@ mod limits;
 mod lint;
 mod operations;
 mod plugins;
+mod protection;
 mod references;
 mod safe_writes;
 mod secrets;

@@ -3,6 +3,7 @@
 //! [`super::run_all`] runs them. A batch is all or nothing and has one revision, its conditions are
 //! about the state before it, and a conflict names its document.
 
+use std::num::NonZeroU32;
 use std::sync::Arc;
 
 use futures_util::StreamExt;
@@ -11,7 +12,9 @@ use model::{Key, Kind};
 use serde_json::json;
 
 use super::{conflict, delete, events, key, put};
-use crate::store::{Batch, CommitResult, Condition, MutationResult, Precondition, Store, StoreError};
+use crate::store::{
+    Batch, CommitResult, Condition, Mutation, MutationResult, Precondition, Store, StoreError,
+};
 
 const ANY: Precondition = Precondition::Unconditional;
 const NEW: Precondition = Precondition::Absent;
@@ -164,6 +167,22 @@ pub(super) async fn a_kind_is_unchanged_until_a_put(store: Arc<dyn Store>) {
     let write = provided(put(&one, json!({}), NEW), [condition]);
     store.commit(write.clone()).await.unwrap();
     assert!(store.commit(write).await.is_err());
+}
+
+pub(super) async fn a_document_that_expires_fails_a_condition(store: Arc<dyn Store>) {
+    let (document, other) = (key(Kind::Route, "1"), key(Kind::Route, "2"));
+    let attempt = || {
+        let condition = Condition::NeverExpires(document.clone());
+        store.commit(provided(put(&other, json!({}), ANY), [condition]))
+    };
+    let write = |ttl| Mutation::Put { key: document.clone(), document: json!({}), precondition: ANY, ttl };
+    assert_eq!(attempt().await, Err(conflict(&document)), "it is absent");
+    for _ in 0..2 {
+        store.commit(write(NonZeroU32::new(1000)).into()).await.unwrap();
+        assert_eq!(attempt().await, Err(conflict(&document)));
+        store.commit(write(None).into()).await.unwrap();
+        attempt().await.unwrap();
+    }
 }
 
 /// Writers read, add one and commit what they read: each increment counts.

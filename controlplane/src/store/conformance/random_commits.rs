@@ -132,7 +132,8 @@ impl ExpectedStore {
 
     fn condition(&self, key: Key, expectation: Expectation) -> Condition {
         match (expectation, self.documents.get(&key)) {
-            (Expectation::Any, _) => Condition::Exists(key),
+            (Expectation::Any, None) => Condition::Exists(key),
+            (Expectation::Any, Some(_)) => Condition::NeverExpires(key),
             (Expectation::Absent, _) => Condition::Absent(key),
             (Expectation::Current, Some(stored)) => Condition::Unchanged { since: stored.mod_revision, key },
             (Expectation::Current, None) => Condition::KindUnchanged { kind: key.kind, since: self.revision },
@@ -165,7 +166,8 @@ impl ExpectedStore {
         for condition in keys.into_iter().chain(kinds) {
             let stored = condition.key().and_then(|key| self.documents.get(key));
             let holds = match condition {
-                Condition::Exists(_) => stored.is_some(),
+                // No document of these batches has a time to live.
+                Condition::Exists(_) | Condition::NeverExpires(_) => stored.is_some(),
                 Condition::Absent(_) => stored.is_none(),
                 Condition::Unchanged { since, .. } => {
                     stored.is_some_and(|stored| stored.mod_revision <= *since)

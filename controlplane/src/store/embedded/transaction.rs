@@ -146,12 +146,23 @@ impl OpenGroup<'_> {
     fn condition_holds(&self, condition: &Condition) -> Result<bool, StoreReadError> {
         Ok(match condition {
             Condition::Exists(key) => self.revisions(key)?.is_some(),
+            Condition::NeverExpires(key) => match self.revisions(key)? {
+                Some(revisions) => !self.expires(key, revisions)?,
+                None => false,
+            },
             Condition::Absent(key) => self.revisions(key)?.is_none(),
             Condition::Unchanged { key, since } => {
                 self.revisions(key)?.is_some_and(|revisions| revisions.modified <= *since)
             }
             Condition::KindUnchanged { kind, since } => self.last_put(*kind) <= *since,
         })
+    }
+
+    /// Whether this revision of a document has a time to live.
+    fn expires(&self, key: &Key, revisions: Revisions) -> Result<bool, StoreReadError> {
+        let Some(expiries) = &self.expiries else { return Ok(false) };
+        let expiry = expiries.get(key.to_string().as_str())?;
+        Ok(expiry.is_some_and(|expiry| expiry.value().2 == revisions.modified))
     }
 
     /// The newest revision that created or changed a document of the kind, in this transaction or

@@ -35,6 +35,8 @@ pub(super) enum Test {
     /// Also holds for an absent key.
     NotAfter(i64),
     Exists,
+    /// Also holds for an absent key.
+    NoLease,
 }
 
 impl KeyCompare {
@@ -55,6 +57,7 @@ impl KeyCompare {
                 Compare::mod_revision(name, CompareOp::Less, revision.saturating_add(1))
             }
             Test::Exists => Compare::version(name, CompareOp::Greater, 0),
+            Test::NoLease => Compare::lease(name, CompareOp::Equal, 0),
         };
         self.range_end.iter().fold(compare, |compare, end| compare.with_range(end.as_slice()))
     }
@@ -77,6 +80,7 @@ impl KeyCompare {
             Test::Modified(expected) => present.mod_revision == expected,
             Test::NotAfter(newest) => present.mod_revision <= newest,
             Test::Exists => present.mod_revision != 0,
+            Test::NoLease => present.lease == 0,
         }
     }
 }
@@ -85,6 +89,7 @@ pub(super) fn condition_compares(condition: &Condition, layout: &Layout) -> Vec<
     let document = |key: &Key, test| KeyCompare::key(&layout.document_key(key), test);
     match condition {
         Condition::Exists(key) => vec![document(key, Test::Exists)],
+        Condition::NeverExpires(key) => vec![document(key, Test::Exists), document(key, Test::NoLease)],
         Condition::Absent(key) => vec![document(key, Test::Modified(0))],
         Condition::Unchanged { key, since } => {
             let test = Test::NotAfter(layout::to_etcd_revision(*since));
