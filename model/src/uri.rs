@@ -63,7 +63,7 @@ impl UriPattern {
     }
 
     /// Whether some path may match both patterns; certain unless both have a `*`.
-    pub(crate) fn overlaps(&self, other: &UriPattern) -> bool {
+    pub fn overlaps(&self, other: &UriPattern) -> bool {
         match (&self.shape, &other.shape) {
             (Shape::Exact, _) => other.matches(&self.text),
             (_, Shape::Exact) => self.matches(&other.text),

@@ -7,12 +7,12 @@
 //! protection (fewer anchors, more revocations, a narrower allow-list) does not weaken.
 
 mod change;
-mod claims;
-mod route_claims;
+mod entries;
+mod route_entries;
 mod routing;
-mod site_claims;
+mod site_entries;
 mod ssl;
-mod stream_claims;
+mod stream_entries;
 
 use std::fmt;
 

@@ -13,6 +13,7 @@ use model::{Id, Key, Kind, Problem, Resource};
 use pki::Keyring;
 use rustls_pki_types::UnixTime;
 use serde_json::{Map, Value};
+use tokio::sync::Mutex;
 
 use super::overlay::{DocumentSource, StoreOverlay};
 use super::protection::{self, ComparedWrite};
@@ -32,6 +33,9 @@ pub struct ChangePipeline {
     store: Arc<dyn Store>,
     keyring: Arc<Keyring>,
     protect_client_auth: bool,
+    /// Held by a protected write, whose commit fails after any other of the kinds that it has read:
+    /// writers at the same time would only repeat each other's plans.
+    turn: Arc<Mutex<()>>,
 }
 
 /// A request with its document.
@@ -74,7 +78,7 @@ async fn let_others_run(index: usize) {
 impl ChangePipeline {
     /// Makes changes in `store` and encrypts private keys with `keyring`.
     pub fn new(store: Arc<dyn Store>, keyring: Arc<Keyring>) -> Self {
-        Self { store, keyring, protect_client_auth: false }
+        Self { store, keyring, protect_client_auth: false, turn: Arc::default() }
     }
 
     /// Denies changes that weaken client authentication, unless their caller allows it
@@ -97,6 +101,10 @@ impl ChangePipeline {
         options: WriteOptions,
         based_on: Option<u64>,
     ) -> Result<AcceptedChanges, RejectedChanges> {
+        let _turn = match self.protect_client_auth && !options.dry_run {
+            true => Some(self.turn.lock().await),
+            false => None,
+        };
         let mut reserved = HashMap::new();
         // A dry run has no commit that would check its plan.
         let mut recent = self.store.recent().filter(|_| !options.dry_run);
@@ -118,8 +126,12 @@ impl ChangePipeline {
             match self.store.commit(plan.batch(requests)).await {
                 Ok(committed) => return Ok(plan.accept(requests, Some(committed.revision))),
                 Err(StoreError::Conflict { .. }) if source.is_recent() => {}
-                Err(StoreError::Conflict { key }) if based_on.is_none() => {
+                Err(StoreError::Conflict { key }) => {
                     self.check_expiry(&plan, key.as_ref()).await?;
+                    if based_on.is_some() {
+                        let error = StoreError::Conflict { key }.into();
+                        return Err(RejectedChanges { operation: None, error });
+                    }
                     plan.check_conflict(requests, key.as_ref())?;
                 }
                 Err(error) => return Err(RejectedChanges { operation: None, error: error.into() }),
@@ -209,8 +221,11 @@ impl ChangePipeline {
         }
         match weakenings.first() {
             Some((first, _)) if !options.allow_weakening => {
-                let texts = weakenings.iter().map(|(index, weakening)| match changes.get(*index) {
-                    Some(change) if changes.len() > 1 => format!("{}: {weakening}", change.key),
+                let texts = weakenings.iter().map(|(index, weakening)| match writes.get(*index) {
+                    Some(ComparedWrite { gets_id: true, key, .. }) if writes.len() > 1 => {
+                        format!("{}: {weakening}", key.kind.plural())
+                    }
+                    Some(write) if writes.len() > 1 => format!("{}: {weakening}", write.key),
                     _ => weakening.clone(),
                 });
                 Err(at(*first)(ChangeError::Weakens(texts.collect())))

@@ -1,14 +1,16 @@
 //! What the writes of one commit weaken together: the resources that can matter, before and after.
 //!
-//! `model::weakenings_of_change` compares two states. This module builds them from the store: only
-//! the ssls that share a name with a changed one are compiled, and for routes the routes and what
-//! they refer to. Invariant: all that the verdict depends on is a condition of the commit, and a
-//! new document counts under each id that it may get.
+//! `model::weakenings_of_change` compares two states. This module builds them from the store, and
+//! compiles only the ssls and routes that share names, or hosts and paths, with a changed one.
+//! Invariant: all that the verdict depends on is a condition of the commit, and a new document
+//! counts under each id that it may get.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use model::{
-    Delta, Id, Key, Kind, Problem, Resource, Snapshot, SniPattern, Versioned, Weakening, references,
+    Delta, HostPattern, Id, Key, Kind, Problem, Resource, Route, Snapshot, SniPattern, UriPattern, Versioned,
+    Weakening, references,
 };
 use pki::Keyring;
 use serde_json::Value;
@@ -51,11 +53,24 @@ pub(super) async fn compare(
     let stored = writes.iter().filter_map(|write| compile_stored(write.before?, keyring, None).0);
     let mut before: Vec<Versioned> = stored.collect();
     let after: Vec<Resource> = writes.iter().filter_map(|write| write.after.cloned()).collect();
-    let names = site_names(before.iter().map(|stored| &stored.resource).chain(&after));
-    for kind in surroundings(writes) {
-        let unchanged = overlay.require_kind(kind).await?.into_iter();
-        let relevant = unchanged.filter(|stored| kind != Kind::Ssl || shares_name(stored, &names));
-        before.extend(relevant.filter_map(|stored| compile_stored(stored, keyring, None).0));
+    let matchers = Matchers::of(before.iter().map(|stored| &stored.resource).chain(&after));
+    let kinds = surroundings(writes);
+    // A service or plugin config matters if a route refers to it.
+    for kind in
+        [Kind::Ssl, Kind::Route, Kind::StreamRoute, Kind::Service, Kind::PluginConfig, Kind::GlobalRule]
+    {
+        if !kinds.contains(&kind) {
+            continue;
+        }
+        let used = referenced(before.iter().map(|stored| &stored.resource).chain(&after));
+        let is_relevant = |stored: &StoredDocument| match kind {
+            Kind::Service | Kind::PluginConfig => used.contains(&stored.key),
+            _ => matchers.may_meet(stored),
+        };
+        let unchanged = overlay.require_kind(kind).await?.into_iter().filter(|stored| is_relevant(stored));
+        let compiled: Vec<_> =
+            unchanged.filter_map(|stored| compile_stored(stored, keyring, None).0).collect();
+        before.extend(compiled);
     }
     for key in upstreams(writes, &before, &after) {
         let stored = overlay.require_stored(&key).await?;
@@ -78,7 +93,7 @@ pub(super) async fn compare(
     Ok(compared)
 }
 
-/// The kinds of which every document can matter.
+/// The kinds whose documents can matter.
 fn surroundings(writes: &[ComparedWrite<'_>]) -> BTreeSet<Kind> {
     let of = |write: &ComparedWrite<'_>| -> &[Kind] {
         match write.key.kind {
@@ -94,27 +109,74 @@ fn surroundings(writes: &[ComparedWrite<'_>]) -> BTreeSet<Kind> {
     writes.iter().flat_map(of).copied().collect()
 }
 
-/// The names of all ssls of `type: server` among the resources.
-fn site_names<'a>(resources: impl Iterator<Item = &'a Resource>) -> Vec<SniPattern> {
-    let names = resources.map(|resource| match resource {
-        Resource::Ssl(ssl) => ssl.names.clone(),
-        _ => Vec::new(),
-    });
-    names.flatten().collect()
+/// What the written resources match before and after, to compile no document that meets none.
+struct Matchers {
+    names: Vec<SniPattern>,
+    routes: Vec<Arc<Route>>,
+    /// A route may change by what it refers to.
+    every_route: bool,
 }
 
-/// Whether a stored ssl may match one of the names. One that cannot be read may.
-fn shares_name(stored: &StoredDocument, names: &[SniPattern]) -> bool {
-    let texts = ["sni", "snis"].into_iter().filter_map(|member| stored.document.get(member));
-    let mut texts = texts.flat_map(|member| match member {
-        Value::Array(items) => items.as_slice(),
-        other => std::slice::from_ref(other),
-    });
-    stored.salvaged.is_some()
-        || texts.any(|text| match text.as_str().map(SniPattern::parse) {
-            Some(Ok(pattern)) => names.iter().any(|name| name.overlaps(&pattern)),
-            Some(Err(_)) | None => true,
-        })
+impl Matchers {
+    fn of<'a>(resources: impl Iterator<Item = &'a Resource>) -> Self {
+        let mut matchers = Self { names: Vec::new(), routes: Vec::new(), every_route: false };
+        for resource in resources {
+            match resource {
+                Resource::Ssl(ssl) => matchers.names.extend(ssl.names.iter().cloned()),
+                Resource::Route(route) => matchers.routes.push(Arc::clone(route)),
+                Resource::Service(_) | Resource::PluginConfig(_) | Resource::Upstream(_) => {
+                    matchers.every_route = true;
+                }
+                Resource::StreamRoute(_) | Resource::GlobalRule(_) => {}
+            }
+        }
+        matchers
+    }
+
+    /// Whether a document may match what a written one matches. One that cannot be read may.
+    fn may_meet(&self, stored: &StoredDocument) -> bool {
+        if stored.salvaged.is_some() {
+            return true;
+        }
+        match stored.key.kind {
+            Kind::Ssl => {
+                let names = one_or_many(&stored.document, "sni", "snis");
+                meets(&names, SniPattern::parse, |its| self.names.iter().any(|name| name.overlaps(its)))
+            }
+            Kind::Route => self.every_route || self.routes.iter().any(|route| meets_route(stored, route)),
+            _ => true,
+        }
+    }
+}
+
+/// A route without hosts may have those of its service.
+fn meets_route(stored: &StoredDocument, route: &Route) -> bool {
+    let hosts = one_or_many(&stored.document, "host", "hosts");
+    let meets_host =
+        |host: &HostPattern| route.hosts.is_empty() || route.hosts.iter().any(|own| own.overlaps(host));
+    let uris = one_or_many(&stored.document, "uri", "uris");
+    meets(&uris, UriPattern::parse, |uri| route.uris.iter().any(|own| own.overlaps(uri)))
+        && (hosts.is_empty() || meets(&hosts, HostPattern::parse, meets_host))
+}
+
+fn one_or_many<'a>(document: &'a Value, one: &str, many: &str) -> Vec<&'a Value> {
+    let several =
+        document.get(many).map(|many| many.as_array().map_or(std::slice::from_ref(many), Vec::as_slice));
+    document.get(one).into_iter().chain(several.into_iter().flatten()).collect()
+}
+
+/// Whether a pattern of a document meets the written ones. A text that is no pattern may.
+fn meets<P>(texts: &[&Value], parse: impl Fn(&str) -> Result<P, Problem>, does: impl Fn(&P) -> bool) -> bool {
+    // A blocked resource matches a name without the port that its document has.
+    let is_pattern = |text: &&str| !text.contains(':');
+    texts.iter().any(|text| match text.as_str().filter(is_pattern).map(&parse) {
+        Some(Ok(pattern)) => does(&pattern),
+        Some(Err(_)) | None => true,
+    })
+}
+
+fn referenced<'a>(resources: impl Iterator<Item = &'a Resource>) -> BTreeSet<Key> {
+    resources.flat_map(references).map(|reference| reference.key).collect()
 }
 
 /// The stored upstreams to which the resources lead before or after the change.
@@ -122,13 +184,13 @@ fn upstreams(writes: &[ComparedWrite<'_>], before: &[Versioned], after: &[Resour
     let written: BTreeSet<&Key> = writes.iter().map(|write| write.key).collect();
     let changed =
         before.iter().map(|stored| &stored.resource).filter(|stored| written.contains(&stored.key()));
-    let direct: Vec<Key> = changed.chain(after).flat_map(references).map(|reference| reference.key).collect();
+    let direct = referenced(changed.chain(after));
     // Of a service both states count.
     let all = || before.iter().map(|stored| &stored.resource).chain(after);
     let services =
         all().filter(|resource| resource.kind() == Kind::Service && direct.contains(&resource.key()));
-    let of_services = services.flat_map(references).map(|reference| reference.key);
-    let keys = of_services.chain(direct.iter().cloned());
+    let of_services = referenced(services);
+    let keys = of_services.union(&direct).cloned();
     keys.filter(|key| key.kind == Kind::Upstream && !written.contains(key)).collect()
 }
 
@@ -163,4 +225,60 @@ fn delta(
 fn placeholder(index: usize, is_first: bool) -> Result<Id, Problem> {
     let filler = if is_first { "-" } else { "z" };
     Id::parse(&format!("{}{index:08}", filler.repeat(56)))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn compiled(kind: Kind, document: &Value) -> Resource {
+        model::compile(kind, &Id::parse("1").unwrap(), document, &Keyring::empty()).unwrap()
+    }
+
+    fn stored(kind: Kind, document: Value) -> StoredDocument {
+        StoredDocument {
+            key: Key::new(kind, Id::parse("2").unwrap()),
+            document,
+            create_revision: 1,
+            mod_revision: 1,
+            stale_extensions: false,
+            salvaged: None,
+        }
+    }
+
+    #[test]
+    fn only_documents_that_meet_a_written_one_are_compiled() {
+        let node = json!({"nodes": {"127.0.0.1:1": 1}});
+        let route = compiled(Kind::Route, &json!({"uri": "/a/*", "host": "a.test", "upstream": node}));
+        let matchers = Matchers::of([route].iter());
+        let meets = |document: Value| matchers.may_meet(&stored(Kind::Route, document));
+        for relevant in [
+            json!({"uri": "/a/b", "host": "a.test"}),
+            json!({"uris": ["/c", "/*"], "hosts": ["b.test", "*.test"]}),
+            json!({"uri": "/a/*", "service_id": "1"}),
+            // What cannot be read may be wider than it looks.
+            json!({"uri": "/a*b/c", "host": "a.test"}),
+            json!({"uri": "/a/b", "host": "a.test:8080"}),
+            json!({"uri": "/a/b", "hosts": []}),
+            json!({"uri": "/a/b", "hosts": null}),
+        ] {
+            assert!(meets(relevant.clone()), "{relevant}");
+        }
+        for other in [json!({"uri": "/a/b", "host": "b.test"}), json!({"uri": "/b/*", "host": "a.test"})] {
+            assert!(!meets(other.clone()), "{other}");
+        }
+        let service = compiled(Kind::Service, &json!({}));
+        assert!(Matchers::of([service].iter()).may_meet(&stored(Kind::Route, json!({"uri": "/x"}))));
+    }
+
+    #[test]
+    fn placeholders_enclose_the_ids_of_the_store() {
+        let ids = [(3, true), (4, true), (3, false), (4, false)]
+            .map(|(index, is_first)| placeholder(index, is_first));
+        let [one, two, three, four] = ids.map(Result::unwrap);
+        let assigned = Id::parse(&format!("{:020}", 7)).unwrap();
+        assert!(one < two && two < assigned && assigned < three && three < four);
+    }
 }

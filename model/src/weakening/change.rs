@@ -2,7 +2,7 @@
 //! after it.
 //!
 //! Each changed resource is compared with its predecessor, both with the settings that they have by
-//! reference, and then the claims of both states (`claims`): which other site or route decides
+//! reference, and then the entries of both states (`entries`): which other site or route decides
 //! about requests that a protected one decided. Invariant: if `admission::admit`,
 //! `destination::find` or an allow-list denies a client before the change, and the client is
 //! allowed or its request matches nothing after it, there is a weakening. An allow-list trusts the
@@ -10,11 +10,11 @@
 
 use std::collections::{BTreeSet, HashSet};
 
-use super::claims::{Claim, ClaimLoss, compare};
-use super::route_claims::route_claims;
+use super::entries::{EntryLoss, IndexEntry, compare};
+use super::route_entries::route_entries;
 use super::routing::{self, OPENS, has_allow_list};
-use super::site_claims::site_claims;
-use super::stream_claims::{self, StreamClaim, stream_claims};
+use super::site_entries::site_entries;
+use super::stream_entries::{self, StreamEntry, stream_entries};
 use super::{RULE_GONE, Weakening, Weakenings, ssl, upstream};
 use crate::destination::resolve_upstream;
 use crate::id::{Id, Key, Kind};
@@ -76,7 +76,7 @@ struct Change<'a> {
 }
 
 impl Change<'_> {
-    /// Compares a resource with its predecessor. Names, hosts and paths are compared as claims.
+    /// Compares a resource with its predecessor. Names, hosts and paths are compared as entries.
     fn compare(&self, key: &Key, found: &mut Weakenings) {
         let [old, new] = [self.before, self.after].map(|state| state.get(key).map(|found| &found.resource));
         match (old, new) {
@@ -130,7 +130,7 @@ impl Change<'_> {
     }
 
     fn stream_routes(&self, old: &StreamRoute, new: &StreamRoute, found: &mut Weakenings) {
-        if stream_claims::is_blocked(self.after, new) {
+        if stream_entries::is_blocked(self.after, new) {
             return;
         }
         let [was, is] = [(self.before, old), (self.after, new)].map(|(state, route)| {
@@ -138,7 +138,7 @@ impl Change<'_> {
         });
         upstreams(was, is, found);
         routing::connections(old, new, found);
-        let opens = stream_claims::is_blocked(self.before, old);
+        let opens = stream_entries::is_blocked(self.before, old);
         found.add_if(opens, "sni", "connections are served that were closed, because it was unsupported");
     }
 
@@ -160,7 +160,7 @@ impl Change<'_> {
     }
 
     fn compare_sites(&self, all: &mut ChangeWeakenings) {
-        let (before, after) = (site_claims(self.before), site_claims(self.after));
+        let (before, after) = (site_entries(self.before), site_entries(self.after));
         let touched = self.keys.iter().filter(|key| key.kind == Kind::Ssl).map(|key| &key.id).collect();
         let compared = compare(&before, &after, &touched);
         all.rely_on(Kind::Ssl, compared.keepers);
@@ -180,7 +180,7 @@ impl Change<'_> {
     }
 
     fn compare_routes(&self, all: &mut ChangeWeakenings) {
-        let (before, after) = (route_claims(self.before), route_claims(self.after));
+        let (before, after) = (route_entries(self.before), route_entries(self.after));
         let routes = [self.before, self.after].into_iter().flat_map(Snapshot::routes);
         let touched = routes.map(|route| &route.id).filter(|id| self.touches(Kind::Route, id)).collect();
         let compared = compare(&before, &after, &touched);
@@ -201,8 +201,8 @@ impl Change<'_> {
     }
 
     fn compare_stream_routes(&self, all: &mut ChangeWeakenings) {
-        let (before, after) = (stream_claims(self.before), stream_claims(self.after));
-        let ids = before.iter().chain(&after).map(StreamClaim::id);
+        let (before, after) = (stream_entries(self.before), stream_entries(self.after));
+        let ids = before.iter().chain(&after).map(StreamEntry::id);
         let touched = ids.filter(|id| self.touches(Kind::StreamRoute, id)).collect();
         let compared = compare(&before, &after, &touched);
         all.rely_on(Kind::StreamRoute, compared.keepers);
@@ -234,9 +234,9 @@ impl Change<'_> {
 
     /// The changed resource that causes a loss: the taker, or else the protected one, or else what
     /// one of them refers to.
-    fn cause<C: Claim>(&self, kind: Kind, loss: &ClaimLoss<'_, C>) -> Option<Key> {
-        let claims = || loss.taker.into_iter().chain([loss.protected]);
-        let keys = || claims().map(|claim| Key::new(kind, claim.id().clone()));
+    fn cause<C: IndexEntry>(&self, kind: Kind, loss: &EntryLoss<'_, C>) -> Option<Key> {
+        let entries = || loss.taker.into_iter().chain([loss.protected]);
+        let keys = || entries().map(|entry| Key::new(kind, entry.id().clone()));
         let own = keys().find(|key| self.keys.contains(key));
         own.or_else(|| keys().find_map(|key| self.changed_reference(&key)))
     }

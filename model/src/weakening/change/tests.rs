@@ -344,7 +344,7 @@ fn a_site_that_takes_a_protected_name_weakens() {
         assert_eq!(weaker(&[site(own, &names, client)]), [""; 0], "{own} {names:?} {client:?}");
     }
     let blocked = block(site("4", &["a.test"], None));
-    assert_eq!(weaker(&[blocked.clone()]), [""; 0]);
+    assert_eq!(weaker(std::slice::from_ref(&blocked)), [""; 0]);
     assert_eq!(weaker_sites(&[blocked], &[site("3", &["a.test"], None)], &[]), ["3: snis"]);
 }
 
@@ -398,8 +398,10 @@ const PATHS: [&str; 3] = ["/a", "/a/b", "/c"];
 const URIS: [&str; 6] = ["/a", "/a/*", "/*", "/a*", "/*/b", "/c"];
 const IDS: [&str; 3] = ["1", "2", "3"];
 
+type Verified = Result<Arc<VerifiedClient>, VerifyReason>;
+
 /// Clients: none, two of authority One, one of authority Two with the first one's name.
-static VERIFIED: LazyLock<Vec<[Result<Arc<VerifiedClient>, VerifyReason>; 3]>> = LazyLock::new(|| {
+static VERIFIED: LazyLock<Vec<[Verified; 3]>> = LazyLock::new(|| {
     let [one, two] = &*AUTHORITIES;
     let clients = [(one, "a.example"), (one, "b.example"), (two, "a.example")]
         .map(|(authority, name)| authority.issue(&LeafSpec::client("client").dns(name)).unwrap().certificate);
@@ -445,7 +447,7 @@ enum Verdict {
     /// By a blocked route, or what it refers to.
     Blocked,
     /// By this allow-list.
-    NotListed(ClientIdentity),
+    NotListed(Box<ClientIdentity>),
     Allowed {
         client: ClientVerification,
         is_listed: bool,
@@ -490,7 +492,7 @@ fn verdict(snapshot: &Snapshot, request: &Request) -> Verdict {
     let variables = VersionArgument(request.version);
     let found = destination::find(snapshot, &target, request.method, request.remote, &variables);
     match found.map(|destination| destination.client_identity) {
-        Ok(Some(block)) if !block.allows(client.identity()) => Verdict::NotListed(block.clone()),
+        Ok(Some(block)) if !block.allows(client.identity()) => Verdict::NotListed(Box::new(block.clone())),
         Ok(block) => Verdict::Allowed {
             client: client.clone(),
             is_listed: block.is_some_and(ClientIdentity::has_allow_list),
@@ -685,7 +687,7 @@ proptest! {
         let query = StreamQuery { sni: sni.as_ref(), remote: remote.into(), server: ([192, 0, 2, 80], port).into() };
         let is_blocked = |state: &Snapshot| {
             let route: Option<&Arc<StreamRoute>> = state.find_stream_route(&query);
-            route.map(|route| stream_claims::is_blocked(state, route))
+            route.map(|route| stream_entries::is_blocked(state, route))
         };
         if is_blocked(&before) == Some(true) && is_blocked(&after) != Some(true) {
             prop_assert_ne!(weakenings_of_change(&before, &change).found, vec![]);

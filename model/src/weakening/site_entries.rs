@@ -1,8 +1,8 @@
-//! The names of ssls as claims, in the order of `sni_index`.
+//! The names of ssls as entries, in the order of `sni_index`.
 
 use std::cmp::Ordering;
 
-use super::claims::Claim;
+use super::entries::IndexEntry;
 use super::ssl::{covers, policy_weakens, restricts_clients};
 use crate::host_index::search_rank;
 use crate::id::{Id, Kind};
@@ -11,20 +11,20 @@ use crate::resource::{Resource, Ssl};
 use crate::snapshot::Snapshot;
 
 /// A name of an enabled ssl of `type: server`.
-pub(super) struct SiteClaim<'a> {
+pub(super) struct SiteEntry<'a> {
     pub(super) name: &'a SniPattern,
     ssl: &'a Ssl,
 }
 
-pub(super) fn site_claims(snapshot: &Snapshot) -> Vec<SiteClaim<'_>> {
+pub(super) fn site_entries(snapshot: &Snapshot) -> Vec<SiteEntry<'_>> {
     let sites = snapshot.resources_of(Kind::Ssl).values().filter_map(|versioned| match &versioned.resource {
         Resource::Ssl(ssl) if ssl.enabled && !ssl.client_side => Some(&**ssl),
         _ => None,
     });
-    sites.flat_map(|ssl| ssl.names.iter().map(move |name| SiteClaim { name, ssl })).collect()
+    sites.flat_map(|ssl| ssl.names.iter().map(move |name| SiteEntry { name, ssl })).collect()
 }
 
-impl SiteClaim<'_> {
+impl SiteEntry<'_> {
     /// Whether names of `other` may have no site because of this wildcard, which covers one label:
     /// a longer name does not go on to a shorter wildcard or `*`.
     fn leaves_without_site(&self, other: &Self) -> bool {
@@ -39,7 +39,7 @@ impl SiteClaim<'_> {
     }
 }
 
-impl Claim for SiteClaim<'_> {
+impl IndexEntry for SiteEntry<'_> {
     fn id(&self) -> &Id {
         &self.ssl.id
     }

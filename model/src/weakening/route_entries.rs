@@ -1,8 +1,8 @@
-//! The hosts and paths of routes as claims, in the order of `route_index` and `path_tree`.
+//! The hosts and paths of routes as entries, in the order of `route_index` and `path_tree`.
 
 use std::cmp::{Ordering, Reverse};
 
-use super::claims::Claim;
+use super::entries::IndexEntry;
 use super::routing::{addresses_overlap, conditions, covers_host, within};
 use crate::client_identity::ClientIdentity;
 use crate::host_index::search_rank;
@@ -13,7 +13,7 @@ use crate::resource::Route;
 use crate::snapshot::Snapshot;
 
 /// A host and path of an enabled route, with what its service and plugin config add.
-pub(super) struct RouteClaim<'a> {
+pub(super) struct RouteEntry<'a> {
     /// `None`: every host, behind all routes with one.
     host: Option<&'a HostPattern>,
     candidate: Candidate,
@@ -21,24 +21,24 @@ pub(super) struct RouteClaim<'a> {
     is_blocked: bool,
 }
 
-pub(super) fn route_claims(snapshot: &Snapshot) -> Vec<RouteClaim<'_>> {
-    let mut claims = Vec::new();
+pub(super) fn route_entries(snapshot: &Snapshot) -> Vec<RouteEntry<'_>> {
+    let mut entries = Vec::new();
     for route in snapshot.routes().filter(|route| route.enabled) {
         let hosts = snapshot.hosts(route);
         let hosts = hosts.iter().map(Some).chain(hosts.is_empty().then_some(None));
         let allow = snapshot.client_identity(route).filter(|block| block.has_allow_list());
         let is_blocked = snapshot.is_blocked(route);
         for host in hosts {
-            claims.extend(route.uris.iter().map(|uri| {
+            entries.extend(route.uris.iter().map(|uri| {
                 let candidate = Candidate { route: route.clone(), uri: uri.clone() };
-                RouteClaim { host, candidate, allow, is_blocked }
+                RouteEntry { host, candidate, allow, is_blocked }
             }));
         }
     }
-    claims
+    entries
 }
 
-impl RouteClaim<'_> {
+impl RouteEntry<'_> {
     fn route(&self) -> &Route {
         &self.candidate.route
     }
@@ -54,7 +54,7 @@ impl RouteClaim<'_> {
     }
 }
 
-impl Claim for RouteClaim<'_> {
+impl IndexEntry for RouteEntry<'_> {
     fn id(&self) -> &Id {
         &self.route().id
     }

@@ -1,8 +1,8 @@
-//! Stream routes as claims, in the order of `stream_index`.
+//! Stream routes as entries, in the order of `stream_index`.
 
 use std::cmp::{Ordering, Reverse};
 
-use super::claims::Claim;
+use super::entries::IndexEntry;
 use super::routing::{addresses_overlap, covers_host, within};
 use crate::host_index::search_rank;
 use crate::id::{Id, Kind};
@@ -10,17 +10,17 @@ use crate::resource::{Resource, StreamRoute};
 use crate::snapshot::Snapshot;
 
 /// A stream route, which denies connections only if it or its service is blocked.
-pub(super) struct StreamClaim<'a> {
+pub(super) struct StreamEntry<'a> {
     route: &'a StreamRoute,
     is_blocked: bool,
 }
 
-pub(super) fn stream_claims(snapshot: &Snapshot) -> Vec<StreamClaim<'_>> {
+pub(super) fn stream_entries(snapshot: &Snapshot) -> Vec<StreamEntry<'_>> {
     let routes = snapshot.resources_of(Kind::StreamRoute).values();
-    let claim = |route| StreamClaim { route, is_blocked: is_blocked(snapshot, route) };
+    let entry = |route| StreamEntry { route, is_blocked: is_blocked(snapshot, route) };
     routes
         .filter_map(|versioned| match &versioned.resource {
-            Resource::StreamRoute(route) => Some(claim(route)),
+            Resource::StreamRoute(route) => Some(entry(route)),
             _ => None,
         })
         .collect()
@@ -32,13 +32,13 @@ pub(super) fn is_blocked(snapshot: &Snapshot, route: &StreamRoute) -> bool {
     route.blocked.as_ref().or_else(service).is_some()
 }
 
-impl Claim for StreamClaim<'_> {
+impl IndexEntry for StreamEntry<'_> {
     fn id(&self) -> &Id {
         &self.route.id
     }
 
     fn search_order(&self, other: &Self) -> Ordering {
-        let rank = |claim: &Self| claim.route.sni.as_ref().map_or((u8::MAX, Reverse(0)), search_rank);
+        let rank = |entry: &Self| entry.route.sni.as_ref().map_or((u8::MAX, Reverse(0)), search_rank);
         rank(self).cmp(&rank(other)).then_with(|| self.id().cmp(other.id()))
     }
 
