@@ -169,7 +169,7 @@ pub enum StoreError {
     Unavailable { what: String },
     /// The commit has more parts than the store takes at once.
     #[error(
-        "the store rejected the change: {what}: write fewer documents at once, which refer to fewer others"
+        "the store rejected the change: {what}: write fewer documents at once, or raise etcd's --max-txn-ops"
     )]
     TooManyOperations { what: String },
     /// The store rejected the change.

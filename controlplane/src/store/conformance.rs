@@ -43,6 +43,7 @@ pub(super) async fn run_all<F: AsyncFn() -> Arc<dyn Store>>(fresh: F) {
     batches::conditions_guard_a_batch(fresh().await).await;
     batches::a_kind_is_unchanged_until_a_put(fresh().await).await;
     batches::a_document_that_expires_fails_a_condition(fresh().await).await;
+    batches::a_batch_depends_on_many_documents(fresh().await).await;
     batches::concurrent_writers_lose_no_update(fresh().await).await;
     batches::a_reference_and_its_removal_exclude_each_other(fresh().await).await;
     a_document_is_removed_at_the_end_of_its_ttl(fresh().await).await;

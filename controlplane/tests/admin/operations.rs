@@ -7,7 +7,7 @@ use http::{HeaderValue, Method};
 use pki::ca::LeafSpec;
 use serde_json::{Value, json};
 
-use crate::world::{KEY, Response, VIEWER, World, request};
+use crate::world::{KEY, Response, VIEWER, World, exchange, request};
 
 /// A valid request of an operation: path, body, and the status that an admin gets.
 struct Sample {

@@ -22,8 +22,6 @@ pub(super) const DRY_RUN_BYTES_MAX: usize = 32 << 20;
 /// Operations and bytes of one batch. The Admin API takes 128 and 1.5 MiB.
 const BATCH_OPERATIONS_MAX: usize = 128;
 const BATCH_BYTES_MAX: usize = 1_400_000;
-/// References of one batch. Each costs up to two compares of an etcd transaction, of 128.
-const BATCH_REFERENCES_MAX: usize = 40;
 
 /// One write.
 #[derive(Debug, PartialEq)]
@@ -143,44 +141,22 @@ impl ApplyPlan {
     /// The bodies of `POST batch`, in order, each with its number of operations.
     pub(super) fn batches(&self) -> Vec<(usize, Value)> {
         let mut batches: Vec<(usize, Vec<Value>)> = vec![(0, Vec::new())];
-        let mut referenced = BTreeSet::new();
         for operation in &self.operations {
             let operation = operation.to_json();
             let size = operation.to_string().len() + 1;
-            let mut with_these = referenced.clone();
-            with_these.extend(references(&operation));
             if let Some((bytes, batch)) = batches.last_mut()
                 && (batch.is_empty()
-                    || batch.len() < BATCH_OPERATIONS_MAX
-                        && *bytes + size <= BATCH_BYTES_MAX
-                        && with_these.len() <= BATCH_REFERENCES_MAX)
+                    || batch.len() < BATCH_OPERATIONS_MAX && *bytes + size <= BATCH_BYTES_MAX)
             {
                 *bytes += size;
                 batch.push(operation);
-                referenced = with_these;
             } else {
-                referenced = references(&operation).collect();
                 batches.push((size, vec![operation]));
             }
         }
         let filled = batches.into_iter().filter(|(_, batch)| !batch.is_empty());
         filled.map(|(_, batch)| (batch.len(), json!({"operations": batch}))).collect()
     }
-}
-
-/// What the document of an operation refers to.
-fn references(operation: &Value) -> impl Iterator<Item = String> {
-    let members = [
-        "upstream_id",
-        "service_id",
-        "plugin_config_id",
-        "tls/client_cert_id",
-        "upstream/tls/client_cert_id",
-    ];
-    members.into_iter().filter_map(|member| {
-        let id = operation.pointer(&format!("/body/{member}"))?;
-        Some(format!("{}/{id}", member.rsplit('/').next().unwrap_or_default()))
-    })
 }
 
 impl PlannedOperation {
@@ -434,11 +410,6 @@ mod tests {
             let batches = ApplyPlan::of(desired(&all), &StoredResources::new(), false).batches();
             batches.iter().map(|(count, _)| *count).collect::<Vec<_>>()
         };
-        let referring: Vec<_> = (0..100).map(|n| (n.to_string(), json!({"upstream_id": n}))).collect();
-        let all: Vec<_> =
-            referring.iter().map(|(id, body)| (Kind::Route, id.as_str(), body.clone())).collect();
-        let batches = ApplyPlan::of(desired(&all), &StoredResources::new(), false).batches();
-        assert_eq!(batches.iter().map(|(count, _)| *count).collect::<Vec<_>>(), [40, 40, 20]);
         assert_eq!(routes(300, 1), [128, 128, 44]);
         assert_eq!(routes(3, 900_000), [1, 1, 1]);
         assert_eq!(routes(1, 3_000_000), [1], "the Admin API rejects it by its own limit");

@@ -185,6 +185,39 @@ pub(super) async fn a_document_that_expires_fails_a_condition(store: Arc<dyn Sto
     }
 }
 
+/// Each of 128 documents refers to three others, and has extension fields.
+pub(super) async fn a_batch_depends_on_many_documents(store: Arc<dyn Store>) {
+    let routes: Vec<_> = (0..128).map(|n| key(Kind::Route, &format!("r{n}"))).collect();
+    let referenced: Vec<_> = (0..384).map(|n| key(Kind::Upstream, &format!("u{n}"))).collect();
+    let mut since = 0;
+    for part in referenced.chunks(128) {
+        since = store.commit(batch(part.iter().map(|key| put(key, json!({}), NEW)))).await.unwrap().revision;
+    }
+    let guarded = json!({"client_identity": {"allow": [{"dns": "a"}]}});
+    let conditions = || {
+        referenced.iter().enumerate().map(|(n, key)| match n % 3 {
+            0 => Condition::Exists(key.clone()),
+            _ => Condition::Unchanged { key: key.clone(), since },
+        })
+    };
+    let write = async |more: Option<Condition>, expect| {
+        let writes = batch(routes.iter().map(|key| put(key, guarded.clone(), expect)));
+        store.commit(provided(writes, conditions().chain(more))).await
+    };
+    let created = write(None, NEW).await.unwrap().revision;
+    assert_eq!(store.list(Kind::Route).await.unwrap().items.len(), 128);
+    // Each kind of condition is named when it fails, and nothing is written.
+    let kind_changed = Condition::KindUnchanged { kind: Kind::Upstream, since: since - 1 };
+    assert_eq!(write(Some(kind_changed), ANY).await, Err(StoreError::Conflict { key: None }));
+    assert_eq!(write(None, NEW).await, Err(conflict(&routes[0])));
+    store.commit(put(&referenced[301], json!({"v": 2}), ANY)).await.unwrap();
+    assert_eq!(write(None, ANY).await, Err(conflict(&referenced[301])));
+    store.commit(delete(&referenced[300], ANY)).await.unwrap();
+    assert_eq!(write(None, ANY).await, Err(conflict(&referenced[300])));
+    let routes = store.list(Kind::Route).await.unwrap().items;
+    assert!(routes.iter().all(|route| route.mod_revision == created));
+}
+
 /// Writers read, add one and commit what they read: each increment counts.
 pub(super) async fn concurrent_writers_lose_no_update(store: Arc<dyn Store>) {
     const WRITERS: u64 = 32;

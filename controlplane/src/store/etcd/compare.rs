@@ -1,27 +1,30 @@
 //! Compares of a transaction: of one key, or of a range of keys.
 //!
-//! The failure branch of a transaction repeats each compare as a read, which says whether it holds.
+//! Each compare can be repeated as a read, which says whether it holds.
 
-use etcd_client::{Compare, CompareOp, GetOptions, KeyValue, TxnOp};
+use etcd_client::{Compare, CompareOp, GetOptions, KeyValue, TxnOp, TxnOpResponse};
 use model::Key;
 
 use super::layout::{self, Layout};
 use crate::store::Condition;
 
 /// The state of a key; zero for an absent one.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default)]
 pub(super) struct KeyState {
     pub(super) mod_revision: i64,
-    pub(super) lease: i64,
+    lease: i64,
 }
 
-impl From<&KeyValue> for KeyState {
-    fn from(kv: &KeyValue) -> Self {
-        Self { mod_revision: kv.mod_revision(), lease: kv.lease() }
+impl KeyState {
+    /// Of the key that was read.
+    pub(super) fn read(response: &TxnOpResponse) -> Self {
+        let TxnOpResponse::Get(get) = response else { return Self::default() };
+        let state = |kv: &KeyValue| Self { mod_revision: kv.mod_revision(), lease: kv.lease() };
+        get.kvs().first().map(state).unwrap_or_default()
     }
 }
 
-/// A compare of one key or of a range, which the failure branch repeats.
+/// A compare of one key or of a range.
 pub(super) struct KeyCompare {
     name: String,
     range_end: Option<Vec<u8>>,
@@ -62,7 +65,7 @@ impl KeyCompare {
         self.range_end.iter().fold(compare, |compare, end| compare.with_range(end.as_slice()))
     }
 
-    /// Reads what [`Self::holds`] needs: of a range, a key that is too new.
+    /// Reads the key whose state [`Self::holds`] needs: of a range, one that is too new.
     pub(super) fn read(&self) -> TxnOp {
         let options = GetOptions::new().with_keys_only();
         let options = match (&self.range_end, self.test) {

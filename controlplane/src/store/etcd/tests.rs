@@ -453,7 +453,7 @@ async fn a_batch_of_128_documents_is_one_commit() {
 
 /// The documents change between the read and the transaction: it is not applied.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_batch_by_ranges_fails_when_a_document_changes() {
+async fn a_large_batch_fails_when_a_document_changes() {
     let server = Server::plain().await;
     let store = open(&[server.url()]).await;
     let keys: Vec<Key> = (0..128).map(|n| key(Kind::Route, &n.to_string())).collect();
@@ -485,7 +485,7 @@ async fn a_batch_that_exceeds_a_transaction_is_rejected() {
     let server = Server::plain().await;
     let store = open(&[server.url()]).await;
     let key = |n: u64| key(Kind::Ssl, &n.to_string());
-    let conditions = (0..200).map(|n| Condition::Absent(key(n))).collect();
+    let conditions = (0..5_000).map(|n| Condition::Absent(key(n))).collect();
     let write = Batch { conditions, ..put(&key(0), json!({}), Precondition::Absent) };
     let error = store.commit(write).await.unwrap_err();
     assert!(

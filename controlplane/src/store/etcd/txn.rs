@@ -4,46 +4,40 @@
 //! transaction can be found in the history, and cannot be applied twice. The failure branch reads
 //! the compared keys: it says which compare failed.
 //!
-//! A batch with more compares than a transaction takes is read before each attempt. One compare for
-//! each kind then makes sure that nothing in the range of its keys is newer than what was read.
-//! etcd rejects an update of a key that is gone (`ignore_lease`), and a removal of such a key
-//! writes nothing.
+//! A batch with more parts than a transaction takes has them in nested transactions. etcd evaluates
+//! all compares before it writes, but a nested transaction whose compares fail does not keep its
+//! siblings from writing. So its failure branch is a read that etcd rejects: the whole transaction
+//! then fails before its first write. Reads afterwards say which compare failed.
 
 use std::collections::{BTreeMap, HashMap};
 use std::num::NonZeroU32;
 
 use etcd_client::{
-    DeleteOptions, Event, EventType, KeyValue, PutOptions, ResponseHeader, Txn, TxnOp, TxnOpResponse,
-    TxnResponse,
+    DeleteOptions, Event, EventType, GetOptions, KeyValue, PutOptions, ResponseHeader, Txn, TxnOp,
+    TxnOpResponse, TxnResponse,
 };
-use model::{Key, Kind};
+use model::Key;
 
 use super::compare::{KeyCompare, KeyState, Test, condition_compares};
 use super::layout::{self, Layout};
 use crate::store::{Batch, CommitResult, Condition, Mutation, MutationResult, Precondition, StoreError};
 
-/// etcd's default `--max-txn-ops`: of compares, and of operations in each branch.
+/// etcd's default `--max-txn-ops`: of compares, and of operations in each branch. A nested
+/// transaction takes as many as the outer one leaves.
 pub(super) const OPERATIONS_MAX: usize = 128;
 
 /// The lease of each time to live.
 pub(super) type TtlLeases = BTreeMap<NonZeroU32, i64>;
 
-/// One attempt of a commit. The next one expects what the failure branch has read.
+/// One attempt of a commit. The next one expects what was read after it.
 #[derive(Clone)]
 pub(super) struct Attempt {
     writes: Vec<DocumentWrite>,
     conditions: Vec<Condition>,
-    guard: Guard,
+    /// The batch exceeds one transaction without nested ones.
+    is_nested: bool,
     /// A revision of the store before the transaction was sent.
     pub(super) start_revision: i64,
-}
-
-/// How the documents that are written are compared.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Guard {
-    EachDocument,
-    /// Ranges of keys, with the revision at which all documents were read (0 before that).
-    Ranges(i64),
 }
 
 /// The write of a document and of its extension entry.
@@ -59,8 +53,8 @@ struct DocumentWrite {
     extension: Option<String>,
     precondition: Precondition,
     ttl: Option<NonZeroU32>,
-    /// The state to compare with.
-    expected: KeyState,
+    /// The mod revision of the document to compare with; 0: absent.
+    expected: i64,
 }
 
 /// What a response means.
@@ -80,11 +74,10 @@ impl DocumentWrite {
             }
             Mutation::Delete { .. } => (None, None, None),
         };
-        let mod_revision = match precondition {
+        let expected = match precondition {
             Precondition::ModRevision(revision) => layout::to_etcd_revision(revision),
             Precondition::Absent | Precondition::Unconditional => 0,
         };
-        let expected = KeyState { mod_revision, lease: 0 };
         let (name, extension_name) = (layout.document_key(&key), layout.extension_key(&key));
         Self { key, name, value, extension_name, extension, precondition, ttl, expected }
     }
@@ -99,32 +92,21 @@ impl DocumentWrite {
         }
     }
 
-    /// Whether a range can guard the document. An update that changes the lease needs a compare.
-    fn suits_range(&self) -> bool {
-        self.value.is_none() || (self.ttl.is_none() && self.expected.lease == 0)
-    }
-
-    fn compares(&self, guard: Guard) -> impl Iterator<Item = KeyCompare> {
-        let is_own = guard == Guard::EachDocument;
-        let document = (is_own || !self.suits_range())
-            .then(|| KeyCompare::key(&self.name, Test::Modified(self.expected.mod_revision)));
-        let extension = self.seen_extension().filter(|_| is_own);
+    fn compares(&self) -> impl Iterator<Item = KeyCompare> {
+        let document = KeyCompare::key(&self.name, Test::Modified(self.expected));
+        let extension = self.seen_extension();
         let extension = extension.map(|(name, seen)| KeyCompare::key(name, Test::NotAfter(seen)));
-        document.into_iter().chain(extension)
+        std::iter::once(document).chain(extension)
     }
 
-    fn document_operation(&self, guard: Guard, leases: &TtlLeases) -> TxnOp {
+    fn document_operation(&self, leases: &TtlLeases) -> TxnOp {
         let name = self.name.as_str();
         let Some(value) = &self.value else {
             return TxnOp::delete(name, Some(DeleteOptions::new().with_prev_key()));
         };
-        let mut options = PutOptions::new().with_prev_key();
-        if let Some(lease) = self.ttl.and_then(|ttl| leases.get(&ttl)) {
-            options = options.with_lease(*lease);
-        } else if guard != Guard::EachDocument && self.suits_range() && self.expected.mod_revision != 0 {
-            // Fails without the document, and keeps that it has no lease.
-            options = options.with_ignore_lease();
-        }
+        let options = PutOptions::new().with_prev_key();
+        let lease = self.ttl.and_then(|ttl| leases.get(&ttl));
+        let options = lease.into_iter().fold(options, |options, lease| options.with_lease(*lease));
         TxnOp::put(name, value.as_str(), Some(options))
     }
 
@@ -135,22 +117,21 @@ impl DocumentWrite {
             // Without the document's lease: an entry that outlives the document is ignored, and one
             // that expired first would leave the document unprotected.
             Some(extension) => Some(TxnOp::put(name, extension.as_str(), None)),
-            None => (self.expected.mod_revision != 0).then(|| TxnOp::delete(name, None)),
+            None => (self.expected != 0).then(|| TxnOp::delete(name, None)),
         }
     }
 
-    /// Expects the present state from now on.
+    /// Expects the present mod revision of the document from now on.
     ///
     /// # Errors
     /// [`StoreError::Conflict`] when the precondition does not hold for it.
-    fn expect(&mut self, document: KeyState, extension: KeyState) -> Result<(), StoreError> {
+    fn expect(&mut self, document: i64, extension: i64) -> Result<(), StoreError> {
         let holds = match self.precondition {
             Precondition::Unconditional => true,
-            Precondition::Absent => document.mod_revision == 0,
+            Precondition::Absent => document == 0,
             // The newest change may be one of the extension entry only.
             Precondition::ModRevision(revision) => {
-                let newest = document.mod_revision.max(extension.mod_revision);
-                document.mod_revision != 0 && newest == layout::to_etcd_revision(revision)
+                document != 0 && document.max(extension) == layout::to_etcd_revision(revision)
             }
         };
         if !holds {
@@ -161,17 +142,16 @@ impl DocumentWrite {
     }
 
     /// The result of this write if one revision contains it; `None` if it does not.
-    fn find_in(&self, guard: Guard, changes: &HashMap<&[u8], &Event>) -> Option<MutationResult> {
+    fn find_in(&self, changes: &HashMap<&[u8], &Event>) -> Option<MutationResult> {
         let Some((change, kv)) =
             changes.get(self.name.as_bytes()).and_then(|change| Some((change, change.kv()?)))
         else {
-            let is_no_op = self.expected.mod_revision == 0 || guard != Guard::EachDocument;
-            return (self.value.is_none() && is_no_op).then(MutationResult::default);
+            return (self.value.is_none() && self.expected == 0).then(MutationResult::default);
         };
         let previous = change.prev_kv();
         let (is_put, value) = (change.event_type() == EventType::Put, self.value.as_deref());
         let is_same = is_put == value.is_some() && value.is_none_or(|value| value.as_bytes() == kv.value());
-        if !is_same || previous.map_or(0, KeyValue::mod_revision) != self.expected.mod_revision {
+        if !is_same || previous.map_or(0, KeyValue::mod_revision) != self.expected {
             return None;
         }
         // Two writers may write the same document at once with different extension fields.
@@ -206,48 +186,26 @@ impl DocumentWrite {
 impl Attempt {
     pub(super) fn new(batch: Batch, layout: &Layout) -> Self {
         let writes = batch.mutations.into_iter().map(|mutation| DocumentWrite::new(mutation, layout));
-        let (writes, conditions) = (writes.collect(), batch.conditions);
-        let mut attempt = Self { writes, conditions, guard: Guard::EachDocument, start_revision: 0 };
+        let (writes, conditions): (Vec<_>, _) = (writes.collect(), batch.conditions);
+        let operations = writes.iter().map(|write| 1 + usize::from(write.extension_name.is_some()));
+        let has_many_operations = operations.sum::<usize>() > OPERATIONS_MAX;
+        let mut attempt = Self { writes, conditions, is_nested: false, start_revision: 0 };
         // With the compare of the fence.
-        if attempt.compares(layout).len() >= OPERATIONS_MAX {
-            attempt.guard = Guard::Ranges(0);
-        }
+        attempt.is_nested = has_many_operations || attempt.compares(layout).len() >= OPERATIONS_MAX;
         attempt
     }
 
-    /// The keys that must be read before an attempt, and passed to [`Self::expect`]; `is_first`: no
-    /// failure branch has read any.
-    pub(super) fn names_to_read(&self, is_first: bool) -> Vec<String> {
-        let by_range = self.guard != Guard::EachDocument;
-        let read = |write: &&DocumentWrite| {
-            by_range || (is_first && write.precondition == Precondition::Unconditional)
-        };
-        let names = self.writes.iter().filter(read).flat_map(|write| {
-            let extension = write.seen_extension().map(|(name, _)| name.to_owned());
-            std::iter::once(write.name.clone()).chain(extension)
-        });
-        names.collect()
+    /// Reads of the documents of which nothing is expected yet, for [`Self::expect`].
+    pub(super) fn unconditional_reads(&self) -> Vec<TxnOp> {
+        let names = self.writes.iter().filter(|write| write.precondition == Precondition::Unconditional);
+        names.map(|write| TxnOp::get(write.name.as_str(), Some(GetOptions::new().with_keys_only()))).collect()
     }
 
-    /// Expects what was read of [`Self::names_to_read`] at one revision.
-    ///
-    /// # Errors
-    /// [`StoreError::Conflict`] when a precondition does not hold for it.
-    pub(super) fn expect(&mut self, revision: i64, states: Vec<KeyState>) -> Result<(), StoreError> {
-        let by_range = self.guard != Guard::EachDocument;
-        if by_range {
-            self.guard = Guard::Ranges(revision);
-        }
-        let mut states = states.into_iter();
-        for write in &mut self.writes {
-            if !by_range && write.precondition != Precondition::Unconditional {
-                continue;
-            }
-            let document = states.next().unwrap_or_default();
-            let extension = write.seen_extension().and_then(|_| states.next()).unwrap_or_default();
-            write.expect(document, extension)?;
-        }
-        Ok(())
+    /// Expects the states that [`Self::unconditional_reads`] have found.
+    pub(super) fn expect(&mut self, states: Vec<KeyState>) {
+        let writes = self.writes.iter_mut();
+        let writes = writes.filter(|write| write.precondition == Precondition::Unconditional);
+        writes.zip(states).for_each(|(write, state)| write.expected = state.mod_revision);
     }
 
     /// The lifetimes of documents, each once.
@@ -259,7 +217,7 @@ impl Attempt {
     }
 
     pub(super) fn newest_expected(&self) -> i64 {
-        self.writes.iter().map(|write| write.expected.mod_revision).max().unwrap_or_default()
+        self.writes.iter().map(|write| write.expected).max().unwrap_or_default()
     }
 
     /// The documents, for the log.
@@ -274,38 +232,31 @@ impl Attempt {
     /// The transaction; `leases` has one for each of [`Self::ttls`].
     pub(super) fn txn(&self, layout: &Layout, fence: i64, leases: &TtlLeases) -> Txn {
         let fence = KeyCompare::key(&layout.fence_key(), Test::Modified(fence));
-        let compares: Vec<_> = std::iter::once(fence).chain(self.compares(layout)).collect();
-        let documents = self.writes.iter().map(|write| write.document_operation(self.guard, leases));
+        let compares = self.compares(layout);
+        let documents = self.writes.iter().map(|write| write.document_operation(leases));
         let extensions = self.writes.iter().filter_map(DocumentWrite::extension_operation);
+        let operations: Vec<TxnOp> = documents.chain(extensions).collect();
+        if self.is_nested {
+            let nested = nest(&compares, &operations, &layout.fence_key());
+            return Txn::new().when([fence.compare()]).and_then(nested).or_else([fence.read()]);
+        }
+        let compares: Vec<_> = std::iter::once(fence).chain(compares).collect();
         Txn::new()
             .when(compares.iter().map(KeyCompare::compare).collect::<Vec<_>>())
-            .and_then(nest(documents.chain(extensions).collect(), compares.len()))
+            .and_then(operations)
             .or_else(compares.iter().map(KeyCompare::read).collect::<Vec<_>>())
     }
 
-    /// The compares of the writes, then those of the conditions, then those of ranges.
+    /// The compares of the writes, then those of the conditions.
     fn compares(&self, layout: &Layout) -> Vec<KeyCompare> {
-        let writes = self.writes.iter().flat_map(|write| write.compares(self.guard));
+        let writes = self.writes.iter().flat_map(DocumentWrite::compares);
         let conditions = self.conditions.iter().flat_map(|condition| condition_compares(condition, layout));
-        writes.chain(conditions).chain(self.ranges()).collect()
+        writes.chain(conditions).collect()
     }
 
-    /// The ranges of documents, and of their extension entries, that suit no compare of their own.
-    fn ranges(&self) -> Vec<KeyCompare> {
-        let Guard::Ranges(since) = self.guard else { return Vec::new() };
-        let mut names: BTreeMap<(Kind, bool), (&str, &str)> = BTreeMap::new();
-        for write in &self.writes {
-            let document = write.suits_range().then_some(((write.key.kind, false), write.name.as_str()));
-            let extension = write.seen_extension().map(|(name, _)| ((write.key.kind, true), name));
-            for (directory, name) in document.into_iter().chain(extension) {
-                let (first, last) = names.entry(directory).or_insert((name, name));
-                (*first, *last) = (name.min(first), name.max(last));
-            }
-        }
-        let range = |(first, last): (&str, &str)| {
-            KeyCompare::range(first.to_owned(), [last.as_bytes(), &[0]].concat(), since)
-        };
-        names.into_values().map(range).collect()
+    /// The compares as reads, for [`Self::explain`].
+    pub(super) fn compare_reads(&self, layout: &Layout) -> Vec<TxnOp> {
+        self.compares(layout).iter().map(KeyCompare::read).collect()
     }
 
     /// The meaning of the response to [`Self::txn`], and the present revision of the fence if it
@@ -325,36 +276,32 @@ impl Attempt {
             let mutations = results.map(|(at, write)| write.result(operations.get(at), revision)).collect();
             return (None, Ok(TxnOutcome::Committed(CommitResult { revision, mutations })));
         }
-        let operations = response.op_responses();
-        let mut states = operations.iter().map(|operation| match operation {
-            TxnOpResponse::Get(response) => response.kvs().first().map(KeyState::from).unwrap_or_default(),
-            _ => KeyState::default(),
-        });
-        let fence = states.next().map(|state| state.mod_revision);
-        (fence, self.explain(layout, states).map(|()| TxnOutcome::Outdated))
+        let mut states = response.op_responses().iter().map(KeyState::read).collect::<Vec<_>>().into_iter();
+        let fence = states.next().map(|fence| fence.mod_revision);
+        // Nested compares were not evaluated when that of the fence failed.
+        let explained = if self.is_nested { Ok(()) } else { self.explain(layout, states) };
+        (fence, explained.map(|()| TxnOutcome::Outdated))
     }
 
-    /// Expects the present states from now on.
+    /// Expects the present states from now on, which [`Self::compare_reads`] have found.
     ///
     /// # Errors
     /// [`StoreError::Conflict`] when a precondition or condition does not hold for them.
-    fn explain(
+    pub(super) fn explain(
         &mut self,
         layout: &Layout,
-        mut states: impl Iterator<Item = KeyState>,
+        states: impl IntoIterator<Item = KeyState>,
     ) -> Result<(), StoreError> {
-        let guard = self.guard;
+        let mut states = states.into_iter();
+        let mut next = || states.next().unwrap_or_default();
         for write in &mut self.writes {
-            let document = states.by_ref().take(write.compares(guard).count()).collect::<Vec<_>>();
-            // With ranges the next attempt reads all states itself.
-            if guard == Guard::EachDocument {
-                let state = |at: usize| document.get(at).copied().unwrap_or_default();
-                write.expect(state(0), state(1))?;
-            }
+            let document = next().mod_revision;
+            let extension = write.seen_extension().map_or(0, |_| next().mod_revision);
+            write.expect(document, extension)?;
         }
         for condition in &self.conditions {
             for compare in condition_compares(condition, layout) {
-                if !compare.holds(states.next().unwrap_or_default()) {
+                if !compare.holds(next()) {
                     return Err(StoreError::Conflict { key: condition.key().cloned() });
                 }
             }
@@ -369,7 +316,7 @@ impl Attempt {
             let changes: HashMap<&[u8], &Event> =
                 changes.iter().filter_map(|change| Some((change.kv()?.key(), change))).collect();
             let is_written = |write: &DocumentWrite| changes.contains_key(write.name.as_bytes());
-            let found = self.writes.iter().map(|write| write.find_in(self.guard, &changes));
+            let found = self.writes.iter().map(|write| write.find_in(&changes));
             let mutations: Option<Vec<_>> = found.collect();
             let mutations = mutations.filter(|_| self.writes.iter().any(is_written))?;
             Some(CommitResult { revision: layout::from_etcd_revision(revision), mutations })
@@ -377,16 +324,20 @@ impl Attempt {
     }
 }
 
-/// Operations in nested transactions, when there are more than one transaction takes: a nested one
-/// takes as many as the outer one leaves.
-fn nest(operations: Vec<TxnOp>, compares: usize) -> Vec<TxnOp> {
-    let fits = |parts: &usize| operations.len().div_ceil(*parts) + compares.max(*parts) <= OPERATIONS_MAX;
-    if operations.len() <= OPERATIONS_MAX {
-        return operations;
-    }
-    let Some(parts) = (1..OPERATIONS_MAX).find(fits) else { return operations };
-    let part = |part: &[TxnOp]| TxnOp::txn(Txn::new().and_then(part.to_vec()));
-    operations.chunks(operations.len().div_ceil(parts)).map(part).collect()
+/// Nested transactions with the compares, then those with the operations.
+fn nest(compares: &[KeyCompare], operations: &[TxnOp], key: &str) -> Vec<TxnOp> {
+    let parts = |size: usize| compares.len().div_ceil(size) + operations.len().div_ceil(size);
+    let fits = |size: &usize| parts(*size) + size <= OPERATIONS_MAX;
+    // Where no size fits, etcd rejects the transaction.
+    let size = (1..OPERATIONS_MAX).rev().find(fits).unwrap_or(OPERATIONS_MAX / 2);
+    // etcd rejects a read of a revision that there is not yet.
+    let failing = TxnOp::get(key, Some(GetOptions::new().with_revision(i64::MAX)));
+    let compares = compares.chunks(size).map(|part| {
+        let compares = part.iter().map(KeyCompare::compare).collect::<Vec<_>>();
+        TxnOp::txn(Txn::new().when(compares).or_else([failing.clone()]))
+    });
+    let operations = operations.chunks(size).map(|part| TxnOp::txn(Txn::new().and_then(part)));
+    compares.chain(operations).collect()
 }
 
 /// The responses to operations before [`nest`].

@@ -11,7 +11,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 
-use etcd_client::{Compare, CompareOp, Error, GetOptions, KvClient, Txn, TxnOp, TxnOpResponse, WatchOptions};
+use etcd_client::{Compare, CompareOp, Error, GetOptions, KvClient, Txn, TxnOp, WatchOptions};
 use tonic::Code;
 
 use super::compare::KeyState;
@@ -39,12 +39,9 @@ impl Cluster {
         batch.check_keys()?;
         let first = batch.mutations.first().map(|mutation| mutation.key().clone());
         let mut attempt = Attempt::new(batch, &self.layout);
-        for number in 0..WRITE_ATTEMPTS {
-            let names = attempt.names_to_read(number == 0);
-            if !names.is_empty() {
-                let (revision, states) = self.key_states(&names).await?;
-                attempt.expect(revision, states)?;
-            }
+        let states = self.key_states(&attempt.unconditional_reads()).await?;
+        attempt.expect(states);
+        for _ in 0..WRITE_ATTEMPTS {
             attempt.start_revision = attempt.newest_expected().max(self.connections.revision());
             if let TxnOutcome::Committed(committed) = self.execute(&mut attempt).await? {
                 return Ok(committed);
@@ -77,8 +74,9 @@ impl Cluster {
             () = tokio::time::sleep(self.connections.timeout()) => Error::Internal("no response in time".to_owned()),
         };
         let what = self.connections.describe_error(&connection, &error);
-        if is_key_gone(&error) {
-            return Ok(TxnOutcome::Outdated);
+        if is_failed_compare(&error) {
+            let states = self.key_states(&attempt.compare_reads(&self.layout)).await?;
+            return attempt.explain(&self.layout, states).map(|()| TxnOutcome::Outdated);
         }
         if let Some(definite) = definite_error(&error, &what) {
             return Err(definite);
@@ -127,28 +125,15 @@ impl Cluster {
         Ok((response.kvs().first().map_or(0, etcd_client::KeyValue::mod_revision), store))
     }
 
-    /// The states of keys, at one revision of the store.
-    async fn key_states(&self, names: &[String]) -> Result<(i64, Vec<KeyState>), StoreError> {
-        let (mut revision, mut states) = (0, Vec::with_capacity(names.len()));
-        for names in names.chunks(OPERATIONS_MAX) {
-            // 0: the present one.
-            let options = GetOptions::new().with_keys_only().with_revision(revision);
-            let read = |name: &String| TxnOp::get(name.as_str(), Some(options.clone()));
-            let reads: Vec<TxnOp> = names.iter().map(read).collect();
-            let response = self.call(|mut kv: KvClient| {
-                let reads = reads.clone();
-                async move { kv.txn(Txn::new().and_then(reads)).await }
-            });
-            let response = response.await?;
-            if revision == 0 {
-                revision = response.header().map_or(0, etcd_client::ResponseHeader::revision);
-            }
-            states.extend(response.op_responses().into_iter().map(|response| match response {
-                TxnOpResponse::Get(get) => get.kvs().first().map(KeyState::from).unwrap_or_default(),
-                _ => KeyState::default(),
-            }));
+    /// The states of the keys that are read.
+    async fn key_states(&self, reads: &[TxnOp]) -> Result<Vec<KeyState>, StoreError> {
+        let mut states = Vec::with_capacity(reads.len());
+        for reads in reads.chunks(OPERATIONS_MAX) {
+            let response =
+                self.call(|mut kv: KvClient| async move { kv.txn(Txn::new().and_then(reads)).await });
+            states.extend(response.await?.op_responses().iter().map(KeyState::read));
         }
-        Ok((revision, states))
+        Ok(states)
     }
 
     pub(super) async fn grant_lease(
@@ -279,10 +264,10 @@ impl Cluster {
     }
 }
 
-/// Whether a document that exists for the writer is gone (`ignore_lease`); nothing was written.
-fn is_key_gone(error: &Error) -> bool {
-    let message = "key not found";
-    matches!(error, Error::GRpcStatus(status) if status.code() == Code::InvalidArgument && status.message().contains(message))
+/// Whether a nested compare failed (`txn`); nothing was written.
+fn is_failed_compare(error: &Error) -> bool {
+    let message = "future revision";
+    matches!(error, Error::GRpcStatus(status) if status.code() == Code::OutOfRange && status.message().contains(message))
 }
 
 /// The error for a response that proves that nothing was written.
@@ -339,7 +324,13 @@ mod tests {
         /// Applies the transaction, as a paused member does.
         async fn send(&self, store: &EtcdStore) -> bool {
             let connection = store.cluster.connections.current().await.unwrap();
-            connection.kv().txn(self.txn.clone()).await.unwrap().succeeded()
+            match connection.kv().txn(self.txn.clone()).await {
+                Ok(response) => response.succeeded(),
+                Err(error) => {
+                    assert!(is_failed_compare(&error), "{error}");
+                    false
+                }
+            }
         }
 
         /// The commit that is found in the history.
@@ -440,5 +431,37 @@ mod tests {
         let created = MutationResult { create_revision: found.revision, existed: false };
         assert_eq!(found.mutations, [MutationResult::default(), created, created]);
         assert_eq!(store.get(&a).await.unwrap().unwrap().mod_revision, found.revision);
+    }
+
+    /// Another writer removes or replaces one document of a batch that exceeds a transaction, after
+    /// its reads.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_removal_beside_a_large_batch_is_a_conflict() {
+        let (_server, store) = store().await;
+        let keys: Vec<Key> = (0..128).map(|n| key(Kind::Route, &n.to_string())).collect();
+        let all = |mutation: &dyn Fn(&Key) -> Batch| {
+            let mutations = keys.iter().flat_map(|key| mutation(key).mutations).collect();
+            Batch { mutations, conditions: Vec::new() }
+        };
+        let put_all = all(&|key| put(key, guarded(&json!([])), Precondition::Unconditional));
+        let seen = Precondition::ModRevision(store.commit(put_all).await.unwrap().revision);
+        let removal = all(&|key| delete(key, seen));
+        let (removing, replacing) = (
+            delayed(&store, removal.clone()).await,
+            delayed(&store, all(&|key| put(key, json!({}), seen))).await,
+        );
+        store.commit(delete(&keys[77], seen)).await.unwrap();
+        for late in [&removing, &replacing] {
+            assert!(!late.send(&store).await);
+            assert_eq!(late.resolve(&store).await, None);
+        }
+        let conflict = StoreError::Conflict { key: Some(keys[77].clone()) };
+        assert_eq!(store.commit(removal).await, Err(conflict));
+        assert_eq!(store.list(Kind::Route).await.unwrap().items.len(), 127, "nothing else is removed");
+        // A removal without a precondition does not need the document.
+        let removal = all(&|key| delete(key, Precondition::Unconditional));
+        let removed = store.commit(removal).await.unwrap();
+        assert_eq!(removed.mutations.iter().filter(|removed| !removed.existed).count(), 1);
+        assert!(store.unknown_keys().await.unwrap().is_empty(), "no extension entry is left");
     }
 }
