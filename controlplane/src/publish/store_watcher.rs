@@ -4,13 +4,13 @@
 //! (`Delta` applied to the snapshot before). `findings` compiles documents that another program may
 //! have written.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::panic::resume_unwind;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
-use model::{Delta, Key, Resource, Snapshot};
+use model::{Delta, Key, Snapshot, Versioned};
 use telemetry::Heartbeat;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -248,15 +248,17 @@ impl StoreWatcher {
 
     fn apply_batch(&self, batch: Vec<Result<Vec<Event>, WatchError>>) -> Option<WatchError> {
         let before = Arc::clone(&self.latest.borrow());
-        let mut delta = Delta { from: before.revision(), to: before.revision(), ..Delta::default() };
+        let mut changes = PendingChanges::since(&before);
         let mut failure = None;
-        let mut add = |event| add_event(&mut delta, event, &before, &self.keyring, &self.findings);
         for item in batch {
             match item {
-                Ok(events) => events.into_iter().for_each(&mut add),
+                Ok(events) => {
+                    events.into_iter().for_each(|event| changes.add(event, &self.keyring, &self.findings));
+                }
                 Err(error) => failure = Some(error),
             }
         }
+        let delta = changes.into_delta();
         if delta.to != delta.from {
             self.latest.send_replace(Arc::new(before.apply(&delta)));
         }
@@ -264,40 +266,51 @@ impl StoreWatcher {
     }
 }
 
-/// Adds one change to the delta; a later change of the same resource replaces an earlier one.
-fn add_event(
-    delta: &mut Delta,
-    event: Event,
-    before: &Snapshot,
-    keyring: &pki::Keyring,
-    findings: &StoredFindings,
-) {
-    delta.to = delta.to.max(event.revision);
-    match event.document {
-        None => {
-            log_removal(&event.key, event.revision, current_resource(delta, before, &event.key));
-            findings.remove(&event.key);
-            delta.upserts.retain(|upsert| upsert.resource.key() != event.key);
-            delta.removals.retain(|key| *key != event.key);
-            delta.removals.push(event.key);
-        }
-        Some(document) => {
-            if let Some(upsert) =
-                compile_and_log(&document, current_resource(delta, before, &event.key), keyring, findings)
-            {
-                delta.upserts.retain(|upsert| upsert.resource.key() != event.key);
-                delta.removals.retain(|key| *key != event.key);
-                delta.upserts.push(upsert);
+/// Compiled changes since a snapshot. A later change of a resource replaces an earlier one.
+struct PendingChanges<'a> {
+    before: &'a Snapshot,
+    to: u64,
+    /// `None`: removed.
+    resources: BTreeMap<Key, Option<Versioned>>,
+}
+
+impl<'a> PendingChanges<'a> {
+    fn since(before: &'a Snapshot) -> Self {
+        Self { before, to: before.revision(), resources: BTreeMap::new() }
+    }
+
+    fn add(&mut self, event: Event, keyring: &pki::Keyring, findings: &StoredFindings) {
+        let Event { revision, key, document } = event;
+        self.to = self.to.max(revision);
+        let current = match self.resources.get(&key) {
+            Some(changed) => changed.as_ref(),
+            None => self.before.get(&key),
+        };
+        let current = current.map(|versioned| &versioned.resource);
+        match document {
+            None => {
+                log_removal(&key, revision, current);
+                findings.remove(&key);
+                self.resources.insert(key, None);
+            }
+            Some(document) => {
+                if let Some(versioned) = compile_and_log(&document, current, keyring, findings) {
+                    self.resources.insert(key, Some(versioned));
+                }
             }
         }
     }
-}
 
-/// The resource after the changes so far.
-fn current_resource<'a>(delta: &'a Delta, before: &'a Snapshot, key: &Key) -> Option<&'a Resource> {
-    let changed = delta.upserts.iter().find(|upsert| upsert.resource.key() == *key);
-    let unchanged = || before.get(key).filter(|_| !delta.removals.contains(key));
-    changed.or_else(unchanged).map(|versioned| &versioned.resource)
+    fn into_delta(self) -> Delta {
+        let mut delta = Delta { from: self.before.revision(), to: self.to, ..Delta::default() };
+        for (key, changed) in self.resources {
+            match changed {
+                Some(versioned) => delta.upserts.push(versioned),
+                None => delta.removals.push(key),
+            }
+        }
+        delta
+    }
 }
 
 /// Applies the store's whole content as a difference to the present snapshot. Slow for ten thousand

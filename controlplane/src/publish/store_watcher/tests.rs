@@ -114,12 +114,46 @@ async fn a_removal_by_another_program_is_logged() {
         json!({"uri": "/a", "upstream": upstream(1), "client_identity": {"allow": [{"dns": "a.b"}]}});
     let items = vec![StoredDocument { key: key.clone(), ..stored("x", 1, document) }];
     let before = load(&Arc::new(Snapshot::empty()), 1, items).await;
-    let mut delta = Delta { from: 1, to: 1, ..Delta::default() };
+    let mut changes = PendingChanges::since(&before);
     let event = Event { revision: 2, key: key.clone(), document: None };
-    add_event(&mut delta, event, &before, &pki::Keyring::empty(), &StoredFindings::default());
-    assert_eq!(delta.removals, [key]);
+    changes.add(event, &pki::Keyring::empty(), &StoredFindings::default());
+    assert_eq!(changes.into_delta().removals, [key]);
     let log = std::fs::read_to_string(path).unwrap();
     assert!(log.contains("a change weakens the protection") && log.contains("routes/guarded"), "{log}");
+}
+
+/// However the changes are divided, the snapshot and the findings are those of each by itself.
+#[test]
+fn a_burst_of_changes_is_the_sum_of_them() {
+    let keyring = pki::Keyring::empty();
+    let changes: Vec<(usize, u16)> = (0..600usize).map(|n| (n * 7 % 11, (n * n % 13) as u16)).collect();
+    let event = |(revision, (id, what)): (u64, &(usize, u16))| {
+        let id = id.to_string();
+        let document = match what {
+            0..4 => None,
+            4 => Some(json!({"nodes": "invalid"})),
+            port => Some(upstream(*port)),
+        };
+        let document = document.map(|document| stored(&id, revision, document));
+        Event { revision, key: key(&id), document }
+    };
+    let apply = |size: usize| {
+        let findings = StoredFindings::default();
+        let events: Vec<Event> = (1..).zip(&changes).map(event).collect();
+        let snapshot = events.chunks(size).fold(Snapshot::empty(), |before, events| {
+            let mut changes = PendingChanges::since(&before);
+            events.iter().for_each(|event| changes.add(event.clone(), &keyring, &findings));
+            before.apply(&changes.into_delta())
+        });
+        (snapshot, findings.all())
+    };
+    let (each, each_findings) = apply(1);
+    assert!(!each.is_empty() && !each_findings.is_empty());
+    for size in [2, 7, 100, 600] {
+        let (together, findings) = apply(size);
+        assert!(each.diff(&together).is_empty(), "{size}");
+        assert_eq!((together.revision(), &findings), (each.revision(), &each_findings), "{size}");
+    }
 }
 
 #[test]
