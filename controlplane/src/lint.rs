@@ -103,7 +103,7 @@ fn unknown_key(keys: &UnknownKeys) -> Finding {
             resource: None,
             field: name.clone(),
             message: format!(
-                "extension fields of {count} documents that another program removed or created again have no effect"
+                "extension fields of {count} documents that expired, or that another program removed or created again, have no effect"
             ),
             hint: "nothing to do: the next write of a document of that name replaces them".to_owned(),
         };

@@ -22,7 +22,7 @@ use super::*;
 use crate::store::conformance::batches::batch;
 use crate::store::conformance::random_commits::{ExpectedStore, commit_plans};
 use crate::store::conformance::{self, conflict, delete, flatten, key, put, put_for};
-use crate::store::{Condition, Event, MutationResult, Precondition, WatchError};
+use crate::store::{Condition, Event, Mutation, MutationResult, Precondition, WatchError};
 
 /// For operations that a healthy cluster completes in milliseconds.
 const TEST_TIMEOUT: Duration = Duration::from_secs(60);
@@ -599,6 +599,48 @@ async fn a_recreated_document_has_no_extension_fields() {
     fixture.write(json!({"uri": "/c"}), Precondition::ModRevision(recreated)).await.unwrap();
     assert!(fixture.keys.get(EXTENSION_ENTRY).await.is_none());
     assert_eq!(fixture.store.unknown_keys().await.unwrap(), []);
+}
+
+/// The lease of a document removes the document only; its watch removes the extension entry.
+#[tokio::test(flavor = "multi_thread")]
+async fn extension_fields_go_with_an_expired_document() {
+    let mut fixture = SharedCluster::start().await;
+    let (key, document) = (SharedCluster::key(), SharedCluster::guarded("x"));
+    let ttl = std::num::NonZeroU32::new(1);
+    let precondition = Precondition::Absent;
+    let write = Mutation::Put { key: key.clone(), document: document.clone(), precondition, ttl };
+    let committed = fixture.store.commit(write.into()).await.unwrap().revision;
+    let mut watch = flatten(fixture.store.watch(committed));
+    let expired = within("an event", watch.next()).await.unwrap().unwrap();
+    assert_eq!((&expired.key, &expired.document), (&key, &None));
+    let next = expired.revision + 1;
+    let removed = within("the removal", fixture.keys.history("/apisix/", next, next)).await.remove(0);
+    assert_eq!((removed.key.as_str(), removed.value), (EXTENSION_ENTRY, None));
+    assert_eq!(fixture.store.unknown_keys().await.unwrap(), []);
+    // The watch goes on, without an event of the entry.
+    let again = fixture.write(document.clone(), Precondition::Absent).await.unwrap();
+    let event = within("an event", watch.next()).await.unwrap().unwrap();
+    assert_eq!((event.revision, event.document.map(|now| now.document)), (again, Some(document)));
+}
+
+/// A late removal takes nothing from a document that is there again, nor another entry.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_late_removal_unprotects_no_document() {
+    let mut fixture = SharedCluster::start().await;
+    let key = SharedCluster::key();
+    let first = fixture.write(SharedCluster::guarded("x"), Precondition::Absent).await.unwrap();
+    let remove = async |revision| fixture.store.cluster.remove_extensions(&[(key.clone(), revision)]).await;
+    remove(first).await.unwrap();
+    assert_eq!(fixture.stored().await.document, SharedCluster::guarded("x"), "it is there");
+    fixture.store.commit(delete(&key, Precondition::ModRevision(first))).await.unwrap();
+    fixture.write(SharedCluster::guarded("y"), Precondition::Absent).await.unwrap();
+    remove(first).await.unwrap();
+    assert_eq!(fixture.stored().await.document, SharedCluster::guarded("y"), "it is there again");
+    fixture.keys.delete(ROUTE).await;
+    remove(first).await.unwrap();
+    let entry = fixture.keys.get(EXTENSION_ENTRY).await.unwrap();
+    fixture.store.cluster.remove_extensions(&[(key.clone(), entry.modified)]).await.unwrap();
+    assert!(fixture.keys.get(EXTENSION_ENTRY).await.is_none());
 }
 
 #[tokio::test(flavor = "multi_thread")]

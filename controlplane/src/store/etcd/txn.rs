@@ -114,8 +114,9 @@ impl DocumentWrite {
     fn extension_operation(&self) -> Option<TxnOp> {
         let name = self.extension_name.as_deref()?;
         match &self.extension {
-            // Without the document's lease: an entry that outlives the document is ignored, and one
-            // that expired first would leave the document unprotected.
+            // Without the document's lease: another program may write the document without it, and
+            // an entry that expires first would leave the document unprotected. One that outlives
+            // the document is ignored, and removed by a watch.
             Some(extension) => Some(TxnOp::put(name, extension.as_str(), None)),
             None => (self.expected != 0).then(|| TxnOp::delete(name, None)),
         }

@@ -6,10 +6,11 @@
 //!
 //! A document and its extension entry yield one event. The watch loads the entries as of its start
 //! revision and tracks their changes. The control plane writes both keys in one revision; another
-//! program writes the document only, and the extension fields stay.
+//! program writes the document only, and the extension fields stay. When a document expires or
+//! another program removes it, the watch has its entry removed, too.
 
-use std::collections::HashMap;
-use std::sync::Weak;
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use etcd_client::{Error, EventType, WatchOptions, WatchResponse, WatchStream};
@@ -39,7 +40,7 @@ enum RoundEnd {
 pub(super) fn events(cluster: Weak<Cluster>, after: u64) -> EventStream {
     let (sender, receiver) = mpsc::channel(QUEUE_MAX);
     tokio::spawn(async move {
-        let mut position = WatchPosition { revision: after, extensions: None };
+        let mut position = WatchPosition { revision: after, extensions: None, orphans: Vec::new() };
         loop {
             let Some(cluster) = cluster.upgrade() else { return };
             match cluster.run_watch_round(&mut position, &sender).await {
@@ -58,12 +59,18 @@ struct WatchPosition {
     revision: u64,
     /// The extension entries at that revision; `None` before they were loaded.
     extensions: Option<HashMap<Key, ExtensionEntry>>,
+    /// Extension entries whose document was removed without them, with their mod revisions.
+    orphans: Vec<(Key, u64)>,
 }
 
 type EventSender = mpsc::Sender<Result<Vec<Event>, WatchError>>;
 
 impl Cluster {
-    async fn run_watch_round(&self, position: &mut WatchPosition, sender: &EventSender) -> RoundEnd {
+    async fn run_watch_round(
+        self: &Arc<Self>,
+        position: &mut WatchPosition,
+        sender: &EventSender,
+    ) -> RoundEnd {
         let connection = match self.connections.current().await {
             Ok(connection) => connection,
             Err(error) => return unavailable(error.to_string()),
@@ -136,7 +143,7 @@ impl Cluster {
     }
 
     async fn handle_response(
-        &self,
+        self: &Arc<Self>,
         response: &WatchResponse,
         position: &mut WatchPosition,
         sender: &EventSender,
@@ -159,6 +166,15 @@ impl Cluster {
             if let Err(end) = self.apply_revision(changes, position, &mut events).await {
                 return Some(end);
             }
+        }
+        if !position.orphans.is_empty() {
+            let (cluster, orphans) = (Arc::clone(self), std::mem::take(&mut position.orphans));
+            // Events do not wait for it.
+            tokio::spawn(async move {
+                if let Err(error) = cluster.remove_extensions(&orphans).await {
+                    tracing::debug!(%error, "extension fields of removed documents stay; lint counts them");
+                }
+            });
         }
         if events.is_empty() {
             return None;
@@ -195,15 +211,20 @@ impl Cluster {
                 ParsedKey::Extension(key) => {
                     if put {
                         extensions.insert(key.clone(), ExtensionEntry::decode(kv.value(), kv.mod_revision()));
-                    } else {
-                        extensions.remove(&key);
+                        extension_keys.push(key);
+                    } else if extensions.remove(&key).is_some() {
+                        extension_keys.push(key);
                     }
-                    extension_keys.push(key);
                 }
                 ParsedKey::Ignored | ParsedKey::Unknown(_) => {}
             }
         }
-        extension_keys.retain(|key| !documents.iter().any(|(document, _)| document == key));
+        let changed: HashSet<&Key> = documents.iter().map(|(key, _)| key).collect();
+        extension_keys.retain(|key| !changed.contains(key));
+        let removed = documents.iter().filter(|(_, stored)| stored.is_none());
+        position
+            .orphans
+            .extend(removed.filter_map(|(key, _)| Some((key.clone(), extensions.remove(key)?.mod_revision))));
         // Only the extension entry of these documents changed.
         for key in extension_keys {
             match self.document_at(&key, revision).await {

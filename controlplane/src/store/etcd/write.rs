@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 
 use etcd_client::{Compare, CompareOp, Error, GetOptions, KvClient, Txn, TxnOp, WatchOptions};
+use model::Key;
 use tonic::Code;
 
 use super::compare::KeyState;
@@ -237,6 +238,33 @@ impl Cluster {
         Ok(layout::from_etcd_revision(response.header().map_or(0, etcd_client::ResponseHeader::revision)))
     }
 
+    /// Removes extension entries, each if it has this mod revision and its document is absent. Such
+    /// an entry belongs to no later document, so removing it changes none, however late it happens.
+    pub(super) async fn remove_extensions(&self, entries: &[(Key, u64)]) -> Result<(), StoreError> {
+        for entries in entries.chunks(OPERATIONS_MAX / 2) {
+            let removals: Vec<TxnOp> = entries
+                .iter()
+                .filter_map(|(key, mod_revision)| {
+                    let name = self.layout.extension_key(key)?;
+                    let is_same = Compare::mod_revision(
+                        name.as_str(),
+                        CompareOp::Equal,
+                        layout::to_etcd_revision(*mod_revision),
+                    );
+                    let is_absent = Compare::version(self.layout.document_key(key), CompareOp::Equal, 0);
+                    let removal = TxnOp::delete(name, None);
+                    Some(TxnOp::txn(Txn::new().when([is_same, is_absent]).and_then([removal])))
+                })
+                .collect();
+            let removals = &removals;
+            self.call(
+                |mut kv: KvClient| async move { kv.txn(Txn::new().and_then(removals.as_slice())).await },
+            )
+            .await?;
+        }
+        Ok(())
+    }
+
     /// Replaces an internal entry. Never repeated without a response: the caller reads the entry
     /// before it retries.
     pub(super) async fn swap_internal_entry(
@@ -296,7 +324,7 @@ fn definite_error(error: &Error, what: &str) -> Option<StoreError> {
 #[cfg(test)]
 mod tests {
     use e2e::etcd::Etcd as Server;
-    use model::{Key, Kind};
+    use model::Kind;
     use serde_json::{Value, json};
 
     use super::*;
