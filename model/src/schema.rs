@@ -8,6 +8,7 @@
 //!
 //! Schemas are compiled once; an unknown keyword is a compile error.
 
+mod branches;
 mod compile;
 mod files;
 
@@ -331,28 +332,13 @@ impl Schema {
             })?;
         }
         if !self.any_of.is_empty() && !self.any_of.iter().any(|schema| schema.validate(value).is_ok()) {
-            let message = format!("object matches none of the required{}", alternatives(&self.any_of));
-            return Err(with_branch_hint(
-                message,
-                self.any_of.iter().find(|branch| branch.means(value)),
-                value,
-            ));
+            return Err(branches::fits_none_of_any(&self.any_of, value));
         }
         if !self.one_of.is_empty() {
             let mut fitting = (1..).zip(&self.one_of).filter(|(_, schema)| schema.validate(value).is_ok());
             match (fitting.next(), fitting.next()) {
-                (None, _) => {
-                    let problem = Problem::new("", "value should match only one schema, but matches none");
-                    return Err(match alternatives(&self.one_of).strip_prefix(": ") {
-                        Some(expected) => problem.with_hint(format!("expected {expected}")),
-                        None => problem,
-                    });
-                }
-                (Some((a, _)), Some((b, _))) => {
-                    let both =
-                        format!("value should match only one schema, but matches both schemas {a} and {b}");
-                    return fail(both);
-                }
+                (None, _) => return Err(branches::fits_none_of_one(&self.one_of, value)),
+                (Some(a), Some(b)) => return Err(branches::fits_both(a, b)),
                 (Some(_), None) => {}
             }
         }
@@ -362,12 +348,12 @@ impl Schema {
             } else {
                 (&condition.otherwise, "else clause did not match")
             };
-            if branch.as_ref().is_some_and(|schema| schema.validate(value).is_err()) {
-                return Err(with_branch_hint(text.to_owned(), branch.as_ref(), value));
+            if let Some(branch) = branch.as_ref().filter(|schema| schema.validate(value).is_err()) {
+                return Err(branches::with_reason(text, branch, value));
             }
         }
         match &self.not {
-            Some(schema) if schema.validate(value).is_ok() => fail("value wasn't supposed to match schema"),
+            Some(schema) if schema.validate(value).is_ok() => Err(branches::fits_forbidden(schema, value)),
             _ => Ok(()),
         }
     }
@@ -375,24 +361,6 @@ impl Schema {
 
 fn fail(message: impl Into<String>) -> Result<(), Problem> {
     Err(Problem::new("", message))
-}
-
-/// Adds the message of the branch as a hint to a generic message.
-fn with_branch_hint(message: String, branch: Option<&Schema>, value: &Value) -> Problem {
-    match branch.and_then(|branch| branch.validate(value).err()) {
-        Some(inner) => Problem { message, hint: Some(inner.to_string()), ..inner },
-        None => Problem::new("", message),
-    }
-}
-
-/// Formats what the branches require, like `: ["a"] or ["b","c"]`.
-fn alternatives(branches: &[Schema]) -> String {
-    let listed: Vec<String> = branches
-        .iter()
-        .filter(|branch| !branch.required.is_empty())
-        .map(|branch| Value::from(branch.required.clone()).to_string())
-        .collect();
-    if listed.is_empty() { String::new() } else { format!(": {}", listed.join(" or ")) }
 }
 
 /// Whether one name may be a misspelling of the other.

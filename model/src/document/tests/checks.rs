@@ -76,7 +76,8 @@ fn ssl_schema_messages() {
         "invalid configuration: property \"ssl_protocols\" validation failed: failed to validate item 1: matches none of the enum values"
     ); // J2
     let problem = problem_of(Kind::Ssl, &ssl(json!({"sni": null})));
-    assert!(problem.hint.unwrap().contains("[\"sni\",\"key\",\"cert\"] or [\"snis\",\"key\",\"cert\"]"));
+    assert_eq!(problem.field, "sni");
+    assert_eq!(problem.hint.unwrap(), "add \"sni\" or \"snis\" beside \"key\" and \"cert\"");
 }
 
 #[test]

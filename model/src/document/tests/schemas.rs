@@ -167,6 +167,88 @@ fn problems_name_the_field_and_suggest_a_name() {
     assert_eq!(problem.field, "timeout.read");
 }
 
+/// The message is APISIX's and names no member; field and hint do.
+#[test]
+fn hints_name_the_missing_member_and_its_place() {
+    #[track_caller]
+    fn check(kind: Kind, document: Value, message: &str, field: &str, hint: &str) {
+        let problem = validate(kind, &document).unwrap_err();
+        let found = (problem.message.as_str(), problem.field.as_str(), problem.hint.as_deref());
+        assert_eq!(found, (message, field, Some(hint)), "{document}");
+    }
+    let (pem, none) = ("x".repeat(128), "value should match only one schema, but matches none");
+    let then = "then clause did not match";
+    check(
+        Kind::Ssl,
+        json!({"sni": "a", "cert": pem}),
+        then,
+        "key",
+        "add \"key\" beside \"sni\" and \"cert\"",
+    );
+    check(
+        Kind::Ssl,
+        json!({"key": pem, "cert": pem}),
+        then,
+        "sni",
+        "add \"sni\" or \"snis\" beside \"key\" and \"cert\"",
+    );
+    let all = "expected [\"sni\",\"key\",\"cert\"] or [\"snis\",\"key\",\"cert\"]";
+    check(Kind::Ssl, json!({}), then, "", all);
+    check(
+        Kind::Upstream,
+        json!({}),
+        none,
+        "",
+        "expected [\"nodes\"] or [\"service_name\",\"discovery_type\"]",
+    );
+    let discovery = "add \"discovery_type\" beside \"service_name\"";
+    check(Kind::Upstream, json!({"service_name": "a"}), none, "discovery_type", discovery);
+    check(
+        Kind::Route,
+        json!({"uri": "/", "upstream": {"service_name": "a"}}),
+        &format!("property \"upstream\" validation failed: {none}"),
+        "upstream.discovery_type",
+        discovery,
+    );
+    check(
+        Kind::Upstream,
+        json!({"nodes": [{"host": "a", "port": 1}]}),
+        "property \"nodes\" validation failed: object matches none of the required",
+        "nodes[1].weight",
+        "failed to validate item 1: property \"weight\" is required",
+    );
+    let nodes = json!({"127.0.0.1:1": 1});
+    check(
+        Kind::Route,
+        json!({"upstream": {"nodes": nodes}}),
+        &format!("allOf 1 failed: {none}"),
+        "",
+        "expected [\"uri\"] or [\"uris\"]",
+    );
+    check(
+        Kind::Route,
+        json!({"uri": "/", "uris": ["/"], "upstream": {"nodes": nodes}}),
+        "allOf 1 failed: value should match only one schema, but matches both schemas 1 and 2",
+        "",
+        "leave out \"uri\" or \"uris\"",
+    );
+    check(
+        Kind::Upstream,
+        json!({"nodes": nodes, "tls": {"client_cert_id": "1", "client_cert": pem, "client_key": pem}}),
+        "property \"tls\" validation failed: failed to validate dependent schema for \"client_cert_id\": \
+         value wasn't supposed to match schema",
+        "tls",
+        "leave out \"client_cert\" or \"client_key\"",
+    );
+    check(
+        Kind::Upstream,
+        json!({"id": true, "nodes": nodes}),
+        "property \"id\" validation failed: object matches none of the required",
+        "id",
+        "expected string or integer",
+    );
+}
+
 // === another validator ===
 
 /// Values for any member; some are valid in some places.
