@@ -17,7 +17,7 @@ fn role(attribute: &str, value: &str, role: AdminRole) -> ClientRole {
     ClientRole { name: format!("{attribute}={value}"), client, role }
 }
 
-fn world_with_roles() -> Builder {
+pub(crate) fn world_with_roles() -> Builder {
     Builder {
         client_roles: vec![
             role("uri", "spiffe://test/ops", AdminRole::Admin),

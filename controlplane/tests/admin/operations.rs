@@ -1,13 +1,14 @@
-//! Every row of the operation table, with every kind of credentials: an operation that has no
+//! Every row of the operation table, with every kind of certificate and key: an operation that has no
 //! sample here fails the test.
 
 use conf::AdminRole;
 use controlplane::testing::admin::{Operation, operations};
 use http::{HeaderValue, Method};
-use pki::ca::LeafSpec;
+use pki::ca::{Authority, IssuedCertificate, LeafSpec};
 use serde_json::{Value, json};
 
-use crate::world::{KEY, Response, VIEWER, World, exchange, request};
+use crate::client_roles::world_with_roles;
+use crate::world::{KEY, Response, VIEWER, World, request};
 
 /// A valid request of an operation: path, body, and the status that an admin gets.
 struct Sample {
@@ -120,16 +121,18 @@ fn fill(path: &str) -> String {
 }
 
 async fn world() -> World {
-    let mut builder = World::builder();
+    let mut builder = world_with_roles();
     builder.streams = true;
     builder.start().await
 }
 
-/// Writes what the samples with an id refer to.
+/// Writes what the samples with an id refer to, and removes what they create.
 async fn prepare(operation: &Operation, world: &World) {
     let (row, kind) = template(operation);
     if row.contains("/{documents}/{id}") {
         world.put(&format!("/{kind}/1"), document(&kind, world)).await.ok();
+    } else if row == "PUT /{documents}" {
+        world.delete(&format!("/{kind}/new")).await;
     } else if row.contains("/denied_nodes/{id}") {
         world.put("/denied_nodes/1", json!({"serial": "01"})).await.ok();
     }
@@ -145,42 +148,92 @@ fn ask(
     key: Option<&str>,
 ) -> http::Request<http_body_util::Full<bytes::Bytes>> {
     let body = if sample.body.is_null() { "".into() } else { sample.body.clone().into() };
-    let mut request = request(method, &sample.path, key, body);
-    // Only PUT configs reads it.
-    request.headers_mut().insert("x-digest", HeaderValue::from_static("1"));
-    request
+    request(method, &sample.path, key, body)
+}
+
+/// Certificates and keys, each with what it is worth.
+struct Credentials {
+    /// `Err`: rejected, whatever the key.
+    certificates: Vec<(Option<IssuedCertificate>, Result<Option<AdminRole>, ()>)>,
+    keys: [(Option<&'static str>, Result<Option<AdminRole>, ()>); 4],
+}
+
+impl Credentials {
+    fn of(world: &World) -> Self {
+        let (viewer, admin) = (Ok(Some(AdminRole::Viewer)), Ok(Some(AdminRole::Admin)));
+        let issue = |ca: &Authority, spec: &LeafSpec| Some(ca.issue(spec).unwrap());
+        let operator = LeafSpec::client("a").uri("spiffe://test/ops");
+        let certificates = vec![
+            (None, Err(())),
+            (issue(&world.servers, &operator), Err(())),
+            (issue(&world.clients, &LeafSpec::client("tester")), Ok(None)),
+            (issue(&world.clients, &LeafSpec::client("b").dns("one.ci.test")), viewer),
+            (issue(&world.clients, &operator), admin),
+        ];
+        let keys = [(None, Ok(None)), (Some("wrong"), Err(())), (Some(VIEWER), viewer), (Some(KEY), admin)];
+        Self { certificates, keys }
+    }
+}
+
+/// The `description` of the 401; `None`: the caller has the role.
+fn denial(
+    key: Result<Option<AdminRole>, ()>,
+    certificate: Option<AdminRole>,
+    required: AdminRole,
+) -> Option<&'static str> {
+    let Ok(key) = key else { return Some("wrong apikey") };
+    match key.max(certificate) {
+        None => Some("missing apikey"),
+        Some(AdminRole::Viewer) if required == AdminRole::Admin => Some("invalid method for role viewer"),
+        Some(_) => None,
+    }
 }
 
 #[tokio::test]
 async fn every_operation_accepts_its_role_alone() {
     let world = world().await;
-    let stranger = world.servers.issue(&LeafSpec::client("tester")).unwrap();
+    let Credentials { certificates, keys } = Credentials::of(&world);
     for operation in operations() {
-        let row = format!("{} {}", operation.method, operation.path);
-        prepare(operation, &world).await;
         let sample = sample(operation, &world);
-        let method = || operation.method.clone();
-        let before = world.store.load().await.unwrap();
-        let denied = |response: Response, why: &str| {
-            let expected = json!({"error_msg": "failed to check token", "description": why});
-            assert_eq!((response.status.as_u16(), response.json()), (401, expected), "{row}");
-        };
-        denied(send(&world, &sample, method(), None).await, "missing apikey");
-        denied(send(&world, &sample, method(), Some("wrong")).await, "wrong apikey");
-        let viewer = send(&world, &sample, method(), Some(VIEWER)).await;
-        match operation.role() {
-            AdminRole::Viewer => assert_eq!(viewer.status, sample.status, "{row}: {viewer:?}"),
-            AdminRole::Admin => denied(viewer, "invalid method for role viewer"),
+        prepare(operation, &world).await;
+        let mut before = world.store.load().await.unwrap();
+        for ((certificate, of_certificate), (key, of_key)) in
+            certificates.iter().flat_map(|certificate| keys.iter().map(move |key| (certificate, key)))
+        {
+            let row = format!("{} {} {of_certificate:?} {key:?}", operation.method, operation.path);
+            let mut request = ask(&sample, operation.method.clone(), *key);
+            // Only PUT configs reads it, and answers the same one with 204.
+            request.headers_mut().insert("x-digest", HeaderValue::from_str(&row.replace('"', "")).unwrap());
+            let response = world.send(certificate.as_ref(), request).await;
+            let denied = match of_certificate {
+                Err(()) => {
+                    assert_eq!(response.status, 400, "{row}");
+                    assert!(response.text.contains("<h1>400 Bad Request</h1>"), "{row}: {response:?}");
+                    true
+                }
+                Ok(of_certificate) => match denial(*of_key, *of_certificate, operation.role()) {
+                    Some(why) => {
+                        let expected = json!({"error_msg": "failed to check token", "description": why});
+                        assert_eq!((response.status.as_u16(), response.json()), (401, expected), "{row}");
+                        true
+                    }
+                    None => {
+                        assert_eq!(response.status, sample.status, "{row}: {response:?}");
+                        false
+                    }
+                },
+            };
+            if denied {
+                assert_eq!(
+                    world.store.load().await.unwrap(),
+                    before,
+                    "{row}: a denied call changed something"
+                );
+            } else {
+                prepare(operation, &world).await;
+                before = world.store.load().await.unwrap();
+            }
         }
-        for identity in [None, Some(&stranger)] {
-            let response = world.send(identity, ask(&sample, method(), Some(KEY))).await;
-            assert_eq!(response.status, 400, "{row}");
-            let page = "<h1>400 Bad Request</h1>";
-            assert!(response.text.contains(page), "{row}: {response:?}");
-        }
-        assert_eq!(world.store.load().await.unwrap(), before, "{row}: a denied call changed something");
-        let admin = send(&world, &sample, method(), Some(KEY)).await;
-        assert_eq!(admin.status, sample.status, "{row}: {admin:?}");
     }
 }
 
