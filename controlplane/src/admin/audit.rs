@@ -25,6 +25,19 @@ pub(super) struct AuditEntry<'a> {
     pub dry_run: bool,
 }
 
+impl<'a> AuditEntry<'a> {
+    /// The entry of a write that has reached no commit.
+    pub(super) fn without_commit(
+        caller: &'a Caller,
+        client: &'a AdminClient,
+        method: &'a Method,
+        resource: &'a str,
+        status: StatusCode,
+    ) -> Self {
+        Self { caller, client, method, resource, status, revision: None, dry_run: false }
+    }
+}
+
 pub(super) fn write(entry: &AuditEntry<'_>) {
     tracing::info!(
         target: "audit",

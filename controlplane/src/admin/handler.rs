@@ -138,12 +138,18 @@ impl AdminApi {
             Ok(caller) => caller,
             Err(error) => return unauthorized(client, error),
         };
+        let denied = |reply: Reply| {
+            if let Ok(Match { operation: Operation { effect: Effect::Writes, method, .. }, .. }) = &found {
+                audit::write(&AuditEntry::without_commit(&caller, client, method, &below, reply.status()));
+            }
+            reply
+        };
         if required == AdminRole::Admin && !caller.has_key() && is_cross_site(&head.headers) {
-            return cross_site();
+            return denied(cross_site());
         }
         authenticated.notify_one();
         if !self.stream_routes_enabled && path::name(&below) == Kind::StreamRoute.plural() {
-            return stream_routes_disabled();
+            return denied(stream_routes_disabled());
         }
         let Match { operation, id, sub_path } = match found {
             Ok(found) => found,
@@ -184,6 +190,7 @@ impl AdminApi {
     ) -> Reply {
         let method = request.operation.method.clone();
         let call = request.operation.call;
+        let unknown = request.query.unknown(&WRITE_ARGUMENTS);
         let reply = match call {
             Call::Documents(kind) => self.write(client, caller, kind, resource, request).await,
             Call::Batch => self.batch(client, caller, request).await,
@@ -195,10 +202,10 @@ impl AdminApi {
         };
         // What has reached a commit has left a line for each document.
         let reply = reply.unwrap_or_else(|reply| {
-            let (status, method, revision, dry_run) = (reply.status(), &method, None, false);
-            audit::write(&AuditEntry { caller, client, method, resource, status, revision, dry_run });
+            audit::write(&AuditEntry::without_commit(caller, client, &method, resource, reply.status()));
             reply
         });
+        let reply = reply::with_warnings(reply, &unknown);
         if matches!(call, Call::Documents(_)) { reply::with_api_version(reply) } else { reply }
     }
 

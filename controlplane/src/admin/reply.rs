@@ -24,7 +24,8 @@ pub(crate) const REVISION: HeaderName = HeaderName::from_static("x-countersign-r
 pub(crate) const STALE: HeaderName = HeaderName::from_static("x-countersign-stale");
 /// The extension fields that a write does not mention and the document keeps, separated by commas.
 pub(crate) const KEPT: HeaderName = HeaderName::from_static("x-countersign-kept");
-/// One header for each way in which a write weakens the protection. The log has the rest.
+/// One header for each way in which a write weakens the protection, and for what it ignores. The log
+/// has the rest of the former.
 pub(crate) const WARNING: HeaderName = HeaderName::from_static("x-countersign-warning");
 /// Warnings of one response, and bytes of each.
 const WARNINGS_MAX: (usize, usize) = (16, 512);
@@ -170,19 +171,25 @@ pub(crate) fn with_age(mut reply: Reply, age: Duration) -> Reply {
 
 /// Adds the fields that a write kept and the warnings about it.
 pub(crate) fn with_notes(mut reply: Reply, notes: &ChangeNotes) -> Reply {
-    let to_header = |text: &str| {
-        let ascii = |c: char| if matches!(c, ' '..='~') { c } else { '?' };
-        let text: String = text.chars().take(WARNINGS_MAX.1).map(ascii).collect();
-        HeaderValue::from_str(&text).ok()
-    };
     let kept = (!notes.kept.is_empty()).then(|| notes.kept.join(", "));
-    let warnings = notes.warnings.iter().take(WARNINGS_MAX.0).map(|warning| (WARNING, warning.as_str()));
-    for (name, text) in kept.iter().map(|kept| (KEPT, kept.as_str())).chain(warnings) {
-        if let Some(value) = to_header(text) {
-            reply.headers_mut().append(name, value);
-        }
+    if let Some(kept) = kept.as_deref().and_then(header_text) {
+        reply.headers_mut().append(KEPT, kept);
+    }
+    with_warnings(reply, &notes.warnings)
+}
+
+/// Adds a header for each warning.
+pub(crate) fn with_warnings(mut reply: Reply, warnings: &[String]) -> Reply {
+    for warning in warnings.iter().take(WARNINGS_MAX.0).filter_map(|warning| header_text(warning)) {
+        reply.headers_mut().append(WARNING, warning);
     }
     reply
+}
+
+fn header_text(text: &str) -> Option<HeaderValue> {
+    let ascii = |c: char| if matches!(c, ' '..='~') { c } else { '?' };
+    let text: String = text.chars().take(WARNINGS_MAX.1).map(ascii).collect();
+    HeaderValue::from_str(&text).ok()
 }
 
 /// Adds the headers of every response.

@@ -132,3 +132,28 @@ async fn a_batch_leaves_a_line_for_each_operation() {
         assert!(parts.iter().all(|part| line.contains(part)), "{parts:?}: {line}");
     }
 }
+
+/// A write that is denied before its handler leaves its line, too; a read leaves none.
+#[tokio::test]
+async fn a_denied_write_leaves_its_line() {
+    let log = Log::default();
+    let _guard = log.capture();
+    let world = World::start().await;
+    for method in [Method::GET, Method::DELETE] {
+        assert_eq!(world.call(method, "/stream_routes/1", "").await.status, 400);
+    }
+    let open = crate::world::Builder { keys: false, ..World::builder() }.start().await;
+    for (method, path) in [(Method::POST, "/configs/validate"), (Method::PUT, "/upstreams/1")] {
+        let denied = open.call_with(("sec-fetch-site", "cross-site"), method, path, "{}").await;
+        assert_eq!(denied.status, 403);
+    }
+    let text = log.text();
+    let lines: Vec<_> = text.lines().filter_map(|line| line.split_once(" audit: ")).collect();
+    assert_eq!(lines.len(), 2, "{text}");
+    for ((_, line), parts) in lines.iter().zip([
+        ["method=DELETE", "resource=\"stream_routes/1\"", "status=400"],
+        ["method=PUT", "resource=\"upstreams/1\"", "status=403"],
+    ]) {
+        assert!(parts.iter().all(|part| line.contains(part)), "{parts:?}: {line}");
+    }
+}

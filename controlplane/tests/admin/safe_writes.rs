@@ -6,7 +6,7 @@ use pki::ca::CrlSpec;
 use pki::ca::{Authority, AuthoritySpec};
 use serde_json::{Value, json};
 
-use crate::world::{Response, World};
+use crate::world::{KEY, Response, World};
 
 fn upstream() -> Value {
     json!({"nodes": {"127.0.0.1:1980": 1}, "type": "roundrobin"})
@@ -264,6 +264,34 @@ async fn a_write_rejects_arguments_that_it_does_not_take() {
         refused.assert_error("invalid argument if-match: this operation does not take it");
     }
     assert_eq!(world.get("/denied_nodes").await.json()["total"], 0);
+}
+
+/// As in APISIX an unknown argument hinders no write; a misspelt dry run does not go unnoticed.
+#[tokio::test]
+async fn an_unknown_argument_of_a_write_is_a_warning() {
+    let world = World::start().await;
+    let warnings = |response: &Response| {
+        let values = response.headers.get_all("x-countersign-warning").iter();
+        values.map(|value| value.to_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    let dry = "unknown argument dryrun has no effect (did you mean dry_run?)";
+    let put = world.put("/upstreams/1?dryrun=true&ttl=1000", upstream()).await;
+    assert_eq!((put.status.as_u16(), warnings(&put)), (201, vec![dry.to_owned()]));
+    let batch = json!({"operations": [
+        {"method": "DELETE", "path": "/apisix/admin/upstreams/1"}]});
+    let batch = world.post("/batch?dryrun=true", batch).await;
+    assert_eq!((batch.status.as_u16(), warnings(&batch)), (200, vec![dry.to_owned()]));
+    assert_eq!(world.get("/upstreams/1").await.status, 404, "both were made");
+    let configs = world.call_with(("x-digest", "1"), Method::PUT, "/configs?dryrun=true", "{}").await;
+    assert_eq!(warnings(&configs), [dry]);
+    let denied = world.put("/denied_nodes/1?dryrun=true", json!({"serial": "01"})).await;
+    assert_eq!((denied.status.as_u16(), warnings(&denied)), (201, vec![dry.to_owned()]));
+    for quiet in ["/upstreams/1?dry_run=true&wait=0&weaken=false", &format!("/upstreams/1?api_key={KEY}")] {
+        assert_eq!(warnings(&world.put(quiet, upstream()).await.ok()), [""; 0], "{quiet}");
+    }
+    assert_eq!(warnings(&world.get("/upstreams/1?dryrun=true").await.ok()), [""; 0]);
+    let secret = warnings(&world.put(&format!("/upstreams/1?{KEY}"), upstream()).await.ok());
+    assert!(secret.len() == 1 && !secret[0].contains(KEY), "{secret:?}");
 }
 
 #[tokio::test]
