@@ -138,18 +138,12 @@ impl AdminApi {
             Ok(caller) => caller,
             Err(error) => return unauthorized(client, error),
         };
-        let denied = |reply: Reply| {
+        authenticated.notify_one();
+        if let Some(reply) = self.denial(required, &caller, &head.headers, path::name(&below)) {
             if let Ok(Match { operation: Operation { effect: Effect::Writes, method, .. }, .. }) = &found {
                 audit::write(&AuditEntry::without_commit(&caller, client, method, &below, reply.status()));
             }
-            reply
-        };
-        if required == AdminRole::Admin && !caller.has_key() && is_cross_site(&head.headers) {
-            return denied(cross_site());
-        }
-        authenticated.notify_one();
-        if !self.stream_routes_enabled && path::name(&below) == Kind::StreamRoute.plural() {
-            return denied(stream_routes_disabled());
+            return reply;
         }
         let Match { operation, id, sub_path } = match found {
             Ok(found) => found,
@@ -178,6 +172,15 @@ impl AdminApi {
             return task.await.unwrap_or_else(|_| reply::empty(StatusCode::INTERNAL_SERVER_ERROR));
         }
         self.call(client, request).await
+    }
+
+    /// The response to a call that not even a caller with the role may make.
+    fn denial(&self, required: AdminRole, caller: &Caller, headers: &HeaderMap, name: &str) -> Option<Reply> {
+        if required == AdminRole::Admin && !caller.has_key() && is_cross_site(headers) {
+            return Some(cross_site());
+        }
+        let is_off = !self.stream_routes_enabled && name == Kind::StreamRoute.plural();
+        is_off.then(stream_routes_disabled)
     }
 
     /// Calls an operation that writes, with its audit line. `resource` is the path.

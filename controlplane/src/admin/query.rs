@@ -26,8 +26,8 @@ impl Query {
         self.0.keys().map(String::as_str)
     }
 
-    /// Warnings of the arguments that are neither `known` nor the caller's key. A long name may be a
-    /// pasted key, and is not repeated.
+    /// Warnings of the arguments that are neither `known` nor the caller's key. A long name may be
+    /// a pasted key, and is not repeated.
     pub fn unknown(&self, known: &[&str]) -> Vec<String> {
         let mut unknown: Vec<_> =
             self.names().filter(|name| *name != "api_key" && !known.contains(name)).collect();

@@ -24,8 +24,8 @@ pub(crate) const REVISION: HeaderName = HeaderName::from_static("x-countersign-r
 pub(crate) const STALE: HeaderName = HeaderName::from_static("x-countersign-stale");
 /// The extension fields that a write does not mention and the document keeps, separated by commas.
 pub(crate) const KEPT: HeaderName = HeaderName::from_static("x-countersign-kept");
-/// One header for each way in which a write weakens the protection, and for what it ignores. The log
-/// has the rest of the former.
+/// One header for each way in which a write weakens the protection, and for each unknown argument.
+/// The log has the rest of the former.
 pub(crate) const WARNING: HeaderName = HeaderName::from_static("x-countersign-warning");
 /// Warnings of one response, and bytes of each.
 const WARNINGS_MAX: (usize, usize) = (16, 512);

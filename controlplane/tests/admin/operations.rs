@@ -1,5 +1,5 @@
-//! Every row of the operation table, with every kind of certificate and key: an operation that has no
-//! sample here fails the test.
+//! Every row of the operation table, with every kind of certificate and key: an operation that has
+//! no sample here fails the test.
 
 use conf::AdminRole;
 use controlplane::testing::admin::{Operation, operations};
@@ -151,11 +151,12 @@ fn ask(
     request(method, &sample.path, key, body)
 }
 
-/// Certificates and keys, each with what it is worth.
+/// The role that a certificate or a key gives; `Err`: it is rejected.
+type Given = Result<Option<AdminRole>, ()>;
+
 struct Credentials {
-    /// `Err`: rejected, whatever the key.
-    certificates: Vec<(Option<IssuedCertificate>, Result<Option<AdminRole>, ()>)>,
-    keys: [(Option<&'static str>, Result<Option<AdminRole>, ()>); 4],
+    certificates: Vec<(Option<IssuedCertificate>, Given)>,
+    keys: [(Option<&'static str>, Given); 4],
 }
 
 impl Credentials {
@@ -176,11 +177,7 @@ impl Credentials {
 }
 
 /// The `description` of the 401; `None`: the caller has the role.
-fn denial(
-    key: Result<Option<AdminRole>, ()>,
-    certificate: Option<AdminRole>,
-    required: AdminRole,
-) -> Option<&'static str> {
+fn denial(key: Given, certificate: Option<AdminRole>, required: AdminRole) -> Option<&'static str> {
     let Ok(key) = key else { return Some("wrong apikey") };
     match key.max(certificate) {
         None => Some("missing apikey"),

@@ -167,72 +167,58 @@ fn problems_name_the_field_and_suggest_a_name() {
     assert_eq!(problem.field, "timeout.read");
 }
 
-/// The message is APISIX's and names no member; field and hint do.
+/// Messages of combinators name no member; field and hint do.
+#[track_caller]
+fn assert_hint(kind: Kind, document: Value, message: &str, field: &str, hint: &str) {
+    let problem = validate(kind, &document).unwrap_err();
+    let found = (problem.message.as_str(), problem.field.as_str(), problem.hint.as_deref());
+    assert_eq!(found, (message, field, Some(hint)), "{document}");
+}
+
+const MATCHES_NONE: &str = "value should match only one schema, but matches none";
+
 #[test]
 fn hints_name_the_missing_member_and_its_place() {
-    #[track_caller]
-    fn check(kind: Kind, document: Value, message: &str, field: &str, hint: &str) {
-        let problem = validate(kind, &document).unwrap_err();
-        let found = (problem.message.as_str(), problem.field.as_str(), problem.hint.as_deref());
-        assert_eq!(found, (message, field, Some(hint)), "{document}");
+    let (pem, then) = ("x".repeat(128), "then clause did not match");
+    for (document, field, hint) in [
+        (json!({"sni": "a", "cert": pem}), "key", r#"add "key" beside "sni" and "cert""#),
+        (json!({"key": pem, "cert": pem}), "sni", r#"add "sni" or "snis" beside "key" and "cert""#),
+        (json!({}), "", r#"expected ["sni","key","cert"] or ["snis","key","cert"]"#),
+    ] {
+        assert_hint(Kind::Ssl, document, then, field, hint);
     }
-    let (pem, none) = ("x".repeat(128), "value should match only one schema, but matches none");
-    let then = "then clause did not match";
-    check(
-        Kind::Ssl,
-        json!({"sni": "a", "cert": pem}),
-        then,
-        "key",
-        "add \"key\" beside \"sni\" and \"cert\"",
-    );
-    check(
-        Kind::Ssl,
-        json!({"key": pem, "cert": pem}),
-        then,
-        "sni",
-        "add \"sni\" or \"snis\" beside \"key\" and \"cert\"",
-    );
-    let all = "expected [\"sni\",\"key\",\"cert\"] or [\"snis\",\"key\",\"cert\"]";
-    check(Kind::Ssl, json!({}), then, "", all);
-    check(
-        Kind::Upstream,
-        json!({}),
-        none,
-        "",
-        "expected [\"nodes\"] or [\"service_name\",\"discovery_type\"]",
-    );
-    let discovery = "add \"discovery_type\" beside \"service_name\"";
-    check(Kind::Upstream, json!({"service_name": "a"}), none, "discovery_type", discovery);
-    check(
-        Kind::Route,
+    let (discovery, field) = (r#"add "discovery_type" beside "service_name""#, "discovery_type");
+    assert_hint(Kind::Upstream, json!({"service_name": "a"}), MATCHES_NONE, field, discovery);
+    let (route, message) = (
         json!({"uri": "/", "upstream": {"service_name": "a"}}),
-        &format!("property \"upstream\" validation failed: {none}"),
-        "upstream.discovery_type",
-        discovery,
+        format!("property \"upstream\" validation failed: {MATCHES_NONE}"),
     );
-    check(
+    assert_hint(Kind::Route, route, &message, "upstream.discovery_type", discovery);
+    let expected = r#"expected ["nodes"] or ["service_name","discovery_type"]"#;
+    assert_hint(Kind::Upstream, json!({}), MATCHES_NONE, "", expected);
+    assert_hint(
         Kind::Upstream,
         json!({"nodes": [{"host": "a", "port": 1}]}),
         "property \"nodes\" validation failed: object matches none of the required",
         "nodes[1].weight",
         "failed to validate item 1: property \"weight\" is required",
     );
-    let nodes = json!({"127.0.0.1:1": 1});
-    check(
-        Kind::Route,
-        json!({"upstream": {"nodes": nodes}}),
-        &format!("allOf 1 failed: {none}"),
-        "",
-        "expected [\"uri\"] or [\"uris\"]",
-    );
-    check(
+    let message = format!("allOf 1 failed: {MATCHES_NONE}");
+    let expected = r#"expected ["uri"] or ["uris"]"#;
+    assert_hint(Kind::Route, json!({"upstream": {"nodes": {}}}), &message, "", expected);
+}
+
+#[test]
+fn hints_name_what_to_leave_out_and_the_types() {
+    let (nodes, pem) = (json!({"127.0.0.1:1": 1}), "x".repeat(128));
+    assert_hint(
         Kind::Route,
         json!({"uri": "/", "uris": ["/"], "upstream": {"nodes": nodes}}),
         "allOf 1 failed: value should match only one schema, but matches both schemas 1 and 2",
         "",
         "leave out \"uri\" or \"uris\"",
     );
-    check(
+    assert_hint(
         Kind::Upstream,
         json!({"nodes": nodes, "tls": {"client_cert_id": "1", "client_cert": pem, "client_key": pem}}),
         "property \"tls\" validation failed: failed to validate dependent schema for \"client_cert_id\": \
@@ -240,7 +226,7 @@ fn hints_name_the_missing_member_and_its_place() {
         "tls",
         "leave out \"client_cert\" or \"client_key\"",
     );
-    check(
+    assert_hint(
         Kind::Upstream,
         json!({"id": true, "nodes": nodes}),
         "property \"id\" validation failed: object matches none of the required",
