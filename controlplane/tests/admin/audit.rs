@@ -115,9 +115,11 @@ async fn a_batch_leaves_a_line_for_each_operation() {
         .call_with(digest, Method::PUT, "/configs", "{\"upstreams\": [{\"id\": \"1\", \"nodes\": {}}]}")
         .await;
     world.call_with(digest, Method::PUT, "/configs", "{}").await;
+    let same = "{\"upstreams\": [{\"id\": \"1\", \"nodes\": {}}]}";
+    world.call_with(("x-digest", "two"), Method::PUT, "/configs", same).await;
     let text = log.text();
     let lines: Vec<_> = text.lines().filter_map(|line| line.split_once(" audit: ")).collect();
-    let expected: [&[&str]; 8] = [
+    let expected: [&[&str]; 9] = [
         &["method=PUT", "resource=\"upstreams/1\"", "status=201", "revision="],
         &["method=PUT", "resource=\"upstreams/2\"", "status=201", "revision="],
         &["resource=\"upstreams/3\"", "status=200", "dry_run=true"],
@@ -126,6 +128,8 @@ async fn a_batch_leaves_a_line_for_each_operation() {
         &["method=PUT", "resource=\"configs\"", "status=400"],
         &["method=DELETE", "resource=\"upstreams/2\"", "status=200", "revision="],
         &["method=PUT", "resource=\"configs\"", "status=204"],
+        // Nothing differs, but the digest is stored.
+        &["method=PUT", "resource=\"configs\"", "status=202"],
     ];
     assert_eq!(lines.len(), expected.len(), "{text}");
     for ((_, line), parts) in lines.iter().zip(expected) {

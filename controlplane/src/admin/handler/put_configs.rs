@@ -103,12 +103,14 @@ impl AdminApi {
                 Err(rejected) => return Ok(Some(batch_error(rejected))),
             }
         };
+        // Without a commit nothing has left an audit line.
+        let outcome = |reply| if operations.is_empty() { Err(reply) } else { Ok(Some(reply)) };
         let Some(revision) = revision else {
             let changes = operations.iter().map(|change| format!("{} {}", change.method, change.resource));
             let changes = changes.collect::<Vec<_>>();
             let body = json!({"dry_run": true, "changes": changes, "kept": notes.kept,
                 "warnings": notes.warnings, "findings": notes.findings});
-            return Ok(Some(reply::json(StatusCode::OK, &body)));
+            return outcome(reply::json(StatusCode::OK, &body));
         };
         let kept = PutDigest {
             digest: digest.to_owned(),
@@ -122,7 +124,7 @@ impl AdminApi {
         }
         let mut reply = self.waited_reply(StatusCode::ACCEPTED, Map::new(), Some(revision), arguments).await;
         kept.add_headers(&mut reply);
-        Ok(Some(reply::with_notes(reply, &notes)))
+        outcome(reply::with_notes(reply, &notes))
     }
 }
 
