@@ -142,9 +142,16 @@ fn merge(origin: &mut Value, change: Value) {
     }
 }
 
+/// Levels of a patched document. A stored document must be readable again (`model::json`: 128
+/// levels), and a deep one would overflow the stack.
+const LEVELS_MAX: usize = 100;
+
 /// Sets `value` at `path` and creates the objects on the way. Elements of arrays are not
 /// addressable.
 fn set_at_path(document: &mut Value, path: &str, value: Value) -> Result<(), Problem> {
+    if path.split('/').count() + levels(&value) > LEVELS_MAX {
+        return Err(Problem::new("", format!("invalid sub-path: more than {LEVELS_MAX} levels")));
+    }
     let invalid = |path: &str| Problem::new("", format!("invalid sub-path: /{path}"));
     let (parents, last) = match path.rsplit_once('/') {
         Some((parents, last)) => (Some(parents), last),
@@ -165,6 +172,16 @@ fn set_at_path(document: &mut Value, path: &str, value: Value) -> Result<(), Pro
     }
     parent.as_object_mut().ok_or_else(|| invalid(path))?.insert(last.to_owned(), value);
     Ok(())
+}
+
+/// The levels of objects and arrays in a parsed value.
+fn levels(value: &Value) -> usize {
+    let deepest = match value {
+        Value::Array(items) => items.iter().map(levels).max(),
+        Value::Object(members) => members.values().map(levels).max(),
+        _ => return 0,
+    };
+    1 + deepest.unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -256,6 +273,13 @@ mod tests {
         assert_eq!(message(placed("client/depth/x/y", json!(1))), "invalid sub-path: /client/depth");
         assert_eq!(message(placed("snis/0", json!("x"))), "invalid sub-path: /snis");
         assert_eq!(message(placed("snis/", json!("x"))), "invalid sub-path: /snis/");
+        let deep = "invalid sub-path: more than 100 levels";
+        let path = vec!["a"; LEVELS_MAX].join("/");
+        assert!(placed(&path, json!(1)).is_ok());
+        assert_eq!(message(placed(&path, json!({}))), deep);
+        assert_eq!(message(placed(&format!("{path}/a"), json!(1))), deep);
+        let nested = (0..120).fold(json!(1), |value, _| json!([value]));
+        assert_eq!(message(placed("a", nested)), deep);
     }
 
     fn json_value() -> impl Strategy<Value = Value> {

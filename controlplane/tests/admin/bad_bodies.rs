@@ -170,3 +170,21 @@ fn without_update_time(mut document: Value) -> Value {
     document.as_object_mut().unwrap().shift_remove("update_time");
     document
 }
+
+/// A sub-path makes an object for each segment: a text has more of them than a stack has frames.
+#[tokio::test]
+async fn a_deep_sub_path_is_rejected() {
+    let world = World::start().await;
+    let upstream = json!({"nodes": {"127.0.0.1:1980": 1}});
+    world.put("/upstreams/1", upstream).await.ok();
+    let before = world.store.load().await.unwrap();
+    for levels in [200, 15_000] {
+        let deep = world.patch(&format!("/upstreams/1/labels{}", "/a".repeat(levels)), json!(1)).await;
+        assert_eq!(deep.status, 400, "{levels}: {deep:?}");
+    }
+    let path = format!("/apisix/admin/upstreams/1/labels{}", "/a".repeat(500_000));
+    let operation = json!({"method": "PATCH", "path": path, "body": 1});
+    let deep = world.post("/batch", json!({"operations": [operation]})).await;
+    assert_eq!(deep.status, 400, "{}", &deep.text[..100]);
+    assert_eq!(world.store.load().await.unwrap(), before);
+}
