@@ -104,6 +104,7 @@ impl AdminApi {
             }
         };
         // Without a commit nothing has left an audit line.
+        #[allow(clippy::result_large_err)] // the error is the response
         let outcome = |reply| if operations.is_empty() { Err(reply) } else { Ok(Some(reply)) };
         let Some(revision) = revision else {
             let changes = operations.iter().map(|change| format!("{} {}", change.method, change.resource));
