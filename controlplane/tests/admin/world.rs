@@ -255,9 +255,7 @@ impl World {
         identity: Option<&IssuedCertificate>,
         request: Request<Full<Bytes>>,
     ) -> Response {
-        let stream = self.connect(identity).await.unwrap();
-        stream.get_ref().0.set_nodelay(true).unwrap();
-        exchange(stream, request).await
+        exchange(self.connect(identity).await.unwrap(), request).await
     }
 
     /// A request with a valid certificate and the admin key.
