@@ -33,8 +33,9 @@ pub struct ChangePipeline {
     store: Arc<dyn Store>,
     keyring: Arc<Keyring>,
     protect_client_auth: bool,
-    /// Held by a protected write, whose commit fails after any other of the kinds that it has read:
-    /// writers at the same time would only repeat each other's plans.
+    /// Held by a write whose commit has lost against another, so that it does not lose again to the
+    /// writers of this process. Held from its start by a protected write, whose commit fails after
+    /// any other of the kinds that it has read.
     turn: Arc<Mutex<()>>,
 }
 
@@ -101,7 +102,7 @@ impl ChangePipeline {
         options: WriteOptions,
         based_on: Option<u64>,
     ) -> Result<AcceptedChanges, RejectedChanges> {
-        let _turn = match self.protect_client_auth && !options.dry_run {
+        let mut turn = match self.protect_client_auth && !options.dry_run {
             true => Some(self.turn.lock().await),
             false => None,
         };
@@ -133,6 +134,9 @@ impl ChangePipeline {
                         return Err(RejectedChanges { operation: None, error });
                     }
                     plan.check_conflict(requests, key.as_ref())?;
+                    if turn.is_none() {
+                        turn = Some(self.turn.lock().await);
+                    }
                 }
                 Err(error) => return Err(RejectedChanges { operation: None, error: error.into() }),
             }

@@ -8,6 +8,7 @@ use model::Kind;
 use pki::Keyring;
 use rustls_pki_types::UnixTime;
 use serde_json::{Value, json};
+use tokio::task::JoinSet;
 
 use super::*;
 use crate::store::Store;
@@ -123,4 +124,23 @@ async fn a_precondition_on_outdated_documents_fails() {
     change.precondition = RequestPrecondition::ModRevisions(vec![seen]);
     let error = write(&writers.outdated, change).await.unwrap_err();
     assert!(matches!(error, ChangeError::PreconditionFailed(_)), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_writer_of_a_document_gets_its_turn() {
+    let writers = Writers::after(&[put(Kind::Upstream, "1", upstream("a:1"))]).await;
+    let mut tasks = JoinSet::new();
+    for writer in 0..32 {
+        let pipeline = writers.other.clone();
+        tasks.spawn(async move {
+            for port in 1..=8 {
+                let body = upstream(&format!("w{writer}:{port}"));
+                write(&pipeline, put(Kind::Upstream, "1", body)).await?;
+            }
+            Ok::<_, ChangeError>(())
+        });
+    }
+    while let Some(written) = tasks.join_next().await {
+        written.unwrap().unwrap();
+    }
 }
