@@ -89,6 +89,8 @@ async fn a_failed_operation_leaves_everything_as_it_was() {
         (operation("BREW", "/upstreams/1", json!({})), 400, "operation 1: no operation"),
         (operation("PUT", "/../upstreams/1", json!({})), 400, "operation 1: no operation"),
         (json!({"method": "PUT", "path": "/elsewhere"}), 400, "operation 1: invalid path"),
+        (json!({"method": "PUT", "path": "/".repeat(5000)}), 400, "operation 1: invalid path: 5000 bytes"),
+        (json!({"method": "P".repeat(5000), "path": "/"}), 400, "operation 1: invalid method: 5000"),
         (
             json!({"method": "DELETE", "path": "/apisix/admin/routes/1", "if_match": "\"1\""}),
             412,

@@ -31,7 +31,10 @@ use crate::store::StoreError;
 /// The longest time to live, in seconds.
 const TTL_MAX: f64 = u32::MAX as f64;
 
-/// Operations of a batch: the limit of an etcd transaction.
+/// Bytes of the method and of the path of an operation in a batch: they go into answers and the
+/// audit log. A request line has its own limit.
+const OPERATION_LINE_MAX: usize = 4096;
+/// Operations of a batch.
 const BATCH_MAX: usize = 128;
 /// Operations of a batch that is only checked. A change of more than [`BATCH_MAX`] is written in
 /// several batches, and each refers to those before it.
@@ -371,6 +374,12 @@ fn parse_operation(operation: BatchOperation) -> Result<NamedChange, Problem> {
         Problem::new("path", message)
             .with_hint("an operation of a batch writes one document, like PUT /apisix/admin/routes/1")
     };
+    for (field, text) in [("method", &method), ("path", &path)] {
+        if text.len() > OPERATION_LINE_MAX {
+            let message = format!("invalid {field}: {} bytes, at most {OPERATION_LINE_MAX}", text.len());
+            return Err(Problem::new(field, message));
+        }
+    }
     let method: Method =
         method.parse().map_err(|_| Problem::new("method", format!("invalid method: {method}")))?;
     let (path, query) =
