@@ -71,6 +71,7 @@ pub fn worker_config(settings: &Settings) -> Result<WorkerConfig, SettingsError>
             size: http.upstream_keepalive,
             idle_timeout: http.upstream_keepalive_timeout,
             requests: http.upstream_keepalive_requests,
+            max_connections: None,
         },
         shutdown_timeout: if http.worker_shutdown_timeout.is_zero() {
             Duration::MAX

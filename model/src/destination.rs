@@ -40,6 +40,8 @@ pub struct Destination<'a> {
     /// plugin does not set are its own. The path comes from it only if the route has no such
     /// plugin, because that one starts from the path of the request (contract 10.7).
     pub global_rewrite: Option<&'a ProxyRewrite>,
+    /// Whether WebSocket upgrades are forwarded.
+    pub enable_websocket: bool,
 }
 
 /// Finds the destination of a request.
@@ -71,9 +73,15 @@ pub fn find<'a>(
     }
     let upstream = resolve_upstream(snapshot, route.upstream.as_ref(), route.service.as_ref())?;
     let timeouts = route.timeout.or(upstream.timeout).unwrap_or(DEFAULT_TIMEOUTS);
-    let (client_identity, proxy_rewrite) = (snapshot.client_identity(route), snapshot.proxy_rewrite(route));
-    let global_rewrite = snapshot.global_rewrite();
-    Ok(Destination { route, upstream, timeouts, client_identity, proxy_rewrite, global_rewrite })
+    Ok(Destination {
+        route,
+        upstream,
+        timeouts,
+        client_identity: snapshot.client_identity(route),
+        proxy_rewrite: snapshot.proxy_rewrite(route),
+        global_rewrite: snapshot.global_rewrite(),
+        enable_websocket: snapshot.enable_websocket(route),
+    })
 }
 
 /// Resolves the upstream of a route or stream route: its own, or else its service's.

@@ -16,6 +16,7 @@ mod service;
 mod ssl;
 mod stream_route;
 mod upstream;
+mod upstream_tls;
 
 use std::sync::Arc;
 

@@ -14,47 +14,61 @@ use crate::id::Kind;
 /// An extension field.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Extension {
-    /// The object that contains the field; `None` is the document itself.
-    parent: Option<&'static str>,
-    name: &'static str,
+    /// The names of the objects around the field, outermost first, and then its own.
+    path: &'static [&'static str],
     /// The sibling without which the field has no meaning.
     requires: Option<&'static str>,
 }
 
-const SSL: [Extension; 2] = [
-    Extension { parent: Some("client"), name: "crl", requires: None },
-    Extension { parent: Some("client"), name: "crl_policy", requires: Some("crl") },
-];
-const IDENTITY: [Extension; 1] = [Extension { parent: None, name: "client_identity", requires: None }];
+const fn field(path: &'static [&'static str]) -> Extension {
+    Extension { path, requires: None }
+}
+
+const SSL: [Extension; 2] =
+    [field(&["client", "crl"]), Extension { path: &["client", "crl_policy"], requires: Some("crl") }];
+const UPSTREAM: [Extension; 3] =
+    [field(&["http2"]), field(&["keepalive_pool", "max_connections"]), field(&["tls", "verify_identity"])];
+const HTTP2: Extension = field(&["upstream", "http2"]);
+const MAX_CONNECTIONS: Extension = field(&["upstream", "keepalive_pool", "max_connections"]);
+const VERIFY_IDENTITY: Extension = field(&["upstream", "tls", "verify_identity"]);
+const STREAM_ROUTE: [Extension; 3] = [HTTP2, MAX_CONNECTIONS, VERIFY_IDENTITY];
+const ROUTE: [Extension; 4] = [field(&["client_identity"]), HTTP2, MAX_CONNECTIONS, VERIFY_IDENTITY];
 
 /// The extension fields of a kind, in the order in which they are carried over.
 pub fn extensions(kind: Kind) -> &'static [Extension] {
     match kind {
         Kind::Ssl => &SSL,
-        Kind::Route | Kind::Service => &IDENTITY,
-        Kind::Upstream | Kind::PluginConfig | Kind::StreamRoute | Kind::GlobalRule => &[],
+        Kind::Upstream => &UPSTREAM,
+        Kind::Route | Kind::Service => &ROUTE,
+        Kind::StreamRoute => &STREAM_ROUTE,
+        Kind::PluginConfig | Kind::GlobalRule => &[],
     }
 }
 
 impl Extension {
     /// The path of the field in the document, like `client.crl`.
     pub fn field(&self) -> String {
-        self.parent.map_or_else(|| self.name.to_owned(), |parent| format!("{parent}.{}", self.name))
+        self.path.join(".")
+    }
+
+    /// The names of the objects around it, and its own name.
+    fn split_path(&self) -> (&'static [&'static str], &'static str) {
+        self.path.split_last().map_or((&[], ""), |(name, parents)| (parents, *name))
+    }
+
+    fn name(&self) -> &'static str {
+        self.split_path().1
     }
 
     fn of<'a>(&self, document: &'a Map<String, Value>) -> Option<&'a Value> {
-        match self.parent {
-            Some(parent) => document.get(parent)?.get(self.name),
-            None => document.get(self.name),
-        }
+        let (first, rest) = self.path.split_first()?;
+        rest.iter().try_fold(document.get(*first)?, |value, name| value.get(*name))
     }
 
     /// The object that may contain the field, if the document has it.
     fn parent_of<'a>(&self, document: &'a mut Map<String, Value>) -> Option<&'a mut Map<String, Value>> {
-        match self.parent {
-            Some(parent) => document.get_mut(parent)?.as_object_mut(),
-            None => Some(document),
-        }
+        let (parents, _) = self.split_path();
+        parents.iter().try_fold(document, |object, name| object.get_mut(*name)?.as_object_mut())
     }
 }
 
@@ -78,19 +92,19 @@ pub fn carry_over(kind: Kind, before: Option<&Value>, document: &mut Map<String,
             carried.removed.extend(old.map(|_| extension.field()));
             continue;
         };
-        let removes = match parent.get(extension.name) {
+        let removes = match parent.get(extension.name()) {
             Some(Value::Null) => true,
             Some(_) => continue,
             None => extension.requires.is_some_and(|needed| !parent.contains_key(needed)),
         };
         if removes {
-            parent.shift_remove(extension.name);
+            parent.shift_remove(extension.name());
         }
         let Some(old) = old else { continue };
         if removes {
             carried.removed.push(extension.field());
         } else {
-            parent.insert(extension.name.to_owned(), old.clone());
+            parent.insert(extension.name().to_owned(), old.clone());
             carried.kept.push(extension.field());
         }
     }
@@ -106,9 +120,9 @@ pub fn apply_removals(kind: Kind, before: &Value, document: &mut Map<String, Val
         let old = before.and_then(|before| extension.of(before));
         if let Some(parent) = extension.parent_of(document) {
             let needs = extension.requires.filter(|needed| !parent.contains_key(*needed));
-            let unchanged = parent.get(extension.name) == old;
-            if parent.get(extension.name).is_some_and(Value::is_null) || (needs.is_some() && unchanged) {
-                parent.shift_remove(extension.name);
+            let unchanged = parent.get(extension.name()) == old;
+            if parent.get(extension.name()).is_some_and(Value::is_null) || (needs.is_some() && unchanged) {
+                parent.shift_remove(extension.name());
             }
         }
         if old.is_some() && extension.of(document).is_none() {
@@ -123,20 +137,14 @@ pub fn apply_removals(kind: Kind, before: &Value, document: &mut Map<String, Val
 pub fn split(kind: Kind, document: &mut Map<String, Value>) -> Option<Value> {
     let mut fields = Map::new();
     for extension in extensions(kind) {
-        let Some(value) =
-            extension.parent_of(document).and_then(|parent| parent.shift_remove(extension.name))
-        else {
-            continue;
-        };
-        let object = match extension.parent {
-            Some(parent) => {
-                let object = fields.entry(parent).or_insert_with(|| Value::Object(Map::new()));
-                object.as_object_mut()
-            }
-            None => Some(&mut fields),
-        };
+        let (parents, name) = extension.split_path();
+        let taken = extension.parent_of(document).and_then(|parent| parent.shift_remove(name));
+        let Some(value) = taken else { continue };
+        let object = parents.iter().try_fold(&mut fields, |object, parent| {
+            object.entry(*parent).or_insert_with(|| Value::Object(Map::new())).as_object_mut()
+        });
         if let Some(object) = object {
-            object.insert(extension.name.to_owned(), value);
+            object.insert(name.to_owned(), value);
         }
     }
     (!fields.is_empty()).then_some(Value::Object(fields))
@@ -151,18 +159,12 @@ pub fn merge(kind: Kind, document: &mut Map<String, Value>, extension: Value, do
         Value::Object(fields) if unknown_member(kind, &fields).is_none() => fields,
         _ => return mark_unreadable(kind, document, "it is not an object of extension fields alone"),
     };
-    let put = |object: &mut Map<String, Value>, name: String, value: Value| {
-        if !(document_is_newer && object.contains_key(&name)) {
-            object.insert(name, value);
-        }
-    };
-    for (name, value) in fields {
-        match value {
-            Value::Object(members) if is_parent(kind, &name) => {
-                let Some(object) = document.get_mut(&name).and_then(Value::as_object_mut) else { continue };
-                members.into_iter().for_each(|(member, value)| put(object, member, value));
-            }
-            value => put(document, name, value),
+    for extension in extensions(kind) {
+        if let Some(value) = extension.of(&fields)
+            && let Some(parent) = extension.parent_of(document)
+            && !(document_is_newer && parent.contains_key(extension.name()))
+        {
+            parent.insert(extension.name().to_owned(), value.clone());
         }
     }
 }
@@ -172,32 +174,49 @@ pub fn merge(kind: Kind, document: &mut Map<String, Value>, extension: Value, do
 pub fn mark_unreadable(kind: Kind, document: &mut Map<String, Value>, why: &str) {
     let text = format!("<the extension fields that are stored beside the document cannot be read: {why}>");
     for extension in extensions(kind) {
-        match extension.parent_of(document) {
-            Some(parent) => drop(parent.insert(extension.name.to_owned(), text.as_str().into())),
-            None => {
-                let parent = extension.parent.unwrap_or(extension.name);
-                document.insert(parent.to_owned(), text.as_str().into());
-            }
-        }
+        mark(document, extension.path, &text);
     }
 }
 
-/// The first member that is no extension field of the kind.
-pub fn unknown_member(kind: Kind, fields: &Map<String, Value>) -> Option<String> {
-    let is_field = |parent: Option<&str>, name: &str| {
-        extensions(kind).iter().any(|extension| extension.parent == parent && extension.name == name)
-    };
-    fields.iter().find_map(|(name, value)| match value {
-        Value::Object(members) if is_parent(kind, name) => {
-            let member = members.keys().find(|member| !is_field(Some(name), member))?;
-            Some(format!("{name}.{member}"))
-        }
-        _ => (!is_field(None, name)).then(|| name.clone()),
-    })
+/// Puts the text at the path, or in place of the first object on it that is missing.
+fn mark(object: &mut Map<String, Value>, path: &[&str], text: &str) {
+    let Some((name, rest)) = path.split_first() else { return };
+    match object.get_mut(*name) {
+        Some(Value::Object(inner)) if !rest.is_empty() => mark(inner, rest, text),
+        _ => drop(object.insert((*name).to_owned(), text.into())),
+    }
 }
 
-fn is_parent(kind: Kind, name: &str) -> bool {
-    extensions(kind).iter().any(|extension| extension.parent == Some(name))
+/// The first member that is no extension field of the kind, and contains none.
+pub fn unknown_member(kind: Kind, fields: &Map<String, Value>) -> Option<String> {
+    unknown_within(kind, &mut Vec::new(), fields)
+}
+
+fn unknown_within<'a>(
+    kind: Kind,
+    outer: &mut Vec<&'a str>,
+    fields: &'a Map<String, Value>,
+) -> Option<String> {
+    for (name, value) in fields {
+        outer.push(name);
+        let unknown = match value {
+            Value::Object(members) if extensions(kind).iter().any(|known| is_around(outer, known.path)) => {
+                unknown_within(kind, outer, members)
+            }
+            _ if extensions(kind).iter().any(|known| known.path == outer.as_slice()) => None,
+            _ => Some(outer.join(".")),
+        };
+        if unknown.is_some() {
+            return unknown;
+        }
+        outer.pop();
+    }
+    None
+}
+
+/// Whether `outer` is the path of an object around `path`.
+fn is_around(outer: &[&str], path: &[&str]) -> bool {
+    path.len() > outer.len() && path.starts_with(outer)
 }
 
 #[cfg(test)]

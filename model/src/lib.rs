@@ -37,6 +37,7 @@ mod schema;
 mod client_identity;
 mod plugin;
 mod proxy_rewrite;
+mod server_identity;
 
 mod resource;
 pub mod tickets;
@@ -94,6 +95,7 @@ pub use resource::{
 };
 pub use route_index::RouteQuery;
 pub use schema::{json_schema, lua_type, validate};
+pub use server_identity::ServerIdentity;
 pub use snapshot::{Delta, Snapshot, Versioned};
 pub use sni_index::SiteLookup;
 pub use stored_document::{

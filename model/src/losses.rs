@@ -82,12 +82,7 @@ impl Snapshot {
         Losses {
             sites: loss(sites(self), sites(next), |ssl| ssl.names.iter().collect(), site_is_covered_by),
             routes: loss(routes(self), routes(next), |served| served.keys(), ServedRoute::is_covered_by),
-            stream_routes: loss(
-                stream_routes(self),
-                stream_routes(next),
-                |route| vec![stream_route_key(route)],
-                |_, _| true,
-            ),
+            stream_routes: loss(stream_routes(self), stream_routes(next), stream_route_keys, |_, _| true),
         }
     }
 }
@@ -220,8 +215,13 @@ fn stream_routes(snapshot: &Snapshot) -> impl Iterator<Item = &StreamRoute> {
 
 type StreamRouteKey<'a> = (Option<&'a SniPattern>, Option<IpNet>, Option<IpNet>, Option<u16>);
 
-fn stream_route_key(route: &StreamRoute) -> StreamRouteKey<'_> {
-    (route.sni.as_ref(), route.remote_addr, route.server_addr, route.server_port)
+/// One for each name.
+fn stream_route_keys(route: &StreamRoute) -> Vec<StreamRouteKey<'_>> {
+    let key = |sni| (sni, route.remote_addr, route.server_addr, route.server_port);
+    if route.snis.is_empty() {
+        return vec![key(None)];
+    }
+    route.snis.iter().map(|sni| key(Some(sni))).collect()
 }
 
 #[cfg(test)]

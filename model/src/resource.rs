@@ -27,6 +27,7 @@ use crate::expression::Vars;
 use crate::id::{Id, Key, Kind};
 use crate::pattern::{HostPattern, SniPattern};
 use crate::proxy_rewrite::ProxyRewrite;
+use crate::server_identity::ServerIdentity;
 use crate::uri::UriPattern;
 
 /// A resource of any kind. Cheap to clone.
@@ -80,25 +81,18 @@ impl Resource {
         Key::new(self.kind(), self.id().clone())
     }
 
-    /// The same resource under another id.
-    #[must_use]
-    pub fn with_id(&self, id: Id) -> Resource {
-        match self {
-            Resource::Ssl(ssl) => Resource::Ssl(Arc::new(Ssl { id, ..(**ssl).clone() })),
-            Resource::Upstream(upstream) => {
-                Resource::Upstream(Arc::new(Upstream { id: Some(id), ..(**upstream).clone() }))
-            }
-            Resource::Service(service) => Resource::Service(Arc::new(Service { id, ..(**service).clone() })),
-            Resource::PluginConfig(config) => {
-                Resource::PluginConfig(Arc::new(PluginConfig { id, ..(**config).clone() }))
-            }
-            Resource::Route(route) => Resource::Route(Arc::new(Route { id, ..(**route).clone() })),
-            Resource::StreamRoute(route) => {
-                Resource::StreamRoute(Arc::new(StreamRoute { id, ..(**route).clone() }))
-            }
-            Resource::GlobalRule(rule) => {
-                Resource::GlobalRule(Arc::new(GlobalRule { id, ..(**rule).clone() }))
-            }
+    /// The upstream that it is or contains.
+    pub fn own_upstream(&self) -> Option<&Arc<Upstream>> {
+        let target = match self {
+            Resource::Upstream(upstream) => return Some(upstream),
+            Resource::Service(service) => service.upstream.as_ref()?,
+            Resource::Route(route) => route.upstream.as_ref()?,
+            Resource::StreamRoute(route) => route.upstream.as_ref()?,
+            Resource::Ssl(_) | Resource::PluginConfig(_) | Resource::GlobalRule(_) => return None,
+        };
+        match target {
+            UpstreamRef::Inline(upstream) => Some(upstream),
+            UpstreamRef::Id(_) => None,
         }
     }
 
@@ -244,6 +238,8 @@ pub struct Upstream {
     pub keepalive: Option<KeepalivePool>,
     /// TLS settings, for the encrypted schemes.
     pub tls: UpstreamTls,
+    /// Whether HTTP/2 is offered by ALPN; for [`Scheme::Https`] alone.
+    pub http2: bool,
     /// Cached by the data plane.
     pub cache: CacheSlot,
     /// Set if the resource is blocked ([`Resource::blocked`]).
@@ -255,8 +251,12 @@ pub struct Upstream {
 pub enum Scheme {
     /// Plain HTTP/1.1.
     Http,
-    /// HTTP/1.1 over TLS.
+    /// HTTP over TLS.
     Https,
+    /// gRPC: HTTP/2 in clear, with prior knowledge.
+    Grpc,
+    /// gRPC: HTTP/2 over TLS.
+    Grpcs,
     /// Plain TCP.
     Tcp,
     /// TCP over TLS.
@@ -265,7 +265,8 @@ pub enum Scheme {
 
 impl Scheme {
     /// Every supported scheme.
-    pub const ALL: [Scheme; 4] = [Scheme::Http, Scheme::Https, Scheme::Tcp, Scheme::Tls];
+    pub const ALL: [Scheme; 6] =
+        [Scheme::Http, Scheme::Https, Scheme::Grpc, Scheme::Grpcs, Scheme::Tcp, Scheme::Tls];
 
     /// Parses the scheme of a document.
     pub fn parse(text: &str) -> Option<Scheme> {
@@ -277,6 +278,8 @@ impl Scheme {
         match self {
             Scheme::Http => "http",
             Scheme::Https => "https",
+            Scheme::Grpc => "grpc",
+            Scheme::Grpcs => "grpcs",
             Scheme::Tcp => "tcp",
             Scheme::Tls => "tls",
         }
@@ -284,20 +287,26 @@ impl Scheme {
 
     /// Whether the upstream takes HTTP requests; the others take TCP connections only.
     pub fn is_http(self) -> bool {
-        matches!(self, Scheme::Http | Scheme::Https)
+        matches!(self, Scheme::Http | Scheme::Https) || self.is_grpc()
     }
 
-    /// Whether connections are encrypted. A stream route treats `http` as `tcp` and `https` as
-    /// `tls` (contract 6.5), so that it never sends in clear what was to be encrypted.
+    /// Whether requests are sent over HTTP/2 alone.
+    pub fn is_grpc(self) -> bool {
+        matches!(self, Scheme::Grpc | Scheme::Grpcs)
+    }
+
+    /// Whether connections are encrypted. A stream route treats `http` and `grpc` as `tcp`, and
+    /// `https` and `grpcs` as `tls` (contract 6.5), so that it never sends in clear what was to be
+    /// encrypted.
     pub fn is_encrypted(self) -> bool {
-        matches!(self, Scheme::Https | Scheme::Tls)
+        matches!(self, Scheme::Https | Scheme::Grpcs | Scheme::Tls)
     }
 
     /// The port of a node without one. TCP has no default port.
     pub fn default_port(self) -> Option<u16> {
         match self {
-            Scheme::Http => Some(80),
-            Scheme::Https => Some(443),
+            Scheme::Http | Scheme::Grpc => Some(80),
+            Scheme::Https | Scheme::Grpcs => Some(443),
             Scheme::Tcp | Scheme::Tls => None,
         }
     }
@@ -347,22 +356,41 @@ pub struct KeepalivePool {
     pub idle_timeout: Duration,
     /// How many requests a connection carries before it is closed.
     pub requests: u32,
+    /// How many connections to one node a worker may have open; `None` uses the settings file.
+    pub max_connections: Option<u32>,
 }
 
 impl Default for KeepalivePool {
     /// The defaults of the schema (contract 3.2).
     fn default() -> KeepalivePool {
-        KeepalivePool { size: 320, idle_timeout: Duration::from_secs(60), requests: 1000 }
+        KeepalivePool {
+            size: 320,
+            idle_timeout: Duration::from_secs(60),
+            requests: 1000,
+            max_connections: None,
+        }
     }
 }
 
 /// TLS settings of an upstream.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct UpstreamTls {
     /// The client certificate.
     pub identity: Option<UpstreamIdentity>,
-    /// Whether the server certificate is verified.
-    pub verify: bool,
+    /// Whether the server certificate is verified; `None` uses the settings file.
+    pub verify: Option<bool>,
+    /// `ca_certs`: the trust anchors; `None` uses those of the settings file.
+    pub anchors: Option<Arc<pki::TrustAnchors>>,
+    /// The servers that are accepted, in place of those for the name in the handshake.
+    pub verify_identity: Option<Arc<ServerIdentity>>,
+}
+
+impl UpstreamTls {
+    /// Whether the server certificate is verified, where `default` is what the settings file says
+    /// for upstreams that say nothing. A server that is accepted by its identity always is.
+    pub fn verifies(&self, default: bool) -> bool {
+        self.verify_identity.is_some() || self.verify.unwrap_or(default)
+    }
 }
 
 /// The client certificate for an upstream.
@@ -387,6 +415,8 @@ pub struct Service {
     pub client_identity: Option<Arc<ClientIdentity>>,
     /// The plugin of routes without it.
     pub proxy_rewrite: Option<Arc<ProxyRewrite>>,
+    /// Whether routes that do not say so forward WebSocket upgrades.
+    pub enable_websocket: bool,
     /// Set if the resource is blocked ([`Resource::blocked`]).
     pub blocked: Option<Blocked>,
 }
@@ -431,6 +461,8 @@ pub struct Route {
     pub client_identity: Option<Arc<ClientIdentity>>,
     /// Replaces the one of the plugin config, and of the service.
     pub proxy_rewrite: Option<Arc<ProxyRewrite>>,
+    /// Whether WebSocket upgrades are forwarded; `None` is the service's.
+    pub enable_websocket: Option<bool>,
     /// Set if the resource is blocked ([`Resource::blocked`]).
     pub blocked: Option<Blocked>,
 }
@@ -440,8 +472,10 @@ pub struct Route {
 pub struct StreamRoute {
     /// The id.
     pub id: Id,
-    /// Matches the SNI; `None` also matches connections without TLS.
-    pub sni: Option<SniPattern>,
+    /// Match the SNI, without duplicates; if empty, every SNI and connections without TLS.
+    pub snis: Vec<SniPattern>,
+    /// Whether TLS is passed on as it is: the upstream terminates it.
+    pub tls_passthrough: bool,
     /// Matches the client's address.
     pub remote_addr: Option<IpNet>,
     /// Matches the local address of the connection.

@@ -20,6 +20,7 @@ use crate::resource::{
     RouteMethod, Scheme, Service, Ssl, StreamRoute, Timeouts, TlsVersion, Upstream, UpstreamIdentity,
     UpstreamRef, UpstreamTls,
 };
+use crate::server_identity::ServerIdentity;
 use crate::snapshot::Snapshot;
 use crate::snapshot::Versioned;
 use crate::uri::UriPattern;
@@ -107,36 +108,52 @@ prop_compose! {
 }
 
 prop_compose! {
+    fn some_tls()(
+        identity in option::of((any::<bool>(), some_id())), verify in any::<Option<bool>>(),
+        anchors in prop::bool::weighted(0.2), dns in option::weighted(0.2, select(PATTERNS[..3].to_vec())),
+    ) -> UpstreamTls {
+        let identity = identity.map(|(inline, id)| match inline {
+            true => UpstreamIdentity::Inline(PAIRS[0].clone()),
+            false => UpstreamIdentity::Ssl(id),
+        });
+        let authority = vec![AUTHORITY.certificate().clone()];
+        UpstreamTls {
+            identity, verify,
+            anchors: anchors.then(|| Arc::new(pki::TrustAnchors::new(authority).unwrap())),
+            verify_identity: dns.map(|dns| Arc::new(ServerIdentity::compile(&json!([{"dns": dns}])).unwrap())),
+        }
+    }
+}
+
+prop_compose! {
     fn upstream_with(id: Option<Id>)(
         scheme in select(Scheme::ALL.to_vec()), nodes in prop::collection::vec(some_node(), 0..3),
         retries in option::of(0..3_u32), retry_timeout in option::of(some_time()),
         timeout in option::of(some_timeouts()), rewrite in any::<bool>(),
         idle in option::of(prop_oneof![Just(Duration::ZERO), some_time()]),
-        identity in option::of((any::<bool>(), some_id())), verify in any::<bool>(),
+        tls in some_tls(), http2 in any::<bool>(), max_connections in option::of(1..3_u32),
     ) -> Upstream {
-        let identity = identity.map(|(inline, id)| match inline {
-            true => UpstreamIdentity::Inline(PAIRS[0].clone()),
-            false => UpstreamIdentity::Ssl(id),
-        });
+        let keepalive = |idle| KeepalivePool { idle_timeout: idle, max_connections, ..KeepalivePool::default() };
         Upstream {
             id: id.clone(), scheme, nodes, retries, retry_timeout, timeout,
             pass_host: if rewrite { PassHost::Rewrite } else { PassHost::Node },
             upstream_host: rewrite.then(|| "up.a.com:8443".to_owned()),
-            keepalive: idle.map(|idle| KeepalivePool { idle_timeout: idle, ..KeepalivePool::default() }),
-            tls: UpstreamTls { identity, verify }, cache: CacheSlot::new(), blocked: None,
+            keepalive: idle.map(keepalive), tls, http2, cache: CacheSlot::new(), blocked: None,
         }
     }
 }
 
-fn some_upstream() -> impl Strategy<Value = Resource> {
+fn some_upstream() -> BoxedStrategy<Resource> {
     some_id()
         .prop_flat_map(|id| upstream_with(Some(id)))
         .prop_map(|upstream| Resource::Upstream(Arc::new(upstream)))
+        .boxed()
 }
 
-fn some_target() -> impl Strategy<Value = Option<UpstreamRef>> {
+/// Boxed, as the strategies around it would not fit a test's stack.
+fn some_target() -> BoxedStrategy<Option<UpstreamRef>> {
     let inline = upstream_with(None).prop_map(|upstream| UpstreamRef::Inline(Arc::new(upstream)));
-    option::of(prop_oneof![some_id().prop_map(UpstreamRef::Id), inline])
+    option::of(prop_oneof![some_id().prop_map(UpstreamRef::Id), inline]).boxed()
 }
 
 type Blocks = (Option<Arc<ClientIdentity>>, Option<Arc<ProxyRewrite>>);
@@ -158,10 +175,13 @@ fn some_blocks() -> impl Strategy<Value = Blocks> {
 prop_compose! {
     fn some_service()(
         own in some_id(), hosts in some_patterns(0, 2), upstream in some_target(), blocks in some_blocks(),
+        enable_websocket in any::<bool>(),
     ) -> Resource {
         let (client_identity, proxy_rewrite) = blocks;
         let blocked = None;
-        Resource::Service(Arc::new(Service { id: own, hosts, upstream, client_identity, proxy_rewrite, blocked }))
+        Resource::Service(Arc::new(Service {
+            id: own, hosts, upstream, client_identity, proxy_rewrite, enable_websocket, blocked,
+        }))
     }
 }
 
@@ -171,11 +191,11 @@ prop_compose! {
         methods in subsequence(RouteMethod::ALL.to_vec(), 0..=2), local in prop::bool::weighted(0.2),
         priority in -1..2_i32, enabled in prop::bool::weighted(0.9), service in option::of(some_id()),
         upstream in some_target(), timeout in option::of(some_timeouts()), blocks in some_blocks(),
-        plugin_config in option::weighted(0.3, some_id()),
+        plugin_config in option::weighted(0.3, some_id()), enable_websocket in any::<Option<bool>>(),
     ) -> Resource {
         let (client_identity, proxy_rewrite) = blocks;
         Resource::Route(Arc::new(Route {
-            client_identity, proxy_rewrite, plugin_config, vars: Vars::default(), blocked: None,
+            client_identity, proxy_rewrite, enable_websocket, plugin_config, vars: Vars::default(), blocked: None,
             id: own, hosts, priority, enabled, service, upstream, timeout,
             uris: uris.iter().map(|uri| UriPattern::parse(uri).unwrap()).collect(),
             methods: methods.into_iter().collect(),
@@ -186,13 +206,12 @@ prop_compose! {
 
 prop_compose! {
     fn some_stream_route()(
-        own in some_id(), sni in option::of(select(PATTERNS.to_vec())), local in prop::bool::weighted(0.2),
+        own in some_id(), snis in some_patterns(0, 2), tls_passthrough in prop::bool::weighted(0.2), local in prop::bool::weighted(0.2),
         server in prop::bool::weighted(0.2), server_port in option::weighted(0.3, 9100..9102_u16),
         service in option::of(some_id()), upstream in some_target(),
     ) -> Resource {
         Resource::StreamRoute(Arc::new(StreamRoute {
-            id: own, server_port, service, upstream, blocked: None,
-            sni: sni.map(|text| NamePattern::parse(text).unwrap()),
+            id: own, snis, tls_passthrough, server_port, service, upstream, blocked: None,
             remote_addr: local.then(|| "127.0.0.0/8".parse().unwrap()),
             server_addr: server.then(|| "192.0.2.80/32".parse().unwrap()),
         }))

@@ -16,7 +16,7 @@ use std::collections::HashMap;
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use compile::SchemaError;
-pub(crate) use files::{SchemaFile, validate_client_identity};
+pub(crate) use files::{SchemaFile, validate_client_identity, validate_server_identity};
 pub use files::{json_schema, validate};
 use regex::Regex;
 use serde_json::{Map, Value};

@@ -202,6 +202,13 @@ impl Snapshot {
         route.proxy_rewrite.as_deref().or_else(config).or_else(service)
     }
 
+    /// Whether a route forwards WebSocket upgrades: as it says, or else as its service does
+    /// (contract 7.3).
+    pub fn enable_websocket(&self, route: &Route) -> bool {
+        let service = || self.service(route.service.as_ref()?).map(|service| service.enable_websocket);
+        route.enable_websocket.or_else(service).unwrap_or(false)
+    }
+
     /// Whether the route, its plugin config or its service is blocked.
     pub(crate) fn is_blocked(&self, route: &Route) -> bool {
         let config = || self.plugin_config(route.plugin_config.as_ref()?)?.blocked.as_ref();

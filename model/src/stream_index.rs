@@ -77,10 +77,12 @@ impl StreamIndex {
         });
     }
 
-    fn update(&mut self, route: &StreamRoute, change: impl FnOnce(&mut StreamRoutes)) {
-        match &route.sni {
-            Some(sni) => self.names.update(sni, change),
-            None => change(&mut self.nameless),
+    fn update(&mut self, route: &StreamRoute, change: impl Fn(&mut StreamRoutes)) {
+        if route.snis.is_empty() {
+            change(&mut self.nameless);
+        }
+        for sni in &route.snis {
+            self.names.update(sni, &change);
         }
     }
 }

@@ -16,10 +16,10 @@ mod stream_entries;
 
 use std::fmt;
 
-pub use change::{ChangeWeakenings, weakenings_of_change};
+use pki::{Certificate, TrustAnchors};
 
 use crate::redact::redact;
-use crate::resource::{Resource, Upstream, UpstreamRef};
+use crate::resource::{Resource, Upstream, UpstreamRef, UpstreamTls};
 
 /// A way in which a change protects less.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -120,8 +120,24 @@ fn upstream(outer: &str, old: &Upstream, new: &Upstream, found: &mut Weakenings)
     }
     if !new.scheme.is_encrypted() {
         found.add(format!("{outer}scheme"), "requests go to the upstream in clear");
-    } else if old.tls.verify && !new.tls.verify {
-        found.add(format!("{outer}tls.verify"), "the upstream's certificate is not verified any more");
+        return;
+    }
+    // Without `verify`, the settings file may demand it.
+    let rank = |tls: &UpstreamTls| if tls.verifies(false) { 2 } else { i32::from(tls.verify.is_none()) };
+    if rank(&new.tls) < rank(&old.tls) {
+        found.add(format!("{outer}tls.verify"), "the upstream's certificate may not be verified any more");
+    }
+    let gone = |old: &TrustAnchors, new: Option<&TrustAnchors>| {
+        let known = |anchor: &Certificate| old.certificates().contains(anchor);
+        new.is_none_or(|new| !new.certificates().iter().all(known))
+    };
+    if old.tls.anchors.as_deref().is_some_and(|before| gone(before, new.tls.anchors.as_deref())) {
+        found.add(format!("{outer}tls.ca_certs"), "servers of other authorities are accepted");
+    }
+    if let Some(before) = &old.tls.verify_identity
+        && new.tls.verify_identity.as_ref().is_none_or(|now| !before.covers(now))
+    {
+        found.add(format!("{outer}tls.verify_identity"), "other servers are accepted");
     }
 }
 

@@ -15,7 +15,7 @@ mod tickets;
 pub use assembler::{DeltaAssembler, DeltaLimits, ResourceError};
 pub use chunks::{Chunks, chunks};
 pub(crate) use decode::resource_from_wire;
-pub use older_nodes::without_plugins;
+pub use older_nodes::{without_plugins, without_upstreams};
 use proto::push;
 pub use tickets::{tickets_from_wire, tickets_to_wire};
 

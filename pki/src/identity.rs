@@ -1,4 +1,4 @@
-//! The identity of a verified client.
+//! The identity of a verified client or server.
 //!
 //! `chain` alone makes an [`Identity`], at the end of a successful verification; allow-lists,
 //! forwarded headers and logs use it. It is cheap to clone. Invariant: an `Identity` exists only
@@ -11,7 +11,7 @@ use std::sync::Arc;
 use crate::cert::Certificate;
 use crate::cert::general_name::{self, GeneralName};
 
-/// A client whose certificate was verified against a policy.
+/// A peer whose certificate was verified against a policy or trust anchors.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Identity(Arc<IdentityInner>);
 

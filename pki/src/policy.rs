@@ -84,6 +84,7 @@ pub enum PolicyError {
 }
 
 /// Trust anchors, indexed by their subject.
+#[derive(PartialEq, Eq)]
 pub struct TrustAnchors {
     certificates: Box<[Certificate]>,
     /// Hash of the folded subject and index in `certificates`, ascending. Compact, because a

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::Stream;
-use model::wire::without_plugins;
+use model::wire::{without_plugins, without_upstreams};
 use model::{Delta, Key, Snapshot, TicketRing};
 use mtls::Reloader;
 use proto::push::push_server::{Push, PushServer};
@@ -177,6 +177,7 @@ impl NodeSession {
         loop {
             let delta = base.delta_to(&target);
             let delta = if hello.plugins { delta } else { without_plugins(delta) };
+            let delta = if hello.upstreams { delta } else { without_upstreams(delta) };
             self.send_delta(delta).await?;
             match tokio::time::timeout(ACK_TIMEOUT, self.read_response(target.revision(), &registration))
                 .await
@@ -432,6 +433,10 @@ fn log_connected(hello: &Hello, peer: SocketAddr, held: usize) {
     if !hello.plugins {
         let what = "routes that name one, and global rules that rewrite, are blocked there";
         tracing::warn!(node, "the data plane knows no plugin configs: {what}");
+    }
+    if !hello.upstreams {
+        let what = "resources with gRPC, tls.ca_certs, tls.verify_identity, snis or tls_passthrough are blocked there";
+        tracing::warn!(node, "the data plane knows fewer kinds of upstreams: {what}");
     }
 }
 

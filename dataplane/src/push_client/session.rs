@@ -111,6 +111,7 @@ impl NodeInfo {
             tickets: self.tickets,
             store_state: true,
             plugins: true,
+            upstreams: true,
         };
         let mut messages = vec![from_node::Message::Hello(hello)];
         let parts: Vec<Vec<ResourceVersion>> =

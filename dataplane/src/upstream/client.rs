@@ -219,7 +219,8 @@ mod tests {
             pass_host: PassHost::Pass,
             upstream_host: None,
             keepalive: None,
-            tls: UpstreamTls { identity: None, verify: false },
+            tls: UpstreamTls::default(),
+            http2: false,
             cache: CacheSlot::new(),
             blocked: None,
         }

@@ -117,7 +117,7 @@ impl ClientTlsConfigs {
         prepared: &PreparedUpstream,
         snapshot: &Snapshot,
     ) -> Result<Arc<ClientTlsConfig>, ClientTlsError> {
-        let verify = self.verify_always || upstream.tls.verify;
+        let verify = upstream.tls.verifies(self.verify_always);
         match &upstream.tls.identity {
             None => {
                 let [unverified, verified] = &self.anonymous;

@@ -55,7 +55,8 @@ mod tests {
             pass_host,
             upstream_host: Some("up.example:8443".into()),
             keepalive: None,
-            tls: UpstreamTls { identity: None, verify: false },
+            tls: UpstreamTls::default(),
+            http2: false,
             cache: CacheSlot::new(),
             blocked: None,
         };

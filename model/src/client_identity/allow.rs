@@ -36,7 +36,7 @@ pub(crate) struct AllowList {
 }
 
 impl AllowList {
-    pub(super) fn compile(entries: &[Value]) -> Result<AllowList, Problem> {
+    pub(crate) fn compile(entries: &[Value]) -> Result<AllowList, Problem> {
         let mut list = AllowList::default();
         for (index, entry) in (1..).zip(entries) {
             list.add(entry).map_err(|problem| problem.within(&format!("[{index}]")))?;
@@ -140,7 +140,7 @@ impl AllowList {
     }
 
     /// Whether this list certainly allows every client that `other` allows.
-    pub(super) fn covers(&self, other: &AllowList) -> bool {
+    pub(crate) fn covers(&self, other: &AllowList) -> bool {
         let below = |id: &str| {
             let ends = id.match_indices('/').skip_while(|(end, _)| *end < SPIFFE.len());
             ends.into_iter()

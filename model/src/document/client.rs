@@ -10,7 +10,9 @@ use pki::{
 use rustls_pki_types::UnixTime;
 use serde_json::{Map, Value};
 
-use super::fields::{cert_problem_kind, string, strings, unsigned};
+use super::fields::{cert_problem_kind, forbid_private_key, string, strings, unsigned};
+use super::upstream_tls;
+use crate::id::Kind;
 use crate::problem::{Problem, ProblemKind};
 use crate::resource::Resource;
 
@@ -43,18 +45,6 @@ pub(super) fn compile(client: &Value) -> Result<ClientAuth, Problem> {
     .map_err(|error| policy_problem(&error, &origins))?;
     check_signers(&policy, &signers, &origins)?;
     Ok(policy)
-}
-
-/// Readers of the Admin API see the bundle, and the store does not encrypt it.
-fn forbid_private_key(field: &str, text: &str) -> Result<(), Problem> {
-    let begins = |line: &str| line.starts_with("-----BEGIN ") && line.contains("PRIVATE KEY-----");
-    if !text.lines().any(begins) {
-        return Ok(());
-    }
-    let message = format!("failed to validate {field}: the text holds a private key");
-    Err(Problem::new(field, message).with_hint(
-        "expected certificates only; the key of a CA does not belong here, and this one should be replaced",
-    ))
 }
 
 /// The content of `client.crl`.
@@ -214,14 +204,18 @@ fn policy_problem(error: &PolicyError, origins: &[usize]) -> Problem {
     }
 }
 
-/// Checks that each anchor can verify a client now: it is within its validity period, and a CA or a
-/// client's own certificate. Only writes are checked so; `compile` has no clock, because an anchor
-/// in the store that has expired since rejects clients but must not remove the site.
+/// Checks that each anchor can verify a client or server now: it is within its validity period, and
+/// a CA or the peer's own certificate. Only writes are checked so; `compile` has no clock, because
+/// an anchor in the store that has expired since rejects its peers but must not remove the site.
 ///
 /// # Errors
 ///
 /// The first such anchor, by its subject.
 pub fn check_validity_period(resource: &Resource, now: UnixTime) -> Result<(), Problem> {
+    if let Some(upstream) = resource.own_upstream() {
+        let outer = if resource.kind() == Kind::Upstream { "" } else { "upstream" };
+        return upstream_tls::check_anchors(upstream, now).map_err(|problem| problem.within(outer));
+    }
     let Resource::Ssl(ssl) = resource else { return Ok(()) };
     let Some(policy) = &ssl.client else { return Ok(()) };
     (1..)

@@ -206,6 +206,18 @@ pub(crate) fn key_pair(
     Ok(KeyPair { chain, key: Arc::new(key) })
 }
 
+/// Readers of the Admin API see the bundle, and the store does not encrypt it.
+pub(crate) fn forbid_private_key(field: &str, text: &str) -> Result<(), Problem> {
+    let begins = |line: &str| line.starts_with("-----BEGIN ") && line.contains("PRIVATE KEY-----");
+    if !text.lines().any(begins) {
+        return Ok(());
+    }
+    let message = format!("failed to validate {field}: the text holds a private key");
+    Err(Problem::new(field, message).with_hint(
+        "expected certificates only; the key of a CA does not belong here, and this one should be replaced",
+    ))
+}
+
 /// APISIX parses some certificates that this gateway does not, so its document is valid but
 /// unsupported.
 pub(crate) fn cert_problem_kind(error: &CertError) -> ProblemKind {

@@ -4,7 +4,7 @@ use ipnet::IpNet;
 use pki::Keyring;
 use serde_json::Value;
 
-use super::fields::{enabled, id as id_of, signed, string, strings, timeouts};
+use super::fields::{enabled, flag, id as id_of, signed, string, strings, timeouts};
 use super::plugins::http_plugins;
 use super::service::{client_identity, forbid_unsupported, forbid_websocket, hosts};
 use super::upstream;
@@ -41,6 +41,7 @@ pub(super) fn compile(id: &Id, document: &Value, keyring: &Keyring) -> Result<Ro
         vars: document.get("vars").map(vars).transpose()?.unwrap_or_default(),
         client_identity: client_identity(document)?,
         proxy_rewrite: http_plugins(document)?,
+        enable_websocket: flag(document, "enable_websocket"),
         blocked: None,
     };
     let unserved = ["filter_func", "script", "script_id"];

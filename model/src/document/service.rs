@@ -21,6 +21,7 @@ pub(super) fn compile(id: &Id, document: &Value, keyring: &Keyring) -> Result<Se
         upstream: upstream::upstream_ref(document, keyring)?,
         client_identity: client_identity(document)?,
         proxy_rewrite: http_plugins(document)?,
+        enable_websocket: flag(document, "enable_websocket") == Some(true),
         blocked: None,
     };
     forbid_unsupported(document, &["script"])?;

@@ -4,12 +4,11 @@ use ipnet::IpNet;
 use pki::Keyring;
 use serde_json::Value;
 
-use super::fields::{id as id_of, string, unsigned};
+use super::fields::{flag, id as id_of, names, string, unsigned};
 use super::plugins::stream_plugins;
 use super::{unsupported, upstream};
 use crate::id::Id;
 use crate::network::{self, NetworkError};
-use crate::pattern::SniPattern;
 use crate::problem::Problem;
 use crate::resource::{StreamRoute, UpstreamRef};
 
@@ -18,7 +17,8 @@ use crate::resource::{StreamRoute, UpstreamRef};
 pub(super) fn compile(id: &Id, document: &Value, keyring: &Keyring) -> Result<StreamRoute, Problem> {
     let route = StreamRoute {
         id: id.clone(),
-        sni: string(document, "sni").map(sni).transpose()?,
+        snis: names(document, "sni", "snis")?,
+        tls_passthrough: flag(document, "tls_passthrough") == Some(true),
         remote_addr: address(document, "remote_addr")?,
         server_addr: address(document, "server_addr")?,
         server_port: unsigned(document, "server_port")?.and_then(|port| u16::try_from(port).ok()),
@@ -27,6 +27,7 @@ pub(super) fn compile(id: &Id, document: &Value, keyring: &Keyring) -> Result<St
         blocked: None,
     };
     require_node_ports(route.upstream.as_ref())?;
+    forbid_unserved(document)?;
     stream_plugins(document)?;
     if document.get("protocol").is_some() {
         return Err(unsupported("protocol", "remove it: streams are passed on as they are"));
@@ -34,11 +35,17 @@ pub(super) fn compile(id: &Id, document: &Value, keyring: &Keyring) -> Result<St
     Ok(route)
 }
 
-fn sni(text: &str) -> Result<SniPattern, Problem> {
-    SniPattern::parse(text).map_err(|problem| {
-        let message = format!("invalid configuration: property \"sni\": {}", problem.message);
-        Problem { field: "sni".to_owned(), message, ..problem }
-    })
+fn forbid_unserved(document: &Value) -> Result<(), Problem> {
+    if document.get("snis").is_some() {
+        return Err(unsupported("snis", "write a stream route for each name, with sni"));
+    }
+    if flag(document, "tls_passthrough") == Some(true) {
+        return Err(unsupported(
+            "tls_passthrough",
+            "remove it: TLS is terminated, or the upstream's listener is TCP",
+        ));
+    }
+    Ok(())
 }
 
 fn address(document: &Value, field: &str) -> Result<Option<IpNet>, Problem> {

@@ -6,14 +6,12 @@
 use pki::Keyring;
 use serde_json::Value;
 
-use super::fields::{flag, id, key_pair, seconds, signed, string, timeouts, unsigned};
-use super::unsupported;
+use super::fields::{flag, id, seconds, signed, string, timeouts, unsigned};
+use super::{unsupported, upstream_tls};
 use crate::host_name::HostName;
 use crate::id::Id;
 use crate::problem::{Problem, ProblemKind};
-use crate::resource::{
-    CacheSlot, KeepalivePool, Node, PassHost, Scheme, Upstream, UpstreamIdentity, UpstreamRef, UpstreamTls,
-};
+use crate::resource::{CacheSlot, KeepalivePool, Node, PassHost, Scheme, Upstream, UpstreamRef};
 
 /// Checks follow the order of contract 3.2; unsupported fields come last.
 pub(super) fn compile(own: Option<&Id>, document: &Value, keyring: &Keyring) -> Result<Upstream, Problem> {
@@ -34,12 +32,13 @@ pub(super) fn compile(own: Option<&Id>, document: &Value, keyring: &Keyring) -> 
             Problem::new("upstream_host", message).with_hint("expected a name, with a port if needed")
         );
     }
-    let tls = tls(document, keyring)?;
+    let tls = upstream_tls::compile(document, keyring)?;
     check_hash(document)?;
+    let (scheme, http2) = (scheme(document)?, http2(document)?);
     forbid_unsupported(document)?;
     let upstream = Upstream {
         id: own.cloned(),
-        scheme: scheme(document)?,
+        scheme,
         nodes,
         retries: unsigned(document, "retries")?,
         retry_timeout: seconds(document, "retry_timeout")?.filter(|bound| !bound.is_zero()),
@@ -48,6 +47,7 @@ pub(super) fn compile(own: Option<&Id>, document: &Value, keyring: &Keyring) -> 
         upstream_host: upstream_host.map(str::to_owned),
         keepalive: keepalive(document)?,
         tls,
+        http2,
         cache: CacheSlot::new(),
         blocked: None,
     };
@@ -59,10 +59,20 @@ pub(super) fn compile(own: Option<&Id>, document: &Value, keyring: &Keyring) -> 
 
 fn scheme(document: &Value) -> Result<Scheme, Problem> {
     let Some(text) = string(document, "scheme") else { return Ok(Scheme::Http) };
-    Scheme::parse(text).ok_or_else(|| {
+    Scheme::parse(text).filter(|scheme| !scheme.is_grpc()).ok_or_else(|| {
         let hint = format!("found {text}; expected http or https, or tcp or tls for stream_routes");
         unsupported("scheme", &hint)
     })
+}
+
+/// Without TLS there is no ALPN, and a gRPC upstream has HTTP/2 anyway.
+fn http2(document: &Value) -> Result<bool, Problem> {
+    let http2 = flag(document, "http2") == Some(true);
+    if http2 && string(document, "scheme") != Some("https") {
+        return Err(Problem::new("http2", "invalid configuration: http2 is for the scheme https alone")
+            .with_hint("set scheme to https, or remove http2"));
+    }
+    Ok(http2)
 }
 
 /// A TCP upstream needs a port at every node.
@@ -167,23 +177,8 @@ fn keepalive(document: &Value) -> Result<Option<KeepalivePool>, Problem> {
         size: unsigned(pool, "size").map_err(inside)?.unwrap_or(default.size),
         idle_timeout: seconds(pool, "idle_timeout").map_err(inside)?.unwrap_or(default.idle_timeout),
         requests: unsigned(pool, "requests").map_err(inside)?.unwrap_or(default.requests),
+        max_connections: unsigned(pool, "max_connections").map_err(inside)?,
     }))
-}
-
-fn tls(document: &Value, keyring: &Keyring) -> Result<UpstreamTls, Problem> {
-    let Some(tls) = document.get("tls") else { return Ok(UpstreamTls { identity: None, verify: false }) };
-    let inside = |problem: Problem| problem.within("tls");
-    let identity = match (id(tls, "client_cert_id").map_err(inside)?, string(tls, "client_cert")) {
-        (Some(id), _) => Some(UpstreamIdentity::Ssl(id)),
-        (None, Some(cert)) => {
-            let key = string(tls, "client_key").unwrap_or_default();
-            let pair = key_pair(cert, key, ["tls.client_cert", "tls.client_key"], keyring)
-                .map_err(|problem| problem.with_kind(ProblemKind::Unusable))?;
-            Some(UpstreamIdentity::Inline(pair))
-        }
-        (None, None) => None,
-    };
-    Ok(UpstreamTls { identity, verify: flag(tls, "verify").unwrap_or(false) })
 }
 
 /// APISIX's checks of `chash`, which come before the problem that it is unsupported.
@@ -212,6 +207,14 @@ fn forbid_unsupported(document: &Value) -> Result<(), Problem> {
     }
     if document.get("checks").is_some() {
         return Err(unsupported("checks", "remove it: a failing node is retried on the next one"));
+    }
+    if flag(document, "http2") == Some(true) {
+        return Err(unsupported("http2", "remove it: requests are sent over HTTP/1.1"));
+    }
+    for field in ["tls/ca_certs", "tls/verify_identity", "keepalive_pool/max_connections"] {
+        if document.pointer(&format!("/{field}")).is_some() {
+            return Err(unsupported(&field.replace('/', "."), "remove it"));
+        }
     }
     Ok(())
 }

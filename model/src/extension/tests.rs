@@ -34,11 +34,21 @@ fn the_table_names_every_field_that_apisix_lacks() {
     let stream_route = words(
         "remote_addr server_addr server_port sni snis tls_passthrough upstream upstream_id service_id plugins protocol",
     );
+    let pool = words("size idle_timeout requests");
+    let (of_tls, of_pool) = ("/upstream/properties/tls", "/upstream/properties/keepalive_pool");
     for (kind, parent, known) in [
         (Kind::Ssl, "", ssl),
         (Kind::Ssl, "/client", client),
         (Kind::Route, "", route),
-        (Kind::Route, "/upstream/properties/tls", upstream_tls.clone()),
+        (Kind::Route, "/upstream", upstream.clone()),
+        (Kind::Route, of_tls, upstream_tls.clone()),
+        (Kind::Route, of_pool, pool.clone()),
+        (Kind::Service, of_tls, upstream_tls.clone()),
+        (Kind::Service, of_pool, pool.clone()),
+        (Kind::StreamRoute, "/upstream", upstream.clone()),
+        (Kind::StreamRoute, of_tls, upstream_tls.clone()),
+        (Kind::StreamRoute, of_pool, pool.clone()),
+        (Kind::Upstream, "/keepalive_pool", pool),
         (Kind::Service, "", service),
         (Kind::Upstream, "", upstream.clone()),
         (Kind::Service, "/upstream", upstream),
@@ -54,14 +64,14 @@ fn the_table_names_every_field_that_apisix_lacks() {
         let lacks: BTreeSet<String> = ours
             .keys()
             .filter(|name| !known.contains(&name.as_str()) && !meta.contains(&name.as_str()))
-            .map(|name| format!("{}/{name}", parent.trim_start_matches('/')))
+            .map(String::clone)
             .collect();
+        let outer = parent.replace("/properties", "");
         let listed = extensions(kind).iter().filter(|extension| {
-            extension.parent.map_or_else(String::new, |parent| format!("/{parent}")) == parent
+            let (parents, _) = extension.split_path();
+            parents.iter().map(|name| format!("/{name}")).collect::<String>() == outer
         });
-        let listed: BTreeSet<String> = listed
-            .map(|extension| format!("{}/{}", extension.parent.unwrap_or_default(), extension.name))
-            .collect();
+        let listed: BTreeSet<String> = listed.map(|extension| extension.name().to_owned()).collect();
         assert_eq!(
             lacks, listed,
             "{kind} {parent}: a member of our schema that APISIX's lacks belongs into the table of `extension`"
@@ -230,8 +240,19 @@ fn merge_replaces_no_other_member() {
 fn some_document() -> impl Strategy<Value = Value> {
     let leaf =
         prop_oneof![Just(Value::Null), any::<u8>().prop_map(Value::from), "[a-z]{0,2}".prop_map(Value::from)];
-    let name = prop::sample::select(vec!["client", "client_identity", "crl", "crl_policy", "ca", "uri"]);
-    leaf.prop_recursive(3, 24, 5, move |inner| {
+    let name = prop::sample::select(vec![
+        "client",
+        "client_identity",
+        "crl",
+        "crl_policy",
+        "ca",
+        "uri",
+        "upstream",
+        "tls",
+        "verify_identity",
+        "http2",
+    ]);
+    leaf.prop_recursive(4, 32, 6, move |inner| {
         prop::collection::vec((name.clone(), inner), 0..5)
             .prop_map(|members| members.into_iter().map(|(name, value)| (name.to_owned(), value)).collect())
             .prop_map(Value::Object)

@@ -5,7 +5,7 @@ use rustls_pki_types::UnixTime;
 
 use super::{Findings, Severity};
 use crate::pattern::SniPattern;
-use crate::resource::{KeyPair, Resource, Ssl, Upstream, UpstreamIdentity, UpstreamRef};
+use crate::resource::{KeyPair, Resource, Scheme, Ssl, Upstream, UpstreamIdentity, UpstreamRef};
 
 const DAY: u64 = 24 * 3600;
 /// Certificates are reported this many seconds before they expire.
@@ -106,12 +106,18 @@ fn check_upstream(outer: &str, upstream: &Upstream, now: UnixTime, notes: &mut F
     if let Some(UpstreamIdentity::Inline(pair)) = &upstream.tls.identity {
         check_key_pair(&field("tls.client_cert"), pair, now, notes);
     }
-    if !upstream.scheme.is_encrypted() && (upstream.tls.identity.is_some() || upstream.tls.verify) {
+    let tls = &upstream.tls;
+    let has_tls = tls.identity.is_some() || tls.anchors.is_some() || tls.verifies(false);
+    if !upstream.scheme.is_encrypted() && has_tls {
         let what = format!(
             "tls is configured, but the scheme is {}: nothing is encrypted",
             upstream.scheme.as_str()
         );
-        let meant = if upstream.scheme.is_http() { "set scheme to https" } else { "set scheme to tls" };
+        let meant = match upstream.scheme {
+            Scheme::Grpc | Scheme::Grpcs => "set scheme to grpcs",
+            Scheme::Http | Scheme::Https => "set scheme to https",
+            Scheme::Tcp | Scheme::Tls => "set scheme to tls",
+        };
         notes.add(Severity::Error, field("tls"), what, meant);
     }
     if upstream.nodes.len() != 1 && upstream.nodes.iter().all(|node| node.weight == 0) {

@@ -1,9 +1,9 @@
-//! The schema files of this crate: one for each kind of document, one for `client_identity`, and
-//! one for each plugin.
+//! The schema files of this crate: one for each kind of document, one for `client_identity`, one
+//! for `tls.verify_identity` of upstreams, and one for each plugin.
 //!
-//! The schemas of routes and services include the one of `client_identity` (so that `GET
-//! schema/route` shows it), and [`validate_client_identity`] validates the block alone, because a
-//! data plane receives blocks alone. As in APISIX, they say nothing about plugins: those have their
+//! The schemas of documents include those of their blocks (so that `GET schema/route` shows them),
+//! and [`validate_client_identity`] validates a block alone, because a data plane receives blocks
+//! alone. As in APISIX, they say nothing about plugins: those have their
 //! own schemas and messages.
 
 use std::sync::LazyLock;
@@ -35,7 +35,14 @@ pub(crate) fn validate_client_identity(block: &Value) -> Result<(), Problem> {
     SCHEMA.schema.validate(block)
 }
 
+/// Validates the `tls.verify_identity` of an upstream; fields are relative to it.
+pub(crate) fn validate_server_identity(entries: &Value) -> Result<(), Problem> {
+    static SCHEMA: LazyLock<SchemaFile> = LazyLock::new(|| SchemaFile::load(SERVER_IDENTITY));
+    SCHEMA.schema.validate(entries)
+}
+
 const CLIENT_IDENTITY: &str = include_str!("client_identity.schema.json");
+const SERVER_IDENTITY: &str = include_str!("server_identity.schema.json");
 
 /// A schema file with all `$ref`s inlined.
 #[derive(Debug)]
@@ -135,8 +142,10 @@ fn resolve_ref(reference: &str) -> Result<Value, LoadError> {
         }
         return Ok(upstream);
     }
-    if reference == "client_identity.schema.json" {
-        return Ok(serde_json::from_str(CLIENT_IDENTITY)?);
+    match reference {
+        "client_identity.schema.json" => return Ok(serde_json::from_str(CLIENT_IDENTITY)?),
+        "server_identity.schema.json" => return Ok(serde_json::from_str(SERVER_IDENTITY)?),
+        _ => {}
     }
     let common: Value = serde_json::from_str(include_str!("common.schema.json"))?;
     reference

@@ -40,6 +40,7 @@ fn route(own: &str, uris: &[&str], hosts: &[&str]) -> Route {
         vars: Default::default(),
         client_identity: None,
         proxy_rewrite: None,
+        enable_websocket: None,
         plugin_config: None,
         blocked: None,
     }
@@ -246,6 +247,7 @@ fn routes_follow_the_hosts_of_their_service() {
             upstream: None,
             client_identity: None,
             proxy_rewrite: None,
+            enable_websocket: false,
             blocked: None,
         }))
     };

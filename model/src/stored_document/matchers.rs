@@ -10,7 +10,7 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use serde_json::Value;
 
-use crate::document::fields::{enabled, id as id_of, string};
+use crate::document::fields::{enabled, flag, id as id_of, string, strings};
 use crate::id::{Id, Key, Kind};
 use crate::network;
 use crate::pattern::NamePattern;
@@ -29,8 +29,9 @@ pub(super) fn blocked_resource(key: &Key, document: &Value, why: Blocked) -> Opt
         Kind::Service => {
             // A blocked service also blocks its routes, which match by their own hosts.
             let hosts = names(document, "", "hosts").unwrap_or_default();
-            let (upstream, client_identity, proxy_rewrite) = Default::default();
-            let service = Service { id, hosts, upstream, client_identity, proxy_rewrite, blocked };
+            let (upstream, client_identity, proxy_rewrite, enable_websocket) = Default::default();
+            let service =
+                Service { id, hosts, upstream, client_identity, proxy_rewrite, enable_websocket, blocked };
             Resource::Service(Arc::new(service))
         }
         Kind::PluginConfig => {
@@ -63,7 +64,8 @@ fn upstream(id: Id, blocked: Option<Blocked>) -> Upstream {
         pass_host: PassHost::Pass,
         upstream_host,
         keepalive,
-        tls: UpstreamTls { identity: None, verify: false },
+        tls: UpstreamTls::default(),
+        http2: false,
         cache: CacheSlot::new(),
         blocked,
     }
@@ -74,7 +76,7 @@ fn route(id: Id, document: &Value, blocked: Option<Blocked>) -> Option<Route> {
     if uris.is_empty() {
         return None;
     }
-    let (upstream, timeout, vars, client_identity, proxy_rewrite) = Default::default();
+    let (upstream, timeout, vars, client_identity, proxy_rewrite, enable_websocket) = Default::default();
     Some(Route {
         id,
         uris,
@@ -90,6 +92,7 @@ fn route(id: Id, document: &Value, blocked: Option<Blocked>) -> Option<Route> {
         vars,
         client_identity,
         proxy_rewrite,
+        enable_websocket,
         blocked,
     })
 }
@@ -98,15 +101,14 @@ fn stream_route(id: Id, document: &Value, blocked: Option<Blocked>) -> Option<St
     if !document.is_object() {
         return None;
     }
-    let sni = match non_null(document, "sni") {
-        None => None,
-        Some(sni) => Some(NamePattern::parse(sni.as_str()?).ok()?),
-    };
+    // A bare `*` in `snis` is no restriction.
+    let all = strings(document, "snis").contains(&"*");
     let address = |field| string(document, field).and_then(|text| network::parse(text).ok());
     let port = document.get("server_port").and_then(Value::as_u64);
     Some(StreamRoute {
         id,
-        sni,
+        snis: if all { Vec::new() } else { names(document, "sni", "snis")? },
+        tls_passthrough: flag(document, "tls_passthrough") == Some(true),
         remote_addr: address("remote_addr"),
         server_addr: address("server_addr"),
         server_port: port.and_then(|port| u16::try_from(port).ok()).filter(|port| *port > 0),

@@ -163,11 +163,11 @@ pub(super) fn stream_routes(old: &StreamRoute, new: &StreamRoute, found: &mut We
 pub(super) fn connections(old: &StreamRoute, new: &StreamRoute, found: &mut Weakenings) {
     let nets = |route: &StreamRoute| route.remote_addr.into_iter().collect::<Vec<_>>();
     addresses("remote_addr", &nets(old), &nets(new), found);
-    let wider = old.sni.as_ref().is_some_and(|before| match &new.sni {
-        None => true,
-        Some(now) => now != before && covers_host(now, before),
-    });
+    let known = |now| old.snis.iter().any(|before| covers_host(before, now));
+    let wider = !old.snis.is_empty() && (new.snis.is_empty() || !new.snis.iter().all(known));
     found.add_if(wider, "sni", "takes connections for other names, or without TLS");
+    let passes = new.tls_passthrough && !old.tls_passthrough;
+    found.add_if(passes, "tls_passthrough", "TLS is passed on: no client certificate is verified here");
 }
 
 /// Whether raw paths are forwarded now.

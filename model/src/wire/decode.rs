@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use pki::{Certificate, ClientAuth, ClientAuthInput, KeyFormat, PrivateKey};
+use pki::{Certificate, ClientAuth, ClientAuthInput, KeyFormat, PrivateKey, TrustAnchors};
 use prost::bytes::Bytes;
 use proto::push;
 use proto::push::blocked::What;
@@ -23,6 +23,7 @@ use crate::resource::{
     Resource, Route, RouteMethod, Scheme, Service, Ssl, StreamRoute, Timeouts, TlsVersion, Upstream,
     UpstreamIdentity, UpstreamRef, UpstreamTls,
 };
+use crate::server_identity::ServerIdentity;
 use crate::uri::UriPattern;
 
 /// Decodes a resource.
@@ -70,11 +71,12 @@ pub(crate) fn resource_from_wire(resource: push::Resource) -> Result<Resource, (
     read.map_err(|problem| (Some(key), problem))
 }
 
-/// Separates a resource from the message that marks it as blocked.
+/// Separates a resource from the message that marks it as blocked, or as unknown to older programs.
 fn split_blocked(kind: push::resource::Kind) -> (Option<What>, Option<Blocked>) {
     use push::resource::Kind as Wire;
     let what = match kind {
         Wire::Blocked(push::Blocked { why, what }) => return (what, Some(Blocked::new(&why))),
+        Wire::Newer(push::Newer { what }) => return (what.map(unwrap_newer), None),
         Wire::Ssl(ssl) => What::Ssl(ssl),
         Wire::Upstream(upstream) => What::Upstream(upstream),
         Wire::Service(service) => What::Service(service),
@@ -84,6 +86,16 @@ fn split_blocked(kind: push::resource::Kind) -> (Option<What>, Option<Blocked>) 
         Wire::GlobalRule(rule) => What::GlobalRule(rule),
     };
     (Some(what), None)
+}
+
+fn unwrap_newer(what: push::newer::What) -> What {
+    use push::newer::What as Newer;
+    match what {
+        Newer::Upstream(upstream) => What::Upstream(upstream),
+        Newer::Service(service) => What::Service(service),
+        Newer::Route(route) => What::Route(route),
+        Newer::StreamRoute(route) => What::StreamRoute(route),
+    }
 }
 
 fn ssl_from_wire(id: Id, ssl: &push::Ssl, blocked: Option<Blocked>) -> Result<Ssl, Problem> {
@@ -168,6 +180,8 @@ fn upstream_from_wire(id: Option<Id>, upstream: push::Upstream) -> Result<Upstre
     let scheme = match push::Scheme::try_from(upstream.scheme) {
         Ok(push::Scheme::Http) => Scheme::Http,
         Ok(push::Scheme::Https) => Scheme::Https,
+        Ok(push::Scheme::Grpc) => Scheme::Grpc,
+        Ok(push::Scheme::Grpcs) => Scheme::Grpcs,
         Ok(push::Scheme::Tcp) => Scheme::Tcp,
         Ok(push::Scheme::Tls) => Scheme::Tls,
         Err(_) => return Err(Problem::new("scheme", format!("{} is unknown", upstream.scheme))),
@@ -176,15 +190,6 @@ fn upstream_from_wire(id: Option<Id>, upstream: push::Upstream) -> Result<Upstre
     if pass_host == PassHost::Rewrite && upstream_host.is_none() {
         return Err(Problem::new("upstream_host", "pass_host is rewrite, but there is no upstream_host"));
     }
-    let tls = upstream.tls.unwrap_or_default();
-    let identity = match (&tls.identity, tls.identity_ssl_id.as_str()) {
-        (None, "") => None,
-        (Some(pair), "") => {
-            Some(UpstreamIdentity::Inline(pair_from_wire(pair).map_err(|problem| problem.within("tls"))?))
-        }
-        (None, id) => Some(UpstreamIdentity::Ssl(id_of("tls.client_cert_id", id)?)),
-        (Some(_), _) => return Err(Problem::new("tls", "both an identity and the id of one")),
-    };
     Ok(Upstream {
         id,
         scheme,
@@ -199,10 +204,35 @@ fn upstream_from_wire(id: Option<Id>, upstream: push::Upstream) -> Result<Upstre
             size: pool.size,
             idle_timeout: Duration::from_millis(pool.idle_timeout_ms),
             requests: pool.requests,
+            max_connections: Some(pool.max_connections).filter(|most| *most != 0),
         }),
-        tls: UpstreamTls { identity, verify: tls.verify },
+        tls: tls_from_wire(&upstream.tls.unwrap_or_default())?,
+        http2: upstream.http2,
         cache: CacheSlot::new(),
         blocked: None,
+    })
+}
+
+fn tls_from_wire(tls: &push::UpstreamTls) -> Result<UpstreamTls, Problem> {
+    let identity = match (&tls.identity, tls.identity_ssl_id.as_str()) {
+        (None, "") => None,
+        (Some(pair), "") => {
+            Some(UpstreamIdentity::Inline(pair_from_wire(pair).map_err(|problem| problem.within("tls"))?))
+        }
+        (None, id) => Some(UpstreamIdentity::Ssl(id_of("tls.client_cert_id", id)?)),
+        (Some(_), _) => return Err(Problem::new("tls", "both an identity and the id of one")),
+    };
+    let field = "tls.ca_certs";
+    let anchors = match certificates(field, &tls.ca_certs)? {
+        none if none.is_empty() => None,
+        some => Some(TrustAnchors::new(some).map_err(|error| Problem::new(field, error.to_string()))?),
+    };
+    let verify_identity = json("tls.verify_identity", &tls.verify_identity, ServerIdentity::compile);
+    Ok(UpstreamTls {
+        identity,
+        verify: tls.verify,
+        anchors: anchors.map(Arc::new),
+        verify_identity: verify_identity?.map(Arc::new),
     })
 }
 
@@ -224,6 +254,7 @@ fn service_from_wire(id: Id, service: push::Service) -> Result<Service, Problem>
         client_identity: json("client_identity", &service.client_identity, ClientIdentity::compile)?
             .map(Arc::new),
         proxy_rewrite: rewrite(&service.proxy_rewrite)?,
+        enable_websocket: service.enable_websocket,
         blocked: None,
     })
 }
@@ -279,6 +310,7 @@ fn route_from_wire(id: Id, route: push::Route, blocked: Option<Blocked>) -> Resu
         client_identity: json("client_identity", &route.client_identity, ClientIdentity::compile)?
             .map(Arc::new),
         proxy_rewrite: rewrite(&route.proxy_rewrite)?,
+        enable_websocket: route.enable_websocket,
         blocked,
     })
 }
@@ -293,12 +325,17 @@ fn stream_route_from_wire(id: Id, route: push::StreamRoute) -> Result<StreamRout
         });
         read.transpose()
     };
-    let sni = given(&route.sni).map(NamePattern::parse).transpose();
+    let snis = match (given(&route.sni), route.snis.as_slice()) {
+        (Some(sni), []) => vec![NamePattern::parse(sni).map_err(|problem| problem.within("sni"))?],
+        (Some(_), _) => return Err(Problem::new("sni", "both a name and a list of names")),
+        (None, snis) => names("snis", snis)?,
+    };
     let port = u16::try_from(route.server_port)
         .map_err(|_| Problem::new("server_port", format!("{} is no port", route.server_port)))?;
     Ok(StreamRoute {
         id,
-        sni: sni.map_err(|problem| problem.within("sni"))?,
+        snis,
+        tls_passthrough: route.tls_passthrough,
         remote_addr: network("remote_addr", &route.remote_addr)?,
         server_addr: network("server_addr", &route.server_addr)?,
         server_port: Some(port).filter(|port| *port != 0),

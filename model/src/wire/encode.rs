@@ -1,7 +1,7 @@
 //! Encodes resources as protobuf. Every resource has an encoding.
 //!
-//! A blocked resource is wrapped in a message of its own, so that a node which does not know that
-//! message rejects it.
+//! A blocked resource is wrapped in a message of its own, and so is one with what older programs
+//! would ignore, so that a program which does not know that message rejects it.
 
 use std::time::Duration;
 
@@ -10,12 +10,14 @@ use prost::bytes::Bytes;
 use proto::push;
 use serde_json::Value;
 
+use super::older_nodes;
 use crate::client_identity::ClientIdentity;
 use crate::proxy_rewrite::ProxyRewrite;
 use crate::resource::{
     Blocked, KeyPair, PassHost, Resource, Route, Scheme, Service, Ssl, StreamRoute, Timeouts, TlsVersion,
-    Upstream, UpstreamIdentity, UpstreamRef,
+    Upstream, UpstreamIdentity, UpstreamRef, UpstreamTls,
 };
+use crate::server_identity::ServerIdentity;
 
 impl From<&Resource> for push::Resource {
     fn from(resource: &Resource) -> push::Resource {
@@ -35,6 +37,7 @@ impl From<&Resource> for push::Resource {
         };
         let kind = match resource.blocked() {
             Some(blocked) => as_blocked(kind, blocked),
+            None if older_nodes::unknown_feature(resource).is_some() => as_newer(kind),
             None => kind,
         };
         push::Resource { id: resource.id().to_string(), kind: Some(kind) }
@@ -52,9 +55,22 @@ fn as_blocked(kind: push::resource::Kind, blocked: &Blocked) -> push::resource::
         Kind::Route(route) => What::Route(route),
         Kind::StreamRoute(route) => What::StreamRoute(route),
         Kind::GlobalRule(rule) => What::GlobalRule(rule),
-        blocked @ Kind::Blocked(_) => return blocked,
+        wrapped @ (Kind::Blocked(_) | Kind::Newer(_)) => return wrapped,
     };
     Kind::Blocked(push::Blocked { why: blocked.reason().to_owned(), what: Some(what) })
+}
+
+fn as_newer(kind: push::resource::Kind) -> push::resource::Kind {
+    use push::newer::What;
+    use push::resource::Kind;
+    let what = match kind {
+        Kind::Upstream(upstream) => What::Upstream(upstream),
+        Kind::Service(service) => What::Service(service),
+        Kind::Route(route) => What::Route(route),
+        Kind::StreamRoute(route) => What::StreamRoute(route),
+        other => return other,
+    };
+    Kind::Newer(push::Newer { what: Some(what) })
 }
 
 fn ssl_to_wire(ssl: &Ssl) -> push::Ssl {
@@ -97,11 +113,6 @@ fn client_to_wire(client: &pki::ClientAuth) -> push::ClientAuth {
 }
 
 fn upstream_to_wire(upstream: &Upstream) -> push::Upstream {
-    let (identity, identity_ssl_id) = match &upstream.tls.identity {
-        Some(UpstreamIdentity::Inline(pair)) => (Some(pair_to_wire(pair)), String::new()),
-        Some(UpstreamIdentity::Ssl(id)) => (None, id.to_string()),
-        None => (None, String::new()),
-    };
     let pass_host = match upstream.pass_host {
         PassHost::Pass => push::PassHost::Pass,
         PassHost::Node => push::PassHost::Node,
@@ -110,6 +121,8 @@ fn upstream_to_wire(upstream: &Upstream) -> push::Upstream {
     let scheme = match upstream.scheme {
         Scheme::Http => push::Scheme::Http,
         Scheme::Https => push::Scheme::Https,
+        Scheme::Grpc => push::Scheme::Grpc,
+        Scheme::Grpcs => push::Scheme::Grpcs,
         Scheme::Tcp => push::Scheme::Tcp,
         Scheme::Tls => push::Scheme::Tls,
     };
@@ -134,8 +147,25 @@ fn upstream_to_wire(upstream: &Upstream) -> push::Upstream {
             size: pool.size,
             idle_timeout_ms: milliseconds(pool.idle_timeout),
             requests: pool.requests,
+            max_connections: pool.max_connections.unwrap_or_default(),
         }),
-        tls: Some(push::UpstreamTls { identity, identity_ssl_id, verify: upstream.tls.verify }),
+        tls: Some(tls_to_wire(&upstream.tls)),
+        http2: upstream.http2,
+    }
+}
+
+fn tls_to_wire(tls: &UpstreamTls) -> push::UpstreamTls {
+    let (identity, identity_ssl_id) = match &tls.identity {
+        Some(UpstreamIdentity::Inline(pair)) => (Some(pair_to_wire(pair)), String::new()),
+        Some(UpstreamIdentity::Ssl(id)) => (None, id.to_string()),
+        None => (None, String::new()),
+    };
+    push::UpstreamTls {
+        identity,
+        identity_ssl_id,
+        verify: tls.verify,
+        ca_certs: tls.anchors.as_ref().map(|anchors| ders(anchors.certificates())).unwrap_or_default(),
+        verify_identity: json(tls.verify_identity.as_deref().map(ServerIdentity::source)),
     }
 }
 
@@ -145,6 +175,7 @@ fn service_to_wire(service: &Service) -> push::Service {
         upstream: service.upstream.as_ref().map(upstream_ref_to_wire),
         client_identity: json(service.client_identity.as_deref().map(ClientIdentity::source)),
         proxy_rewrite: json(service.proxy_rewrite.as_deref().map(ProxyRewrite::source)),
+        enable_websocket: service.enable_websocket,
     }
 }
 
@@ -163,18 +194,25 @@ fn route_to_wire(route: &Route) -> push::Route {
         client_identity: json(route.client_identity.as_deref().map(ClientIdentity::source)),
         proxy_rewrite: json(route.proxy_rewrite.as_deref().map(ProxyRewrite::source)),
         plugin_config_id: route.plugin_config.as_ref().map(ToString::to_string).unwrap_or_default(),
+        enable_websocket: route.enable_websocket,
     }
 }
 
 fn stream_route_to_wire(route: &StreamRoute) -> push::StreamRoute {
     let text = |network: Option<IpNet>| network.map(|network| network.to_string()).unwrap_or_default();
+    let (sni, snis) = match route.snis.as_slice() {
+        [only] => (only.to_string(), Vec::new()),
+        several => (String::new(), texts(several)),
+    };
     push::StreamRoute {
-        sni: route.sni.as_ref().map(ToString::to_string).unwrap_or_default(),
+        sni,
         remote_addr: text(route.remote_addr),
         server_addr: text(route.server_addr),
         server_port: route.server_port.unwrap_or_default().into(),
         upstream: route.upstream.as_ref().map(upstream_ref_to_wire),
         service_id: route.service.as_ref().map(ToString::to_string).unwrap_or_default(),
+        snis,
+        tls_passthrough: route.tls_passthrough,
     }
 }
 

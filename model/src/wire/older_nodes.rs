@@ -6,7 +6,9 @@
 use std::sync::Arc;
 
 use crate::id::Kind;
-use crate::resource::{Blocked, GlobalRule, Resource, Route};
+use crate::resource::{
+    Blocked, GlobalRule, Resource, Route, Scheme, Service, StreamRoute, Upstream, UpstreamTls,
+};
 use crate::snapshot::{Delta, Versioned};
 
 /// The delta for a node that does not know plugin configs and plugins of global rules (its `Hello`
@@ -51,6 +53,69 @@ fn block_unknown(resource: &Resource) -> Option<Resource> {
     }
 }
 
+/// The delta for a node that does not know [`push::Newer`](proto::push::Newer) (its `Hello` lacks
+/// `upstreams`): resources that need it are blocked, in another version, as in [`without_plugins`].
+pub fn without_upstreams(mut delta: Delta) -> Delta {
+    for versioned in &mut delta.upserts {
+        if versioned.resource.blocked().is_none()
+            && let Some(feature) = unknown_feature(&versioned.resource)
+            && let Some(resource) = block_newer(&versioned.resource, because(feature))
+        {
+            *versioned = Versioned { version: !versioned.version, resource };
+        }
+    }
+    delta
+}
+
+/// What a resource has that a program without [`push::Newer`](proto::push::Newer) would ignore, or
+/// reject together with all else.
+pub(super) fn unknown_feature(resource: &Resource) -> Option<&'static str> {
+    if let Resource::StreamRoute(route) = resource {
+        if route.tls_passthrough {
+            return Some("tls_passthrough");
+        }
+        if route.snis.len() > 1 {
+            return Some("snis");
+        }
+    }
+    let upstream = resource.own_upstream()?;
+    if upstream.scheme.is_grpc() {
+        Some("a gRPC upstream")
+    } else if upstream.tls.anchors.is_some() {
+        Some("an upstream with tls.ca_certs")
+    } else if upstream.tls.verify_identity.is_some() {
+        Some("an upstream with tls.verify_identity")
+    } else {
+        None
+    }
+}
+
+/// The blocked resource in place of one with an unknown feature: its matchers, and nothing else of
+/// what such a node does not know. A stream route with several names matches every name.
+fn block_newer(resource: &Resource, blocked: Option<Blocked>) -> Option<Resource> {
+    let upstream = None;
+    Some(match resource {
+        Resource::Upstream(own) => {
+            let (scheme, tls) = (Scheme::Http, UpstreamTls::default());
+            Resource::Upstream(Arc::new(Upstream { scheme, tls, blocked, ..(**own).clone() }))
+        }
+        Resource::Service(own) => {
+            Resource::Service(Arc::new(Service { upstream, blocked, ..(**own).clone() }))
+        }
+        Resource::Route(own) => Resource::Route(Arc::new(Route { upstream, blocked, ..(**own).clone() })),
+        Resource::StreamRoute(own) => {
+            let mut snis = own.snis.clone();
+            if snis.len() > 1 {
+                snis.clear();
+            }
+            let tls_passthrough = false;
+            let own = (**own).clone();
+            Resource::StreamRoute(Arc::new(StreamRoute { snis, tls_passthrough, upstream, blocked, ..own }))
+        }
+        Resource::Ssl(_) | Resource::PluginConfig(_) | Resource::GlobalRule(_) => return None,
+    })
+}
+
 fn because(what: &str) -> Option<Blocked> {
     Some(Blocked::new(&format!(
         "it has {what}, which this release of the data plane does not know: upgrade it"
@@ -92,6 +157,33 @@ mod tests {
                 }
             }
             prop_assert!(node.resources().all(|sent| real.get(&sent.resource.key()).is_some()));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn an_older_node_serves_no_newer_resource(old in some_snapshot(), new in some_snapshot()) {
+            let delta = old.diff(&new);
+            let real = Snapshot::empty().apply(&delta);
+            let node = Snapshot::empty().apply(&without_upstreams(delta));
+            for own in real.resources() {
+                let key = own.resource.key();
+                let sent = node.get(&key).unwrap();
+                let unknown = own.resource.blocked().is_none() && unknown_feature(&own.resource).is_some();
+                prop_assert_eq!(sent == own, !unknown, "{}", key);
+                prop_assert_eq!(sent.version != own.version, unknown);
+                prop_assert!(!unknown || sent.resource.blocked().is_some());
+                // What such a node reads is what is sent: nothing is wrapped in Newer, or ignored.
+                let wire = proto::push::Resource::from(&sent.resource);
+                let newer = matches!(wire.kind, Some(proto::push::resource::Kind::Newer(_)));
+                prop_assert!(!newer && (sent.resource.blocked().is_some() || !unknown));
+                if let (Resource::StreamRoute(sent), Resource::StreamRoute(own)) = (&sent.resource, &own.resource)
+                    && unknown
+                {
+                    prop_assert!(sent.snis == own.snis || sent.snis.is_empty() && own.snis.len() > 1);
+                }
+            }
+            prop_assert_eq!(node.resources().count(), real.resources().count());
         }
     }
 }

@@ -96,6 +96,33 @@ pub fn verify_server_at_depth(
     intermediates: &[CertificateDer<'_>],
     now: UnixTime,
 ) -> Result<(), VerifyError> {
+    let fields = verify_server_path(anchors, depth, leaf, intermediates, now)?;
+    server_name::verify_server_name(CertificateRef { der: leaf, fields: &fields }, name)
+}
+
+/// Verifies the chain of a server, with at most `depth` intermediates, for whatever name: the
+/// caller decides about the returned identity.
+///
+/// # Errors
+/// The most specific reason why no path is valid.
+pub fn verify_server_chain(
+    anchors: &TrustAnchors,
+    depth: u32,
+    leaf: &CertificateDer<'_>,
+    intermediates: &[CertificateDer<'_>],
+    now: UnixTime,
+) -> Result<Identity, VerifyError> {
+    let fields = verify_server_path(anchors, depth, leaf, intermediates, now)?;
+    Ok(Identity::of(Certificate::from_parts(leaf, fields)))
+}
+
+fn verify_server_path(
+    anchors: &TrustAnchors,
+    depth: u32,
+    leaf: &CertificateDer<'_>,
+    intermediates: &[CertificateDer<'_>],
+    now: UnixTime,
+) -> Result<Fields, VerifyError> {
     let options = ChainOptions { anchors, depth, purpose: Purpose::Server, crls: None, crl_prefer: false };
     let fields = parse_leaf(leaf)?;
     let end_entity = CertificateRef { der: leaf, fields: &fields };
@@ -104,7 +131,7 @@ pub fn verify_server_at_depth(
     if find_pinned(anchors, end_entity).is_none() {
         path_builder::run(&options, end_entity, intermediates, now)?;
     }
-    server_name::verify_server_name(end_entity, name)
+    Ok(fields)
 }
 
 fn parse_leaf(leaf: &[u8]) -> Result<Fields, VerifyError> {

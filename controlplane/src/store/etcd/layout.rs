@@ -336,7 +336,7 @@ mod tests {
             "/apisix/countersign/control_plane_nodes/0123456789abcdef",
             "/apisix/countersign/extensions/",
             "/apisix/countersign/extensions/routes/",
-            "/apisix/countersign/extensions/upstreams/1",
+            "/apisix/countersign/extensions/global_rules/1",
             "/apisix/countersign/extensions/routes/1/2",
             "/other/ssls/1",
         ] {

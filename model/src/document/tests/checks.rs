@@ -253,7 +253,7 @@ fn a_valid_upstream_keeps_every_field() {
     assert_eq!(resource.keepalive.unwrap().size, 7);
     assert_eq!(resource.keepalive.unwrap().requests, 1000);
     assert!(
-        resource.tls.verify
+        resource.tls.verify == Some(true)
             && matches!(&resource.tls.identity, Some(UpstreamIdentity::Inline(pair)) if *pair == PAIRS[0])
     );
 }
@@ -362,7 +362,12 @@ fn unsupported_upstream_fields_are_rejected() {
     for (changes, field) in [
         (json!({"type": "chash", "key": "uri"}), "type"),
         (json!({"type": "least_conn"}), "type"),
+        (json!({"scheme": "grpc"}), "scheme"),
         (json!({"scheme": "grpcs"}), "scheme"),
+        (json!({"scheme": "https", "http2": true}), "http2"),
+        (json!({"keepalive_pool": {"max_connections": 1}}), "keepalive_pool.max_connections"),
+        (json!({"tls": {"ca_certs": [AUTHORITY.certificate_pem()]}}), "tls.ca_certs"),
+        (json!({"tls": {"verify_identity": [{"dns": "a.com"}]}}), "tls.verify_identity"),
         (json!({"scheme": "udp"}), "scheme"),
         (json!({"checks": {"active": {}}}), "checks"),
         (json!({"nodes": null, "service_name": "x", "discovery_type": "dns"}), "service_name"),

@@ -12,7 +12,7 @@ fn a_valid_stream_route_keeps_every_field() {
     let Resource::StreamRoute(route) = checked(Kind::StreamRoute, &document).unwrap() else {
         panic!("not one")
     };
-    assert_eq!(route.sni.as_ref().map(ToString::to_string).as_deref(), Some("*.a.com"));
+    assert_eq!(route.snis.iter().map(ToString::to_string).collect::<Vec<_>>(), ["*.a.com"]);
     assert_eq!(route.remote_addr.map(|net| net.to_string()).as_deref(), Some("10.0.0.0/8"));
     assert_eq!(route.server_addr.map(|net| net.to_string()).as_deref(), Some("127.0.0.1/32"));
     assert_eq!(route.server_port, Some(9100));
@@ -37,6 +37,10 @@ fn stream_route_messages() {
             json!({"server_port": 65536}),
             "invalid configuration: property \"server_port\" validation failed: expected 65536 to be at most 65535",
         ),
+        (
+            json!({"sni": "a.com", "snis": ["b.com"]}),
+            "invalid configuration: value wasn't supposed to match schema",
+        ),
         (json!({"uri": "/"}), "invalid configuration: additional properties forbidden, found uri"),
     ] {
         assert_eq!(problem_of(Kind::StreamRoute, &stream_route(changes)).message, message);
@@ -46,6 +50,9 @@ fn stream_route_messages() {
         (json!({"sni": "a..com"}), "sni"),
         (json!({"plugins": {"ip-restriction": {"whitelist": ["10.0.0.0/8"]}}}), "plugins.ip-restriction"),
         (json!({"protocol": {"name": "redis"}}), "protocol"),
+        (json!({"snis": ["a.com", "*.b.com"]}), "snis"),
+        (json!({"snis": ["a..com"]}), "snis[1]"),
+        (json!({"tls_passthrough": true}), "tls_passthrough"),
         (json!({"upstream": {"nodes": {"a.com": 1}}}), "upstream.nodes"),
         (json!({"upstream": {"nodes": {"a.com:1": 1}, "scheme": "udp"}}), "upstream.scheme"),
     ] {

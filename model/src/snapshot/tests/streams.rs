@@ -6,7 +6,8 @@ use crate::resource::StreamRoute;
 fn stream_route(own: &str, sni: Option<&str>) -> StreamRoute {
     StreamRoute {
         id: id(own),
-        sni: sni.map(|text| NamePattern::parse(text).unwrap()),
+        snis: sni.map(|text| NamePattern::parse(text).unwrap()).into_iter().collect(),
+        tls_passthrough: false,
         remote_addr: None,
         server_addr: None,
         server_port: None,
@@ -82,15 +83,14 @@ fn slow_stream_route(snapshot: &Snapshot, query: &StreamQuery<'_>) -> Option<Id>
     let mut fitting = Vec::new();
     for held in snapshot.resources() {
         let Resource::StreamRoute(route) = &held.resource else { continue };
-        let rank = match (&route.sni, query.sni) {
-            (None, _) => 2000,
-            (Some(pattern), Some(asked)) if pattern.matches(asked) => match pattern {
-                NamePattern::Exact(_) => 0,
-                NamePattern::Suffix(suffix) => 1000 - suffix.as_str().len(),
-                NamePattern::Any => 1999,
-            },
-            _ => continue,
-        };
+        let ranks = route.snis.iter().filter(|pattern| query.sni.is_some_and(|asked| pattern.matches(asked)));
+        let ranks = ranks.map(|pattern| match pattern {
+            NamePattern::Exact(_) => 0,
+            NamePattern::Suffix(suffix) => 1000 - suffix.as_str().len(),
+            NamePattern::Any => 1999,
+        });
+        let nameless = route.snis.is_empty().then_some(2000);
+        let Some(rank) = ranks.chain(nameless).min() else { continue };
         let takes = route.remote_addr.is_none_or(|net| net.contains(&query.remote))
             && route.server_addr.is_none_or(|net| net.contains(&query.server.ip()))
             && route.server_port.is_none_or(|port| port == query.server.port());
