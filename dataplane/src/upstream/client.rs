@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use model::{KeepalivePool, Node, Snapshot, Timeouts, Upstream};
 
 use super::balancer::Balancer;
-use super::client_tls::{ClientTlsConfigs, ClientTlsError};
+use super::client_tls::{Alpn, ClientTlsConfigs, ClientTlsError};
 use super::connector::{self, ConnectError, UpstreamStream};
 use super::host_header;
 use super::pool::{ConnectionPermits, Pool};
@@ -140,7 +140,7 @@ impl UpstreamClient {
         let prepared = self.tls_configs.prepared(target.upstream);
         let config = if target.upstream.scheme.is_encrypted() {
             let config = self.tls_configs.client_config(target.upstream, &prepared, target.snapshot)?;
-            Some(config.without_alpn())
+            Some(config)
         } else {
             None
         };
@@ -149,7 +149,8 @@ impl UpstreamClient {
         while let Some(node) = attempts.next_node()? {
             let host = host_header::upstream_host(target.upstream, target.authority, node);
             let connect = async |addr: SocketAddr| {
-                let tls = config.as_ref().map(|config| (config, host_header::server_name(&host, addr.ip())));
+                let server_name = || host_header::server_name(&host, addr.ip());
+                let tls = config.as_ref().map(|config| (config.for_protocol(Alpn::None), server_name()));
                 connector::connect(addr, tls, target.timeouts.connect, &self.permits).await
             };
             match self.connect_node(node, node.port, connect).await {

@@ -27,24 +27,58 @@ pub struct PreparedUpstream {
     inline_identity: OnceLock<Result<Arc<ClientTlsConfig>, ClientTlsError>>,
 }
 
+/// The application protocols that a connection offers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Alpn {
+    /// HTTP/1.1.
+    Http1,
+    /// HTTP/2.
+    Http2,
+    /// HTTP/2, or else HTTP/1.1.
+    Http2OrHttp1,
+    /// No ALPN: a TCP stream, whose protocol is not known.
+    None,
+}
+
+impl Alpn {
+    fn protocols(self) -> Vec<Vec<u8>> {
+        let protocols: &[&[u8]] = match self {
+            Self::Http1 => &[b"http/1.1"],
+            Self::Http2 => &[b"h2"],
+            Self::Http2OrHttp1 => &[b"h2", b"http/1.1"],
+            Self::None => &[],
+        };
+        protocols.iter().map(|protocol| protocol.to_vec()).collect()
+    }
+}
+
+/// One identity and trust.
 pub struct ClientTlsConfig {
-    pub config: Arc<ClientConfig>,
+    base: ClientConfig,
     /// Unique in this process, for the pool.
     pub generation: u64,
-    config_without_alpn: OnceLock<Arc<ClientConfig>>,
+    http1: OnceLock<Arc<ClientConfig>>,
+    http2: OnceLock<Arc<ClientConfig>>,
+    http2_or_http1: OnceLock<Arc<ClientConfig>>,
+    without_alpn: OnceLock<Arc<ClientConfig>>,
 }
 
 impl ClientTlsConfig {
-    /// The same identity and trust for a TCP stream, whose protocol no ALPN names. It resumes
-    /// sessions of TCP streams only.
-    pub fn without_alpn(&self) -> Arc<ClientConfig> {
-        let config = self.config_without_alpn.get_or_init(|| {
-            let mut config = ClientConfig::clone(&self.config);
-            config.alpn_protocols.clear();
+    /// The configuration for these protocols. Sessions are resumed for the same protocols only,
+    /// since a server may bind a session to its protocol.
+    pub fn for_protocol(&self, alpn: Alpn) -> &Arc<ClientConfig> {
+        let variant = match alpn {
+            Alpn::Http1 => &self.http1,
+            Alpn::Http2 => &self.http2,
+            Alpn::Http2OrHttp1 => &self.http2_or_http1,
+            Alpn::None => &self.without_alpn,
+        };
+        variant.get_or_init(|| {
+            let mut config = self.base.clone();
+            config.alpn_protocols = alpn.protocols();
             config.resumption = Resumption::default();
             Arc::new(config)
-        });
-        Arc::clone(config)
+        })
     }
 }
 
@@ -182,13 +216,9 @@ fn build(
             builder.with_client_cert_resolver(Arc::new(rustls::sign::SingleCertAndKey::from(key)))
         }
     };
-    config.alpn_protocols = vec![b"http/1.1".to_vec()];
     config.key_log = records.key_log();
     config.enable_secret_extraction = records.extracts_secrets();
     let generation = GENERATION.fetch_add(1, Ordering::Relaxed);
-    Ok(Arc::new(ClientTlsConfig {
-        config: Arc::new(config),
-        generation,
-        config_without_alpn: std::sync::OnceLock::new(),
-    }))
+    let (http1, http2, http2_or_http1, without_alpn) = Default::default();
+    Ok(Arc::new(ClientTlsConfig { base: config, generation, http1, http2, http2_or_http1, without_alpn }))
 }

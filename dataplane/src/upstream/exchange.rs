@@ -19,7 +19,7 @@ use hyper::client::conn::http1;
 use model::{KeepalivePool, Node, Scheme, Timeouts};
 
 use super::client::{NodeAttempts, UpstreamClient, UpstreamError, UpstreamTarget};
-use super::client_tls::ClientTlsConfig;
+use super::client_tls::{Alpn, ClientTlsConfig};
 use super::connector::{self, ConnectError};
 use super::framing::{self, FramingError};
 use super::host_header;
@@ -239,7 +239,7 @@ impl UpstreamClient {
         {
             return Ok(connection);
         }
-        let tls = tls.map(|(tls, name)| (&tls.config, name));
+        let tls = tls.map(|(tls, name)| (tls.for_protocol(Alpn::Http1), name));
         let (timeout, builder) = (checkout.connect_timeout, self.http1_builder());
         // Boxed: rare, and large.
         let connection =
