@@ -12,7 +12,7 @@ use dataplane::testing::config;
 use dataplane::testing::lifecycle::handles::{SnapshotHandle, TicketRingHandle};
 use dataplane::testing::proxy::worker::SharedState;
 use dataplane::testing::tls::site_config::{self, SiteConfigFactory};
-use dataplane::testing::upstream::{ClientTlsConfigs, Resolver};
+use dataplane::testing::upstream::{ClientTlsConfigs, Resolver, TrustDefaults};
 use model::{Id, Kind, Resource, Snapshot, TicketRing, TicketSecret, TlsVersion, Versioned};
 use pki::TrustAnchors;
 use serde_json::Value;
@@ -51,9 +51,8 @@ pub fn shared(
     // As many secrets as a ring has after some rotations.
     let secret = |nth: u8| TicketSecret::new(u64::from(nth), Zeroizing::new([nth; 32]));
     secrets.store(Arc::new(TicketRing { lifetime: 3600, secrets: (1..=5).map(secret).collect() }));
-    let upstream_tls =
-        ClientTlsConfigs::new(Arc::clone(&provider), anchors, false, config::record_layer(&settings))
-            .expect("client sides");
+    let trust = TrustDefaults { anchors, ..TrustDefaults::default() };
+    let upstream_tls = ClientTlsConfigs::new(Arc::clone(&provider), trust, config::record_layer(&settings));
     Arc::new(SharedState {
         snapshot: Arc::new(SnapshotHandle::new(Arc::new(snapshot))),
         sites: SiteConfigFactory::new(

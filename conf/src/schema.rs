@@ -167,6 +167,7 @@ const KEYS: &[(&str, KeySupport)] = &[
     ("apisix.ssl.ssl_session_cache", Ignored("sessions are resumed from tickets only")),
     ("apisix.ssl.fallback_sni", Read),
     ("apisix.ssl.ssl_trusted_certificate", Read),
+    ("apisix.ssl.upstream_verify_default", Read),
     (
         "apisix.ssl.key_encrypt_salt",
         Warn("removed in APISIX 3; put the key into apisix.data_encryption.keyring"),

@@ -215,6 +215,9 @@ pub struct SslSettings {
     pub fallback_sni: Option<String>,
     /// `ssl_trusted_certificate`, `system` resolved. Absolute. `None`: the system has no bundle.
     pub trusted_certificate: Option<PathBuf>,
+    /// `upstream_verify_default` (ours): whether the servers of upstreams without `tls.verify` are
+    /// verified.
+    pub upstream_verify_default: bool,
 }
 
 /// `nginx_config.http`, `nginx_config.worker_shutdown_timeout` and the snippets'
@@ -239,8 +242,8 @@ pub struct HttpLimits {
     pub upstream_keepalive_timeout: Duration,
     /// Time limit of a graceful shutdown.
     pub worker_shutdown_timeout: Duration,
-    /// `proxy_ssl_verify on;` in a snippet of `http`, a server or a location: every https upstream
-    /// is verified.
+    /// `proxy_ssl_verify on;` in a snippet of `http`, a server or a location: the servers of
+    /// upstreams without `tls.verify` are verified.
     pub proxy_ssl_verify: bool,
     /// `proxy_ssl_verify_depth N;` in such a snippet.
     pub proxy_ssl_verify_depth: Option<u32>,

@@ -26,6 +26,9 @@ pub struct ListenerSettings {
     pub paths: PathOptions,
     /// `apisix.node_listen`: the plain-HTTP listeners.
     pub plain_http: Vec<std::net::SocketAddr>,
+    /// `proxy_ssl_verify on`, or `apisix.ssl.upstream_verify_default`: the servers of upstreams
+    /// without `tls.verify` are verified.
+    pub upstream_verify: bool,
     /// New private keys are encrypted with APISIX's public default key, or not at all.
     pub keyring_is_public: bool,
     /// The certificates of this control plane.
@@ -44,6 +47,7 @@ impl ListenerSettings {
                 delete_uri_tail_slash: apisix.paths.delete_uri_tail_slash,
             },
             plain_http: apisix.node_listen.clone(),
+            upstream_verify: settings.http.proxy_ssl_verify || apisix.ssl.upstream_verify_default,
             keyring_is_public: settings.uses_public_keyring(),
             certificates: CertificateMonitor::default(),
         }

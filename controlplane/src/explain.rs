@@ -147,7 +147,7 @@ fn walk(
         None => Outcome::Established,
         Some(request) => {
             let connection = request::ExplainedConnection { sni, ssl, client: &client };
-            let (json, outcome) = request::explain_request(request, &connection, snapshot, listeners.paths);
+            let (json, outcome) = request::explain_request(request, &connection, snapshot, listeners);
             put(explanation, "request", json);
             outcome
         }

@@ -9,7 +9,7 @@
 use std::sync::Arc;
 
 use model::Kind;
-use model::lint::{Finding, Severity};
+use model::lint::{Finding, LintSettings, Severity};
 use rustls_pki_types::UnixTime;
 use serde_json::{Value, json};
 
@@ -47,12 +47,16 @@ pub(crate) async fn collect(
     now: UnixTime,
 ) -> Result<LintReport, StoreError> {
     let snapshot = current.snapshot().await;
-    let plain = current.listeners.plain_http.iter().any(|listener| !listener.ip().is_loopback());
+    let listeners = &current.listeners;
+    let settings = LintSettings {
+        plain_http: listeners.plain_http.iter().any(|listener| !listener.ip().is_loopback()),
+        upstream_verify: listeners.upstream_verify,
+    };
     let linted = Arc::clone(&snapshot);
     // Slow for ten thousand resources, so it runs off the runtime.
     let paths = current.listeners.paths;
     let work = tokio::task::spawn_blocking(move || {
-        let mut findings = model::lint::lint_snapshot(&linted, now, plain);
+        let mut findings = model::lint::lint_snapshot(&linted, now, settings);
         findings.extend(model::lint::lint_paths(&linted, paths));
         findings
     });

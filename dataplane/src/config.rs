@@ -15,6 +15,7 @@ use crate::io::timeouts::ClientTimeouts;
 use crate::proxy::worker::WorkerConfig;
 use crate::runtime::descriptors::ConnectionLimits;
 use crate::tls::record::RecordLayerKind;
+use crate::upstream::client_tls::TrustDefaults;
 
 /// A setting is invalid for this data plane.
 #[derive(Debug, thiserror::Error)]
@@ -100,12 +101,20 @@ pub(crate) fn tls_versions(settings: &Settings) -> Result<Vec<TlsVersion>, Setti
 /// Mozilla's whole bundle has 220 KB.
 const BUNDLE_BYTES_MAX: u64 = 4 << 20;
 
-/// The anchors of verified upstreams. A machine may have no bundle: then every verified upstream is
-/// rejected.
+/// How the servers of upstreams are verified that do not say so themselves.
 ///
 /// # Errors
 /// [`SettingsError::TrustedCertificate`].
-pub(crate) fn upstream_anchors(settings: &Settings) -> Result<Option<Arc<TrustAnchors>>, SettingsError> {
+pub(crate) fn upstream_trust(settings: &Settings) -> Result<TrustDefaults, SettingsError> {
+    Ok(TrustDefaults {
+        anchors: upstream_anchors(settings)?,
+        verify: settings.http.proxy_ssl_verify || settings.apisix.ssl.upstream_verify_default,
+        depth: settings.http.proxy_ssl_verify_depth,
+    })
+}
+
+/// A machine may have no bundle: then every verified upstream without `tls.ca_certs` is rejected.
+fn upstream_anchors(settings: &Settings) -> Result<Option<Arc<TrustAnchors>>, SettingsError> {
     let Some(path) = &settings.apisix.ssl.trusted_certificate else { return Ok(None) };
     let invalid = |problem: String| SettingsError::TrustedCertificate { path: path.clone(), problem };
     let text =

@@ -81,7 +81,7 @@ pub mod testing {
     pub mod upstream {
         pub use crate::upstream::balancer::Balancer;
         pub use crate::upstream::client::NodeAttempts;
-        pub use crate::upstream::client_tls::ClientTlsConfigs;
+        pub use crate::upstream::client_tls::{ClientTlsConfigs, TrustDefaults};
         pub use crate::upstream::exchange::upstream_request;
         pub use crate::upstream::host_header::upstream_host;
         pub use crate::upstream::request_body::RequestBody;

@@ -34,6 +34,7 @@ use tokio::sync::watch;
 
 use crate::lifecycle::ShutdownWatch;
 use crate::lifecycle::handles::{SnapshotHandle, TicketRingHandle};
+use crate::upstream::client_tls::ClientTlsConfigs;
 
 pub struct PushClientOptions {
     /// `countersign.node`
@@ -43,6 +44,8 @@ pub struct PushClientOptions {
     /// The version of the program, which the control plane lists.
     pub version: &'static str,
     pub snapshot: Arc<SnapshotHandle>,
+    /// What the workers derived from upstreams of the snapshot.
+    pub upstream_tls: Arc<ClientTlsConfigs>,
     /// `None`: sessions are not resumed, and no ticket secrets are requested.
     pub ticket_ring: Option<Arc<TicketRingHandle>>,
     pub status: Arc<SyncStatus>,
@@ -94,6 +97,7 @@ pub fn start(options: PushClientOptions) -> Result<PushClientHandle, PushClientE
         accept_new_store,
         version,
         snapshot,
+        upstream_tls,
         ticket_ring,
         status,
         heartbeats,
@@ -116,6 +120,7 @@ pub fn start(options: PushClientOptions) -> Result<PushClientHandle, PushClientE
     let mut node = applier::NodeState {
         snapshot_handle: snapshot,
         snapshot: Arc::default(),
+        upstream_tls,
         ring_handle: ticket_ring,
         status: Arc::clone(&status),
         store: None,

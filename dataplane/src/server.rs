@@ -117,6 +117,7 @@ fn serve(settings: &Settings, accept_new_store: bool, signals: &Signals) -> anyh
         accept_new_store,
         version: env!("CARGO_PKG_VERSION"),
         snapshot: Arc::clone(&snapshot),
+        upstream_tls: Arc::clone(&shared.upstream_tls),
         ticket_ring,
         status: Arc::clone(&sync_status),
         shutdown: shutdown.clone(),
@@ -219,10 +220,9 @@ fn shared_state(
     let config =
         WorkerConfig { connection_limits: limits, requests_per_client, ..config::worker_config(settings)? };
     let provider = Arc::new(site_config::crypto_provider());
-    let anchors = config::upstream_anchors(settings)?;
     let records = config::record_layer(settings);
-    let verify = settings.http.proxy_ssl_verify;
-    let upstream_tls = ClientTlsConfigs::new(Arc::clone(&provider), anchors, verify, records)?;
+    let trust = config::upstream_trust(settings)?;
+    let upstream_tls = ClientTlsConfigs::new(Arc::clone(&provider), trust, records);
     let versions = config::tls_versions(settings)?;
     Ok(Arc::new(SharedState {
         snapshot: Arc::clone(snapshot),

@@ -123,7 +123,7 @@ mod tests {
 
     use super::*;
     use crate::id::Kind;
-    use crate::lint::Severity;
+    use crate::lint::{LintSettings, Severity};
     use crate::request_target::PathOptions;
     use crate::resource::{Blocked, PluginConfig, Resource};
     use crate::samples::id;
@@ -181,13 +181,13 @@ mod tests {
         assert_eq!(found(&one).unwrap().global_rewrite.unwrap().source(), &json!({"uri": "/b"}));
         assert!(found(&one).unwrap().proxy_rewrite.is_none());
         assert!(
-            crate::lint::lint_snapshot(&one, UnixTime::now(), false)
+            crate::lint::lint_snapshot(&one, UnixTime::now(), LintSettings::default())
                 .iter()
                 .all(|found| found.severity > Severity::Error)
         );
         let two = snapshot([plain, rule("1", rewrite("/b")), rule("2", rewrite("/c"))]);
         assert!(found(&two).unwrap().global_rewrite.is_none());
-        let findings = crate::lint::lint_snapshot(&two, UnixTime::now(), false);
+        let findings = crate::lint::lint_snapshot(&two, UnixTime::now(), LintSettings::default());
         let twice = findings.iter().filter(|found| found.field == "plugins.proxy-rewrite");
         assert_eq!(twice.map(|found| found.severity).collect::<Vec<_>>(), [Severity::Error; 2]);
         let key = crate::id::Key::new(Kind::GlobalRule, id("2"));

@@ -8,6 +8,7 @@
 mod paths;
 mod resource;
 mod snapshot;
+mod upstream;
 
 use std::fmt;
 
@@ -61,6 +62,15 @@ impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {} ({})", self.field, self.message, self.hint)
     }
+}
+
+/// What the settings of data planes decide.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct LintSettings {
+    /// They also listen for plain HTTP, which mutual TLS does not protect.
+    pub plain_http: bool,
+    /// The servers of upstreams without `tls.verify` are verified.
+    pub upstream_verify: bool,
 }
 
 /// Findings about one resource alone.

@@ -20,4 +20,4 @@ pub use expiry::{
     CertificateExpiry, CertificateMonitor, EXPIRY_WARNING_DAYS, OPERATOR_BUNDLE_MAX, days_left,
 };
 pub use reload::{CredentialFiles, Credentials, LoadedCredentials, Reloader, WebPkiCredentials};
-pub use verifier::{ClientVerifier, ServerTrust, ServerVerifier, VerifyClient};
+pub use verifier::{AcceptServer, ClientVerifier, ServerNames, ServerTrust, ServerVerifier, VerifyClient};

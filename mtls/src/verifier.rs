@@ -8,7 +8,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use pki::{ClientAuth, TrustAnchors, VerifyError};
+use pki::{ClientAuth, Identity, TrustAnchors, VerifyError};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
@@ -55,10 +55,30 @@ pub enum ServerTrust {
         anchors: Arc<TrustAnchors>,
         /// Most intermediates; `None` for the default of [`pki::verify_server`].
         depth: Option<u32>,
+        /// What the certificate must be for.
+        names: ServerNames,
     },
     /// Rejects every certificate, with this message: verification is required and there are no
     /// anchors.
     NoAnchors(&'static str),
+}
+
+/// What a server's certificate must be for, besides being trusted.
+#[derive(Debug)]
+pub enum ServerNames {
+    /// The server name of the handshake.
+    InHandshake,
+    /// One of these identities, whatever name the handshake has.
+    Accepted(Arc<dyn AcceptServer>),
+}
+
+/// Decides about servers whose certificates are trusted.
+pub trait AcceptServer: fmt::Debug + Send + Sync {
+    /// Whether the server is one that is meant.
+    fn accepts(&self, server: &Identity) -> bool;
+
+    /// What was expected, for the error.
+    fn expected(&self) -> &'static str;
 }
 
 /// Verifies servers for rustls.
@@ -92,11 +112,26 @@ impl ServerCertVerifier for ServerVerifier {
     ) -> Result<ServerCertVerified, Error> {
         let verified = match &self.trust {
             ServerTrust::Unverified => Ok(()),
-            ServerTrust::Anchors { anchors, depth: None } => {
-                pki::verify_server(anchors, server_name, end_entity, intermediates, now)
-            }
-            ServerTrust::Anchors { anchors, depth: Some(depth) } => {
-                pki::verify_server_at_depth(anchors, *depth, server_name, end_entity, intermediates, now)
+            ServerTrust::Anchors { anchors, depth, names } => {
+                let depth = depth.unwrap_or(pki::SERVER_DEPTH);
+                match names {
+                    ServerNames::InHandshake => pki::verify_server_at_depth(
+                        anchors,
+                        depth,
+                        server_name,
+                        end_entity,
+                        intermediates,
+                        now,
+                    ),
+                    ServerNames::Accepted(accepted) => {
+                        pki::verify_server_chain(anchors, depth, end_entity, intermediates, now).and_then(
+                            |server| match accepted.accepts(&server) {
+                                true => Ok(()),
+                                false => Err(VerifyError::not_accepted(&server, accepted.expected())),
+                            },
+                        )
+                    }
+                }
             }
             ServerTrust::NoAnchors(message) => return Err(Error::General((*message).to_owned())),
         };

@@ -32,7 +32,7 @@ pub use diagnostics::{ChainPosition, failing_certificate, required_depth};
 pub use error::{VerifyError, VerifyReason};
 pub use reverification::reverify;
 pub use types::VerifiedClient;
-pub use verifier::{verify_client, verify_server, verify_server_at_depth, verify_server_chain};
+pub use verifier::{SERVER_DEPTH, verify_client, verify_server, verify_server_at_depth, verify_server_chain};
 
 #[cfg(test)]
 mod tests;

@@ -30,8 +30,8 @@ mod verified_cache;
 
 pub use cert::{CertError, Certificate, certificates_from_pem, subject_public_key_info};
 pub use chain::{
-    ChainPosition, VerifiedClient, VerifyError, VerifyReason, failing_certificate, required_depth, reverify,
-    verify_client, verify_server, verify_server_at_depth, verify_server_chain,
+    ChainPosition, SERVER_DEPTH, VerifiedClient, VerifyError, VerifyReason, failing_certificate,
+    required_depth, reverify, verify_client, verify_server, verify_server_at_depth, verify_server_chain,
 };
 pub use identity::Identity;
 pub use key::{KeyError, KeyFormat, PrivateKey};

@@ -24,7 +24,7 @@ const OTHER_SNIPPETS: [&str; 4] = [
 const PLUGIN: &str = "proxy-rewrite";
 
 impl Reader<'_> {
-    /// Whether every https upstream is verified, and its depth.
+    /// Whether upstreams that do not say so are verified, and how deep.
     pub(super) fn snippets(&mut self) -> (bool, Option<u32>) {
         let (mut verify, mut depth) = (None, None);
         for name in PROXY_SNIPPETS {

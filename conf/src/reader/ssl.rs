@@ -47,6 +47,7 @@ impl Reader<'_> {
                 .optional("apisix.ssl.fallback_sni", value::text)
                 .filter(|name| !name.is_empty()),
             trusted_certificate: self.trusted_certificate(),
+            upstream_verify_default: self.flag("apisix.ssl.upstream_verify_default"),
         }
     }
 

@@ -6,14 +6,15 @@ use std::sync::Arc;
 use http::uri::Authority;
 use model::admission::{self, ClientVerification};
 use model::{
-    Blocked, HostName, Id, Key, Kind, NoVariables, Node, PathOptions, ProxyRewrite, Reason, RequestTarget,
-    Resource, Route, Snapshot, Ssl, UpstreamIdentity, UpstreamRef, destination, raw_path,
+    Blocked, HostName, Id, Key, Kind, NoVariables, Node, ProxyRewrite, Reason, RequestTarget, Resource,
+    Route, Snapshot, Ssl, UpstreamIdentity, UpstreamRef, UpstreamTls, destination, raw_path,
 };
 use serde_json::{Value, json};
 
 use super::client::ClientEvaluation;
 use super::query::RequestSpec;
 use super::{BLOCKED, FailureExplanation, Outcome, put, site};
+use crate::current_snapshot::ListenerSettings;
 
 /// Maximum of routes in `near_misses`.
 const NEAR_MISSES_MAX: usize = 5;
@@ -30,13 +31,13 @@ pub(super) fn explain_request(
     request: &RequestSpec,
     connection: &ExplainedConnection<'_>,
     snapshot: &Snapshot,
-    paths: PathOptions,
+    listeners: &ListenerSettings,
 ) -> (Value, Outcome) {
     let authority = request.uri.authority().map(Authority::as_str);
     // Without a host the request is for the SNI, as in browsers.
     let host = request.host.as_deref().or_else(|| authority.is_none().then(|| connection.sni.as_str()));
     let mut json = json!({"method": request.method, "remote_addr": request.remote.to_string()});
-    let target = match RequestTarget::new(authority, host, request.uri.path(), paths) {
+    let target = match RequestTarget::new(authority, host, request.uri.path(), listeners.paths) {
         Ok(target) => target,
         Err(error) => {
             return (json, Outcome::Failed(FailureExplanation::new(Reason::BadRequest, error.to_string())));
@@ -80,7 +81,7 @@ pub(super) fn explain_request(
             match explain_identity(&destination, client) {
                 Some(failure) => Outcome::Failed(failure),
                 None => explain_raw_path(request, connection, &destination, client, &target, snapshot)
-                    .map_or_else(|| explain_upstream(&destination, snapshot), Outcome::Failed),
+                    .map_or_else(|| explain_upstream(&destination, snapshot, listeners), Outcome::Failed),
             }
         }
         Err(reason) => {
@@ -177,7 +178,11 @@ fn explain_raw_path(
 
 /// The upstream of a route, or why it is unusable. Nothing that needs the network (DNS,
 /// connections) is checked.
-fn explain_upstream(destination: &destination::Destination<'_>, snapshot: &Snapshot) -> Outcome {
+fn explain_upstream(
+    destination: &destination::Destination<'_>,
+    snapshot: &Snapshot,
+    listeners: &ListenerSettings,
+) -> Outcome {
     let destination::Destination { route, upstream, .. } = destination;
     if !upstream.scheme.is_http() {
         let scheme = upstream.scheme.as_str();
@@ -214,8 +219,21 @@ fn explain_upstream(destination: &destination::Destination<'_>, snapshot: &Snaps
         "plugin_config": route.plugin_config.as_ref().map(model::Id::as_str),
         "upstream": upstream.id.as_ref().map(model::Id::as_str),
         "scheme": upstream.scheme.as_str(),
+        "verification": upstream.scheme.is_encrypted().then(|| verification(&upstream.tls, listeners)),
+        "websocket": destination.enable_websocket,
         "nodes": nodes,
     }))
+}
+
+/// How the servers are verified, in words.
+fn verification(tls: &UpstreamTls, listeners: &ListenerSettings) -> String {
+    if !tls.verifies(listeners.upstream_verify) {
+        return "none: any server is accepted".to_owned();
+    }
+    let anchors = if tls.anchors.is_some() { "tls.ca_certs" } else { "apisix.ssl.ssl_trusted_certificate" };
+    let names =
+        if tls.verify_identity.is_some() { "one of tls.verify_identity" } else { "the server name sent" };
+    format!("by {anchors}, for {names}")
 }
 
 fn node_address(node: &Node) -> String {

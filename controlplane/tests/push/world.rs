@@ -13,6 +13,9 @@ use controlplane::testing::store::{EmbeddedStore, Mutation, Precondition, Store}
 use dataplane::testing::lifecycle::handles::{SnapshotHandle, TicketRingHandle};
 use dataplane::testing::lifecycle::{ShutdownStage, ShutdownWatch};
 use dataplane::testing::push_client::{PushClientError, PushClientHandle, PushClientOptions, SyncStatus};
+use dataplane::testing::tls::record::RecordLayerKind;
+use dataplane::testing::tls::site_config;
+use dataplane::testing::upstream::{ClientTlsConfigs, TrustDefaults};
 use model::{Id, Key, Kind, Snapshot};
 use pki::ca::{Authority, AuthoritySpec, LeafSpec};
 use serde_json::{Value, json};
@@ -196,7 +199,10 @@ pub(crate) fn node(settings: conf::NodeSettings) -> Result<Node, PushClientError
     let secrets = Arc::new(TicketRingHandle::default());
     let (stage, stages) = ShutdownWatch::new();
     let (reload, reloads) = watch::channel(0);
+    let provider = Arc::new(site_config::crypto_provider());
+    let upstream_tls = ClientTlsConfigs::new(provider, TrustDefaults::default(), RecordLayerKind::Rustls);
     let input = PushClientOptions {
+        upstream_tls: Arc::new(upstream_tls),
         heartbeats: Arc::default(),
         settings,
         accept_new_store: false,

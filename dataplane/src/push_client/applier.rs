@@ -18,12 +18,15 @@ use super::expiry;
 use super::last_good::{PendingSave, SavedState, unix_seconds};
 use super::sync_status::{HeldStore, SnapshotSource, SyncStatus};
 use crate::lifecycle::handles::{SnapshotHandle, TicketRingHandle};
+use crate::upstream::client_tls::ClientTlsConfigs;
 
 /// The state of this node, and where its changes go.
 pub(super) struct NodeState {
     pub snapshot_handle: Arc<SnapshotHandle>,
     /// The workers have the same one, unless it is too old to be served.
     pub snapshot: Arc<Snapshot>,
+    /// What the workers derived from upstreams of the snapshot.
+    pub upstream_tls: Arc<ClientTlsConfigs>,
     /// `None`: this node does not resume sessions.
     pub ring_handle: Option<Arc<TicketRingHandle>>,
     pub status: Arc<SyncStatus>,
@@ -332,9 +335,10 @@ impl Applier {
             stores.len() != before
         });
         self.node.store = Some(store.clone());
-        self.node.snapshot = snapshot;
+        let before = std::mem::replace(&mut self.node.snapshot, snapshot);
         self.inbound.applied = true;
         self.publish(!other_store);
+        self.node.upstream_tls.on_snapshot_change(&before, delta, &self.node.snapshot);
         self.node.status.set_snapshot(revision, SnapshotSource::ControlPlane);
         if let Some(ring) = other_ring {
             self.apply_ring(ring);
@@ -383,6 +387,9 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::tls::record::RecordLayerKind;
+    use crate::tls::site_config;
+    use crate::upstream::client_tls::TrustDefaults;
 
     fn routes(revision: u64, count: u64) -> Snapshot {
         let route = |number: u64| {
@@ -401,6 +408,11 @@ mod tests {
         Applier::new(NodeState {
             snapshot_handle: Arc::new(SnapshotHandle::new(Arc::default())),
             snapshot: Arc::new(routes(9, 4)),
+            upstream_tls: Arc::new(ClientTlsConfigs::new(
+                Arc::new(site_config::crypto_provider()),
+                TrustDefaults::default(),
+                RecordLayerKind::Rustls,
+            )),
             ring_handle: None,
             status: Arc::default(),
             store: Some("own".to_owned()),

@@ -1,93 +1,62 @@
-//! The client side of TLS towards upstreams: the client certificate, and whether and how servers
-//! are verified. Contract section 6.1.
+//! The client side of TLS towards upstreams: which configuration an upstream has, and for how long.
+//! Contract section 6.1.
 //!
-//! A configuration is made once for an identity and cached on the resource that holds it (the
-//! upstream, or the ssl of type client that the upstream names). A change of that resource makes a
-//! new one with a new generation, so the pool never reuses a connection of the old identity.
+//! Equal configurations are one: it is found by its content and cached on the upstream, so a change
+//! of anything else keeps its connections and sessions. It is in use while a resource of the
+//! current snapshot has it; then it is retired, whatever requests still run, and the pool closes
+//! its idle connections. Invariant: a retired configuration never comes back, and connections of
+//! different configurations are never exchanged.
 
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+mod config;
 
-use model::{CacheSlot, KeyPair, Snapshot, Upstream, UpstreamIdentity};
-use mtls::{ServerTrust, ServerVerifier};
-use pki::{TrustAnchors, VerifyError};
-use rustls::ClientConfig;
-use rustls::client::Resumption;
+use std::collections::HashMap;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
+
+use arc_swap::ArcSwapOption;
+use model::{CacheSlot, Delta, KeyPair, Resource, Snapshot, Ssl, Upstream, UpstreamIdentity};
+use process::throttle::LogThrottle;
 use rustls::crypto::CryptoProvider;
-use rustls::sign::CertifiedKey;
 
+pub use self::config::TrustDefaults;
+pub(crate) use self::config::{Alpn, ClientTlsConfig};
+use self::config::{ConfigFactory, TlsKey};
 use super::balancer::Balancer;
 use crate::tls::record::RecordLayerKind;
-use crate::tls::site_config;
+
+/// Unverified upstreams may be many, and each is logged at its first connection.
+static UNVERIFIED_LOG: LogThrottle = LogThrottle::new(10, Duration::from_secs(10));
 
 /// Derived from an upstream once and cached on it.
 pub struct PreparedUpstream {
     pub balancer: Balancer,
-    /// Of an upstream with an inline client certificate.
-    inline_identity: OnceLock<Result<Arc<ClientTlsConfig>, ClientTlsError>>,
+    /// Its configuration, once one was needed.
+    resolved: ArcSwapOption<ResolvedTls>,
+    /// Whether the upstream has left the current snapshot: nothing is stored here any more.
+    retired: Mutex<bool>,
 }
 
-/// The application protocols that a connection offers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Alpn {
-    /// HTTP/1.1.
-    Http1,
-    /// HTTP/2.
-    Http2,
-    /// HTTP/2, or else HTTP/1.1.
-    Http2OrHttp1,
-    /// No ALPN: a TCP stream, whose protocol is not known.
-    None,
+/// The configuration of an upstream.
+struct ResolvedTls {
+    /// The ssl with its client certificate.
+    ssl: Option<Weak<Ssl>>,
+    lease: Result<Arc<Lease>, ClientTlsError>,
 }
 
-impl Alpn {
-    fn protocols(self) -> Vec<Vec<u8>> {
-        let protocols: &[&[u8]] = match self {
-            Self::Http1 => &[b"http/1.1"],
-            Self::Http2 => &[b"h2"],
-            Self::Http2OrHttp1 => &[b"h2", b"http/1.1"],
-            Self::None => &[],
-        };
-        protocols.iter().map(|protocol| protocol.to_vec()).collect()
+/// The use of a configuration by resources of the current snapshot. The last one that is dropped
+/// retires it.
+struct Lease(Arc<ClientTlsConfig>);
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        self.0.retired.store(true, Ordering::Relaxed);
     }
 }
 
-/// One identity and trust.
-pub struct ClientTlsConfig {
-    base: ClientConfig,
-    /// Unique in this process, for the pool.
-    pub generation: u64,
-    http1: OnceLock<Arc<ClientConfig>>,
-    http2: OnceLock<Arc<ClientConfig>>,
-    http2_or_http1: OnceLock<Arc<ClientConfig>>,
-    without_alpn: OnceLock<Arc<ClientConfig>>,
-}
-
-impl ClientTlsConfig {
-    /// The configuration for these protocols. Sessions are resumed for the same protocols only,
-    /// since a server may bind a session to its protocol.
-    pub fn for_protocol(&self, alpn: Alpn) -> &Arc<ClientConfig> {
-        let variant = match alpn {
-            Alpn::Http1 => &self.http1,
-            Alpn::Http2 => &self.http2,
-            Alpn::Http2OrHttp1 => &self.http2_or_http1,
-            Alpn::None => &self.without_alpn,
-        };
-        variant.get_or_init(|| {
-            let mut config = self.base.clone();
-            config.alpn_protocols = alpn.protocols();
-            config.resumption = Resumption::default();
-            Arc::new(config)
-        })
-    }
-}
-
-/// The two configurations of one ssl.
-#[derive(Default)]
-struct SslConfigs {
-    unverified: OnceLock<Result<Arc<ClientTlsConfig>, ClientTlsError>>,
-    verified: OnceLock<Result<Arc<ClientTlsConfig>, ClientTlsError>>,
-}
+/// The upstreams that resolved an ssl of type client, cached on it. `None`: the ssl has left the
+/// current snapshot.
+struct SslUsers(Mutex<Option<Vec<Weak<PreparedUpstream>>>>);
 
 /// There is no configuration for this upstream.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -104,77 +73,233 @@ pub enum ClientTlsError {
     Unusable(String),
 }
 
+/// The client certificate of an upstream.
+#[derive(Clone, Copy, Default)]
+struct ClientCertificate<'a> {
+    pair: Option<&'a KeyPair>,
+    /// The ssl that the pair is from, if not from the upstream itself.
+    ssl: Option<&'a Arc<Ssl>>,
+}
+
 pub struct ClientTlsConfigs {
-    provider: Arc<CryptoProvider>,
-    anchors: Option<Arc<TrustAnchors>>,
-    /// Without a client certificate: the first does not verify servers, the second does.
-    anonymous: [Arc<ClientTlsConfig>; 2],
-    verify_always: bool,
-    records: RecordLayerKind,
+    factory: ConfigFactory,
+    /// The configurations in use. Locked when an upstream has none yet, not for each request.
+    by_key: Mutex<HashMap<TlsKey, Weak<Lease>>>,
 }
 
 impl ClientTlsConfigs {
-    /// `anchors`: of `apisix.ssl.ssl_trusted_certificate`. `verify_always`: `proxy_ssl_verify on`.
     /// `records`: the record layer of long-lived connections.
-    ///
-    /// # Errors
-    /// When rustls rejects the protocol versions.
-    pub fn new(
-        provider: Arc<CryptoProvider>,
-        anchors: Option<Arc<TrustAnchors>>,
-        verify_always: bool,
-        records: RecordLayerKind,
-    ) -> Result<Self, ClientTlsError> {
-        let make = |verify| build(&provider, anchors.as_ref(), None, verify, records);
-        let anonymous = [make(false)?, make(true)?];
-        Ok(Self { provider, anchors, anonymous, verify_always, records })
-    }
-
-    fn build(&self, identity: &KeyPair, verify: bool) -> Result<Arc<ClientTlsConfig>, ClientTlsError> {
-        build(&self.provider, self.anchors.as_ref(), Some(identity), verify, self.records)
+    pub fn new(provider: Arc<CryptoProvider>, defaults: TrustDefaults, records: RecordLayerKind) -> Self {
+        Self { factory: ConfigFactory::new(provider, defaults, records), by_key: Mutex::default() }
     }
 
     pub fn prepared(&self, upstream: &Upstream) -> Arc<PreparedUpstream> {
         get_or_init_cached(&upstream.cache, || PreparedUpstream {
             balancer: Balancer::new(upstream),
-            inline_identity: OnceLock::new(),
+            resolved: ArcSwapOption::empty(),
+            retired: Mutex::new(false),
         })
     }
 
     /// The configuration for an upstream within TLS.
     ///
     /// # Errors
-    /// [`ClientTlsError`].
+    /// [`ClientTlsError`]. There is never a connection without the certificate.
     pub fn client_config(
         &self,
         upstream: &Upstream,
-        prepared: &PreparedUpstream,
+        prepared: &Arc<PreparedUpstream>,
         snapshot: &Snapshot,
     ) -> Result<Arc<ClientTlsConfig>, ClientTlsError> {
-        let verify = upstream.tls.verifies(self.verify_always);
-        match &upstream.tls.identity {
-            None => {
-                let [unverified, verified] = &self.anonymous;
-                Ok(Arc::clone(if verify { verified } else { unverified }))
-            }
-            Some(UpstreamIdentity::Inline(pair)) => {
-                prepared.inline_identity.get_or_init(|| self.build(pair, verify)).clone()
-            }
-            Some(UpstreamIdentity::Ssl(id)) => {
-                let ssl = snapshot.ssl(id).ok_or_else(|| ClientTlsError::NoSsl(id.clone()))?;
-                if !ssl.client_side {
-                    return Err(ClientTlsError::NotClient(id.clone()));
+        let certificate = client_certificate(upstream, snapshot)?;
+        match &*prepared.resolved.load() {
+            Some(resolved) if resolved.is_from(certificate.ssl) => resolved.config(),
+            before => {
+                if before.is_none() && !self.factory.verifies(&upstream.tls) {
+                    log_unverified(upstream);
                 }
-                if let Some(blocked) = &ssl.blocked {
-                    return Err(ClientTlsError::Blocked(id.clone(), blocked.reason().to_owned()));
-                }
-                let pair = ssl.pairs.first().ok_or_else(|| ClientTlsError::NoSsl(id.clone()))?;
-                let configs: Arc<SslConfigs> = get_or_init_cached(&ssl.cache, SslConfigs::default);
-                let config = if verify { &configs.verified } else { &configs.unverified };
-                config.get_or_init(|| self.build(pair, verify)).clone()
+                self.resolve(upstream, prepared, certificate)
             }
         }
     }
+
+    fn resolve(
+        &self,
+        upstream: &Upstream,
+        prepared: &Arc<PreparedUpstream>,
+        certificate: ClientCertificate<'_>,
+    ) -> Result<Arc<ClientTlsConfig>, ClientTlsError> {
+        let ssl = certificate.ssl.map(Arc::downgrade);
+        let resolved = Arc::new(ResolvedTls { ssl, lease: self.lease(upstream, certificate.pair) });
+        let config = resolved.config();
+        prepared.keep(resolved, certificate.ssl);
+        config
+    }
+
+    /// The configuration with this content, made now if it is not in use.
+    fn lease(&self, upstream: &Upstream, pair: Option<&KeyPair>) -> Result<Arc<Lease>, ClientTlsError> {
+        let key = self.factory.key(&upstream.tls, pair);
+        let mut by_key = lock(&self.by_key);
+        if let Some(lease) = by_key.get(&key).and_then(Weak::upgrade) {
+            return Ok(lease);
+        }
+        let config = self.factory.build(&upstream.tls, pair).map_err(ClientTlsError::Unusable)?;
+        if by_key.len() == by_key.capacity() {
+            by_key.retain(|_, lease| lease.strong_count() > 0);
+        }
+        let lease = Arc::new(Lease(Arc::new(config)));
+        by_key.insert(key, Arc::downgrade(&lease));
+        Ok(lease)
+    }
+
+    /// Called when the workers have `next`, which is `before` with `delta`. Upstreams that were in
+    /// use and still have the same configuration keep it; configurations that only changed or
+    /// removed resources had are retired. The cost is the size of the change, and of the upstreams
+    /// that use a changed ssl.
+    pub fn on_snapshot_change(&self, before: &Snapshot, delta: &Delta, next: &Snapshot) {
+        let upserted = delta.upserts.iter().map(|versioned| versioned.resource.key());
+        for key in upserted.chain(delta.removals.iter().cloned()) {
+            let Some(old) = before.get(&key).map(|versioned| &versioned.resource) else { continue };
+            let new = next.get(&key).map(|versioned| &versioned.resource);
+            if let Resource::Ssl(old) = old {
+                let new = match new {
+                    Some(Resource::Ssl(new)) => Some(new),
+                    _ => None,
+                };
+                retire_ssl(old, new);
+            } else if let Some(old) = old.own_upstream()
+                && let Some(prepared) = old.cache.get::<PreparedUpstream>()
+            {
+                if let Some(new) = new.and_then(Resource::own_upstream) {
+                    self.carry_over(&prepared, new, next);
+                }
+                prepared.retire();
+            }
+        }
+    }
+
+    /// Gives an upstream its configuration while its predecessor still has one, which may be the
+    /// same.
+    fn carry_over(&self, before: &PreparedUpstream, upstream: &Upstream, snapshot: &Snapshot) {
+        if before.resolved.load().is_some()
+            && let Ok(certificate) = client_certificate(upstream, snapshot)
+            && upstream.scheme.is_encrypted()
+        {
+            // An error comes back with the next request.
+            let _config = self.resolve(upstream, &self.prepared(upstream), certificate);
+        }
+    }
+}
+
+impl PreparedUpstream {
+    /// Stores a configuration for the next requests, unless the upstream or the ssl is retired.
+    fn keep(self: &Arc<Self>, resolved: Arc<ResolvedTls>, ssl: Option<&Arc<Ssl>>) {
+        let retired = lock(&self.retired);
+        if *retired {
+            return;
+        }
+        match ssl {
+            None => self.resolved.store(Some(resolved)),
+            Some(ssl) => {
+                let users = SslUsers::of(ssl);
+                let mut users = lock(&users.0);
+                let Some(users) = &mut *users else { return };
+                if users.len() == users.capacity() {
+                    users.retain(|user| user.strong_count() > 0);
+                }
+                users.push(Arc::downgrade(self));
+                self.resolved.store(Some(resolved));
+            }
+        }
+    }
+
+    fn retire(&self) {
+        let mut retired = lock(&self.retired);
+        *retired = true;
+        self.resolved.store(None);
+    }
+}
+
+impl ResolvedTls {
+    fn is_from(&self, ssl: Option<&Arc<Ssl>>) -> bool {
+        match (&self.ssl, ssl) {
+            (None, None) => true,
+            (Some(own), Some(ssl)) => std::ptr::eq(own.as_ptr(), Arc::as_ptr(ssl)),
+            _ => false,
+        }
+    }
+
+    fn config(&self) -> Result<Arc<ClientTlsConfig>, ClientTlsError> {
+        match &self.lease {
+            Ok(lease) => Ok(Arc::clone(&lease.0)),
+            Err(error) => Err(error.clone()),
+        }
+    }
+}
+
+impl SslUsers {
+    fn of(ssl: &Ssl) -> Arc<Self> {
+        get_or_init_cached(&ssl.cache, || Self(Mutex::new(Some(Vec::new()))))
+    }
+}
+
+/// Takes the ssl `old` from its upstreams. Where `new` has the same certificate, they keep their
+/// configurations.
+fn retire_ssl(old: &Arc<Ssl>, new: Option<&Arc<Ssl>>) {
+    if !old.client_side {
+        return;
+    }
+    let users = lock(&SslUsers::of(old).0).take().unwrap_or_default();
+    let usable = |ssl: &&Arc<Ssl>| ssl.client_side && ssl.blocked.is_none();
+    let same = new.filter(usable).filter(|new| new.pairs.first() == old.pairs.first());
+    for user in users.iter().filter_map(Weak::upgrade) {
+        let resolved = user.resolved.load_full();
+        let Some(resolved) = resolved.filter(|resolved| resolved.is_from(Some(old))) else { continue };
+        match same {
+            Some(new) => {
+                let (ssl, lease) = (Some(Arc::downgrade(new)), resolved.lease.clone());
+                user.keep(Arc::new(ResolvedTls { ssl, lease }), same);
+            }
+            None => user.resolved.store(None),
+        }
+    }
+}
+
+/// # Errors
+/// The ssl that the upstream names cannot be used.
+fn client_certificate<'a>(
+    upstream: &'a Upstream,
+    snapshot: &'a Snapshot,
+) -> Result<ClientCertificate<'a>, ClientTlsError> {
+    match &upstream.tls.identity {
+        None => Ok(ClientCertificate::default()),
+        Some(UpstreamIdentity::Inline(pair)) => Ok(ClientCertificate { pair: Some(pair), ssl: None }),
+        Some(UpstreamIdentity::Ssl(id)) => {
+            let ssl = snapshot.ssl(id).ok_or_else(|| ClientTlsError::NoSsl(id.clone()))?;
+            if !ssl.client_side {
+                return Err(ClientTlsError::NotClient(id.clone()));
+            }
+            if let Some(blocked) = &ssl.blocked {
+                return Err(ClientTlsError::Blocked(id.clone(), blocked.reason().to_owned()));
+            }
+            let pair = ssl.pairs.first().ok_or_else(|| ClientTlsError::NoSsl(id.clone()))?;
+            Ok(ClientCertificate { pair: Some(pair), ssl: Some(ssl) })
+        }
+    }
+}
+
+fn log_unverified(upstream: &Upstream) {
+    let Some(suppressed) = UNVERIFIED_LOG.try_acquire() else { return };
+    tracing::warn!(
+        upstream = upstream.id.as_ref().map_or("inline", |id| id.as_str()),
+        node = upstream.nodes.first().map_or("", |node| node.host.as_str()),
+        suppressed,
+        "the servers of an upstream are not verified: set its tls.verify, or apisix.ssl.upstream_verify_default"
+    );
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn get_or_init_cached<T: Send + Sync + 'static>(slot: &CacheSlot, make: impl FnOnce() -> T) -> Arc<T> {
@@ -183,42 +308,5 @@ fn get_or_init_cached<T: Send + Sync + 'static>(slot: &CacheSlot, make: impl FnO
     }
 }
 
-static GENERATION: AtomicU64 = AtomicU64::new(1);
-
-fn build(
-    provider: &Arc<CryptoProvider>,
-    anchors: Option<&Arc<TrustAnchors>>,
-    identity: Option<&KeyPair>,
-    verify: bool,
-    records: RecordLayerKind,
-) -> Result<Arc<ClientTlsConfig>, ClientTlsError> {
-    let unusable = |error: rustls::Error| ClientTlsError::Unusable(error.to_string());
-    let trust = match (verify, anchors) {
-        // APISIX's default (contract 6.1).
-        (false, _) => ServerTrust::Unverified,
-        (true, Some(anchors)) => ServerTrust::Anchors { anchors: Arc::clone(anchors), depth: None },
-        (true, None) => ServerTrust::NoAnchors(
-            "upstreams are to be verified, but apisix.ssl.ssl_trusted_certificate names no CA bundle",
-        ),
-    };
-    let to_rustls_error = |error: VerifyError| rustls::Error::General(error.to_string());
-    let verifier = Arc::new(ServerVerifier::new(trust, Arc::clone(provider), to_rustls_error));
-    let builder = ClientConfig::builder_with_provider(Arc::clone(provider))
-        .with_safe_default_protocol_versions()
-        .map_err(unusable)?
-        .dangerous()
-        .with_custom_certificate_verifier(verifier);
-    let mut config = match identity {
-        None => builder.with_no_client_auth(),
-        Some(pair) => {
-            let key: Arc<CertifiedKey> = site_config::certified_key(provider, pair)
-                .map_err(|error| ClientTlsError::Unusable(error.to_string()))?;
-            builder.with_client_cert_resolver(Arc::new(rustls::sign::SingleCertAndKey::from(key)))
-        }
-    };
-    config.key_log = records.key_log();
-    config.enable_secret_extraction = records.extracts_secrets();
-    let generation = GENERATION.fetch_add(1, Ordering::Relaxed);
-    let (http1, http2, http2_or_http1, without_alpn) = Default::default();
-    Ok(Arc::new(ClientTlsConfig { base: config, generation, http1, http2, http2_or_http1, without_alpn }))
-}
+#[cfg(test)]
+mod tests;

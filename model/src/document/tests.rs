@@ -6,6 +6,7 @@ mod client;
 mod plugins;
 mod schemas;
 mod streams;
+mod upstream_tls;
 
 use serde_json::{Value, json};
 

@@ -211,10 +211,8 @@ fn forbid_unsupported(document: &Value) -> Result<(), Problem> {
     if flag(document, "http2") == Some(true) {
         return Err(unsupported("http2", "remove it: requests are sent over HTTP/1.1"));
     }
-    for field in ["tls/ca_certs", "tls/verify_identity", "keepalive_pool/max_connections"] {
-        if document.pointer(&format!("/{field}")).is_some() {
-            return Err(unsupported(&field.replace('/', "."), "remove it"));
-        }
+    if document.pointer("/keepalive_pool/max_connections").is_some() {
+        return Err(unsupported("keepalive_pool.max_connections", "remove it"));
     }
     Ok(())
 }

@@ -3,9 +3,10 @@
 use pki::{Certificate, ClientAuth};
 use rustls_pki_types::UnixTime;
 
+use super::upstream::{check_upstream, check_upstream_ref};
 use super::{Findings, Severity};
 use crate::pattern::SniPattern;
-use crate::resource::{KeyPair, Resource, Scheme, Ssl, Upstream, UpstreamIdentity, UpstreamRef};
+use crate::resource::{KeyPair, Resource, Ssl};
 
 const DAY: u64 = 24 * 3600;
 /// Certificates are reported this many seconds before they expire.
@@ -101,38 +102,7 @@ fn check_policy(policy: &ClientAuth, now: UnixTime, notes: &mut Findings) {
     }
 }
 
-fn check_upstream(outer: &str, upstream: &Upstream, now: UnixTime, notes: &mut Findings) {
-    let field = |inner: &str| format!("{outer}{inner}");
-    if let Some(UpstreamIdentity::Inline(pair)) = &upstream.tls.identity {
-        check_key_pair(&field("tls.client_cert"), pair, now, notes);
-    }
-    let tls = &upstream.tls;
-    let has_tls = tls.identity.is_some() || tls.anchors.is_some() || tls.verifies(false);
-    if !upstream.scheme.is_encrypted() && has_tls {
-        let what = format!(
-            "tls is configured, but the scheme is {}: nothing is encrypted",
-            upstream.scheme.as_str()
-        );
-        let meant = match upstream.scheme {
-            Scheme::Grpc | Scheme::Grpcs => "set scheme to grpcs",
-            Scheme::Http | Scheme::Https => "set scheme to https",
-            Scheme::Tcp | Scheme::Tls => "set scheme to tls",
-        };
-        notes.add(Severity::Error, field("tls"), what, meant);
-    }
-    if upstream.nodes.len() != 1 && upstream.nodes.iter().all(|node| node.weight == 0) {
-        let what = "no node has a weight: every request gets a 503".to_owned();
-        notes.add(Severity::Error, field("nodes"), what, "add a node");
-    }
-}
-
-fn check_upstream_ref(target: Option<&UpstreamRef>, now: UnixTime, notes: &mut Findings) {
-    if let Some(UpstreamRef::Inline(upstream)) = target {
-        check_upstream("upstream.", upstream, now, notes);
-    }
-}
-
-fn check_key_pair(field: &str, pair: &KeyPair, now: UnixTime, notes: &mut Findings) {
+pub(super) fn check_key_pair(field: &str, pair: &KeyPair, now: UnixTime, notes: &mut Findings) {
     for certificate in &pair.chain {
         check_dates(field, "certificate", certificate, now, "put the renewed certificate there", notes);
     }
@@ -159,7 +129,7 @@ fn check_certificate_names(field: &str, pair: &KeyPair, names: &[SniPattern], no
     }
 }
 
-fn check_dates(
+pub(super) fn check_dates(
     field: &str,
     role: &str,
     certificate: &Certificate,

@@ -5,17 +5,17 @@ use std::sync::Arc;
 
 use rustls_pki_types::UnixTime;
 
-use super::{Finding, Findings, Severity, lint_resource};
+use super::upstream::{check_server_name, check_verification};
+use super::{Finding, Findings, LintSettings, Severity, lint_resource};
 use crate::host_name::HostName;
 use crate::id::{Id, Kind};
 use crate::pattern::{HostPattern, SniPattern};
 use crate::raw_path;
-use crate::resource::{Resource, Route, Ssl, references};
+use crate::resource::{Resource, Route, Ssl, StreamRoute, references};
 use crate::snapshot::Snapshot;
 
-/// All findings about a snapshot and its resources, in order. `plain_http` tells that data planes
-/// also listen for plain HTTP, which mutual TLS does not protect.
-pub fn lint_snapshot(snapshot: &Snapshot, now: UnixTime, plain_http: bool) -> Vec<Finding> {
+/// All findings about a snapshot and its resources, in order.
+pub fn lint_snapshot(snapshot: &Snapshot, now: UnixTime, settings: LintSettings) -> Vec<Finding> {
     let mut found = BTreeSet::new();
     let claims = claims(snapshot);
     let guarded: Vec<_> = sites(snapshot).filter(|ssl| ssl.client.is_some()).collect();
@@ -29,19 +29,19 @@ pub fn lint_snapshot(snapshot: &Snapshot, now: UnixTime, plain_http: bool) -> Ve
                 notes.add(Severity::Error, &reference.field, problem.message, "create it, or name another");
             }
         }
+        check_verification(resource, settings, &mut notes);
         match resource {
             Resource::Ssl(ssl) => check_name_claims(ssl, &claims, &mut notes),
             Resource::Route(route) if route.enabled && route.blocked.is_none() => {
                 check_route(route, snapshot, &mut notes);
-                if plain_http {
+                check_server_name(route, snapshot, settings, &mut notes);
+                if settings.plain_http {
                     check_plain_http(route, snapshot, &guarded, &mut notes);
                 }
             }
-            Resource::Route(_)
-            | Resource::StreamRoute(_)
-            | Resource::Service(_)
-            | Resource::Upstream(_)
-            | Resource::PluginConfig(_) => {}
+            Resource::StreamRoute(route) => check_passthrough(route, &guarded, &mut notes),
+            Resource::Route(_) | Resource::Service(_) | Resource::Upstream(_) | Resource::PluginConfig(_) => {
+            }
             Resource::GlobalRule(rule) => check_global_rule(&rule.id, snapshot, &mut notes),
         }
         found.extend(notes.findings);
@@ -134,6 +134,23 @@ fn check_plain_http(route: &Route, snapshot: &Snapshot, guarded: &[&Arc<Ssl>], n
                 ssl.id
             );
             notes.add(Severity::Warning, "hosts", what, hint);
+        }
+    }
+}
+
+/// Reports sites whose client policy a route would walk round, if data planes did not deny that.
+fn check_passthrough(route: &StreamRoute, guarded: &[&Arc<Ssl>], notes: &mut Findings) {
+    if !route.tls_passthrough || route.blocked.is_some() {
+        return;
+    }
+    let takes = |name: &SniPattern| route.snis.is_empty() || route.snis.iter().any(|sni| sni.overlaps(name));
+    for ssl in guarded {
+        if let Some(name) = ssl.names.iter().find(|name| takes(name)) {
+            let what = format!(
+                "{name} belongs to ssl {}, which requires client certificates: such connections are denied, since nothing verifies them",
+                ssl.id
+            );
+            notes.add(Severity::Error, "tls_passthrough", what, "name other snis, or terminate TLS");
         }
     }
 }

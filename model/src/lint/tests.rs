@@ -40,7 +40,8 @@ fn findings_of(resources: &[(Kind, &str, Value)], plain_http: bool) -> Vec<Strin
     let versioned = resources
         .iter()
         .map(|(kind, own, document)| Versioned { version: 1, resource: checked(*kind, own, document) });
-    let found = lint_snapshot(&Snapshot::from_resources(1, versioned), now(), plain_http);
+    let settings = LintSettings { plain_http, upstream_verify: false };
+    let found = lint_snapshot(&Snapshot::from_resources(1, versioned), now(), settings);
     let line = |finding: &Finding| {
         let key = finding.resource.as_ref().map(ToString::to_string).unwrap_or_default();
         format!("{} {key} {}: {}", finding.severity.as_str(), finding.field, finding.message)
@@ -316,8 +317,65 @@ proptest! {
     #[test]
     fn the_order_of_findings_depends_on_resources_only(snapshot in some_snapshot()) {
         let again = Snapshot::from_resources(9, snapshot.resources().cloned().collect::<Vec<_>>().into_iter().rev());
-        let found = lint_snapshot(&snapshot, now(), true);
+        let all = LintSettings { plain_http: true, upstream_verify: true };
+        let found = lint_snapshot(&snapshot, now(), all);
         prop_assert!(found.is_sorted());
-        prop_assert_eq!(found, lint_snapshot(&again, now(), true));
+        prop_assert_eq!(found, lint_snapshot(&again, now(), all));
+    }
+}
+
+#[test]
+fn unverified_servers() {
+    let now = now();
+    let found = |upstream_verify: bool, tls: Value| {
+        let document = json!({"scheme": "https", "nodes": {"a.test:1": 1}, "tls": tls});
+        let versioned = Versioned { version: 1, resource: checked(Kind::Upstream, "1", &document) };
+        let settings = LintSettings { plain_http: false, upstream_verify };
+        let found = lint_snapshot(&Snapshot::from_resources(1, [versioned]), now, settings);
+        found.into_iter().map(|finding| (finding.severity, finding.field)).collect::<Vec<_>>()
+    };
+    let verify = |severity: Severity| (severity, "tls.verify".to_owned());
+    let ca = AUTHORITY.certificate_pem();
+    let no_effect = (Severity::Warning, "tls.ca_certs".to_owned());
+    assert_eq!(found(false, json!({})), [verify(Severity::Notice)]);
+    assert_eq!(found(true, json!({})), []);
+    assert_eq!(found(false, json!({"verify": false})), [verify(Severity::Notice)]);
+    assert_eq!(found(true, json!({"verify": false})), [verify(Severity::Warning)]);
+    assert_eq!(found(false, json!({"verify": true, "ca_certs": [ca]})), []);
+    assert_eq!(found(false, json!({"ca_certs": [ca]})), [no_effect, verify(Severity::Notice)]);
+    assert_eq!(found(true, json!({"ca_certs": [ca]})), []);
+    assert_eq!(found(false, json!({"verify_identity": [{"dns": "a.test"}]})), []);
+    let clear = json!({"nodes": {"a.test:1": 1}, "tls": {"ca_certs": [ca]}});
+    only(&[(Kind::Upstream, "1", clear)], false, "error upstreams/1 tls:", "nothing is encrypted");
+}
+
+#[test]
+fn server_names_that_clients_choose() {
+    let route = |more: Value, upstream: Value| {
+        let tls = json!({"verify": true});
+        let mut inner = json!({"scheme": "https", "nodes": {"a.test:1": 1}, "tls": tls});
+        let mut document = json!({"uri": "/a"});
+        for (into, from) in [(&mut inner, upstream), (&mut document, more)] {
+            for (name, value) in from.as_object().unwrap() {
+                into[name] = value.clone();
+            }
+        }
+        document["upstream"] = inner;
+        let fields = findings_of(&[(Kind::Route, "1", document)], false);
+        fields.iter().filter(|line| line.contains("upstream.pass_host")).count()
+    };
+    for wide in [json!({}), json!({"host": "*.a.test"}), json!({"host": "*"})] {
+        assert_eq!(route(wide, json!({})), 1);
+    }
+    assert_eq!(route(json!({"host": "a.test"}), json!({})), 0);
+    let rewrite = json!({"plugins": {"proxy-rewrite": {"host": "b.test"}}});
+    assert_eq!(route(rewrite, json!({})), 0);
+    for fixed in [
+        json!({"pass_host": "node"}),
+        json!({"tls": {"verify_identity": [{"dns": "b.test"}]}}),
+        json!({"tls": {}}),
+        json!({"scheme": "http", "tls": {}}),
+    ] {
+        assert_eq!(route(json!({}), fixed), 0);
     }
 }

@@ -234,10 +234,6 @@ fn unsupported_protection_and_routing_fields_block() {
         (json!({"upstream": with(upstream(), json!({"scheme": "grpcs"}))}), &["upstream.scheme"]),
         (json!({"upstream": with(upstream(), json!({"scheme": "tcp"}))}), &["upstream.scheme"]),
         (json!({"upstream": {"service_name": "x", "discovery_type": "dns"}}), &["upstream.service_name"]),
-        (
-            json!({"upstream": with(upstream(), json!({"tls": {"ca_certs": [AUTHORITY.certificate_pem()]}}))}),
-            &["upstream.tls.ca_certs"],
-        ),
     ] {
         blocked(Kind::Route, &with(route(), more), fields);
     }

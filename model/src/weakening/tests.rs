@@ -430,3 +430,26 @@ fn replacing_a_secured_inline_upstream_may_weaken() {
     assert_eq!(fields(Kind::Route, &inline("https"), &json!({"uri": "/a", "service_id": "1"})), ["upstream"]);
     equal(Kind::Route, inline("http"), other);
 }
+
+#[test]
+fn weakenings_of_whose_servers_are_accepted() {
+    let root = |name: &str| Authority::root(&AuthoritySpec::new(name)).unwrap().certificate_pem();
+    let (one, two) = (root("One"), root("Two"));
+    let tls = |tls: Value| json!({"scheme": "https", "nodes": {"a.test:1": 1}, "tls": tls});
+    let pinned = |more: &[&str]| tls(json!({"verify": true, "ca_certs": more}));
+    let verified = tls(json!({"verify": true}));
+    weaker(Kind::Upstream, pinned(&[&one]), pinned(&[&one, &two]), "tls.ca_certs");
+    weaker(Kind::Upstream, pinned(&[&one]), verified.clone(), "tls.ca_certs");
+    equal(Kind::Upstream, pinned(&[&one, &two]), pinned(&[&format!("{two}{one}")]));
+    // The settings may verify an upstream that says nothing.
+    let (unset, off) = (tls(json!({})), tls(json!({"verify": false})));
+    weaker(Kind::Upstream, verified.clone(), unset.clone(), "tls.verify");
+    weaker(Kind::Upstream, verified, off.clone(), "tls.verify");
+    weaker(Kind::Upstream, unset, off, "tls.verify");
+    let named = |entries: Value| tls(json!({"verify": true, "verify_identity": entries}));
+    let (narrow, wide) = (json!([{"dns": "a.test"}]), json!([{"dns": "*.test"}]));
+    weaker(Kind::Upstream, named(narrow.clone()), named(wide.clone()), "tls.verify_identity");
+    weaker(Kind::Upstream, named(narrow.clone()), tls(json!({"verify": true})), "tls.verify_identity");
+    let route = |upstream: Value| json!({"uri": "/", "upstream": upstream});
+    weaker(Kind::Route, route(named(narrow)), route(named(wide)), "upstream.tls.verify_identity");
+}

@@ -12,8 +12,12 @@ use thiserror::Error;
 
 use super::types::{CertificateRef, INTERMEDIATES_MAX, Purpose};
 use crate::cert::fields;
+use crate::identity::Identity;
 use crate::name;
 use crate::unix_time::{self, format_utc};
+
+/// Most names of a server in an error message.
+const NAMES_MAX: usize = 8;
 
 /// Why a peer's chain is rejected: the failing certificate and the rule.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
@@ -287,6 +291,15 @@ impl fmt::Display for VerifyReason {
 }
 
 impl VerifyError {
+    /// The error of a caller of [`verify_server_chain`](super::verify_server_chain) that does not
+    /// accept the server; `expected` says whom it would.
+    pub fn not_accepted(server: &Identity, expected: &str) -> Self {
+        let names = server.san_uris().iter().chain(server.san_dns()).take(NAMES_MAX);
+        let found: Vec<_> = names.map(|name| format!("`{name}`")).collect();
+        let found = if found.is_empty() { "none".to_owned() } else { found.join(", ") };
+        Self::NotValidForName { subject: server.subject().to_owned(), expected: expected.to_owned(), found }
+    }
+
     /// The subject of the failing certificate, RFC 2253; `None` where the error concerns the whole
     /// chain.
     pub fn subject(&self) -> Option<&str> {

@@ -17,8 +17,8 @@ use crate::policy::{ClientAuth, TrustAnchors};
 use crate::revocation::RevocationStatus;
 use crate::{name, signature, unix_time};
 
-/// Most intermediates of an upstream's chain.
-const SERVER_DEPTH: u32 = 10;
+/// Most intermediates of a server's chain, unless the caller says otherwise.
+pub const SERVER_DEPTH: u32 = 10;
 
 /// Verifies a client's certificate under a site's policy.
 ///

@@ -14,7 +14,7 @@ use http::{Method, Request, StatusCode};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
-use mtls::{CertKeyPair, FileError, ServerTrust, ServerVerifier};
+use mtls::{CertKeyPair, FileError, ServerNames, ServerTrust, ServerVerifier};
 use pki::{TrustAnchors, VerifyError};
 use rustls::client::Resumption;
 use rustls::{CertificateError, ClientConfig, OtherError};
@@ -320,7 +320,7 @@ fn tls_connector(target: &ApiTarget) -> Result<TlsConnector, ClientError> {
         Some(ca) => {
             let anchors = TrustAnchors::new(ca.by_ref().read_certificates()?);
             let anchors = Arc::new(anchors.map_err(|error| ca.by_ref().error(error))?);
-            ServerTrust::Anchors { anchors, depth: None }
+            ServerTrust::Anchors { anchors, depth: None, names: ServerNames::InHandshake }
         }
         None => ServerTrust::NoAnchors("no CA is known for the Admin API"),
     };

@@ -10,8 +10,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use mtls::{
-    ConfiguredFile, ConfiguredFileRef, CredentialFiles, Credentials, FileError, Reloader, ServerTrust,
-    ServerVerifier,
+    ConfiguredFile, ConfiguredFileRef, CredentialFiles, Credentials, FileError, Reloader, ServerNames,
+    ServerTrust, ServerVerifier,
 };
 use pki::{TrustAnchors, VerifyError};
 use rustls::client::Resumption;
@@ -169,7 +169,8 @@ fn load_anchors(
     let anchors = TrustAnchors::new(contents.ca.clone()).map_err(|error| file.by_ref().error(error))?;
     let first = anchors.certificates().first().map(|first| first.subject().to_owned()).unwrap_or_default();
     let count = anchors.certificates().len();
-    let trust = ServerTrust::Anchors { anchors: Arc::new(anchors), depth: Some(DEPTH) };
+    let names = ServerNames::InHandshake;
+    let trust = ServerTrust::Anchors { anchors: Arc::new(anchors), depth: Some(DEPTH), names };
     Ok((trust, TrustSummary::Bundle { path: file.path.clone(), count, first }))
 }
 
