@@ -273,6 +273,7 @@ const KEYS: &[(&str, KeySupport)] = &[
     ("countersign.limits.handshake_timeout", Read),
     ("countersign.limits.connections_per_worker", Read),
     ("countersign.limits.requests_per_client", Read),
+    ("countersign.limits.upstream_connections_per_node", Read),
     ("countersign.limits.header_line_bytes", Read),
     ("countersign.limits.header_bytes", Read),
     ("countersign.limits.idle_release_timeout", Read),

@@ -74,6 +74,10 @@ pub fn worker_config(settings: &Settings) -> Result<WorkerConfig, SettingsError>
             requests: http.upstream_keepalive_requests,
             max_connections: None,
         },
+        upstream_connections_per_node: match limits.upstream_connections_per_node {
+            0 => u32::MAX,
+            limit => limit,
+        },
         shutdown_timeout: if http.worker_shutdown_timeout.is_zero() {
             Duration::MAX
         } else {

@@ -128,7 +128,8 @@ reasons! {
     NoNode => "no_node", Some(StatusCode::SERVICE_UNAVAILABLE);
     /// The host name of the node does not resolve.
     UpstreamName => "upstream_name", Some(StatusCode::SERVICE_UNAVAILABLE);
-    /// The worker is at its limit of upstream connections, and none was closed in time.
+    /// The worker is at its limit of connections to the node, or to upstreams altogether, and none
+    /// became free in time.
     UpstreamLimit => "upstream_limit", Some(StatusCode::SERVICE_UNAVAILABLE);
     /// The node refused the connection.
     UpstreamConnect => "upstream_connect", Some(StatusCode::BAD_GATEWAY);

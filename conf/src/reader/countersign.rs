@@ -51,15 +51,7 @@ impl Reader<'_> {
             last_good_max_age: self.required("countersign.node.last_good_max_age", value::seconds),
             wait_for_control_plane: self.required("countersign.node.wait_for_control_plane", value::seconds),
         };
-        let limits = LimitSettings {
-            handshake_timeout: self.required("countersign.limits.handshake_timeout", value::seconds_positive),
-            connections_per_worker: self.connections(),
-            requests_per_client: self.required("countersign.limits.requests_per_client", value::non_negative)
-                as usize,
-            header_line_bytes: self.required("countersign.limits.header_line_bytes", value::at_least_one),
-            header_bytes: self.required("countersign.limits.header_bytes", value::at_least_one),
-            idle_release_timeout: self.required("countersign.limits.idle_release_timeout", value::seconds),
-        };
+        let limits = self.limits();
         let (store, workers) = (StoreSettings { path: self.file("countersign.store.path") }, self.workers());
         let tls = TlsSettings { own_records: self.flag("countersign.tls.own_records") };
         let ticket_lifetime = self.required("countersign.ticket_lifetime", value::ticket_lifetime);
@@ -79,6 +71,20 @@ impl Reader<'_> {
             ticket_lifetime,
             drain_delay: self.required("countersign.drain_delay", value::seconds),
             drain_idle_timeout: self.required("countersign.drain_idle_timeout", value::seconds),
+        }
+    }
+
+    fn limits(&mut self) -> LimitSettings {
+        LimitSettings {
+            handshake_timeout: self.required("countersign.limits.handshake_timeout", value::seconds_positive),
+            connections_per_worker: self.connections(),
+            requests_per_client: self.required("countersign.limits.requests_per_client", value::non_negative)
+                as usize,
+            upstream_connections_per_node: self
+                .required("countersign.limits.upstream_connections_per_node", value::non_negative),
+            header_line_bytes: self.required("countersign.limits.header_line_bytes", value::at_least_one),
+            header_bytes: self.required("countersign.limits.header_bytes", value::at_least_one),
+            idle_release_timeout: self.required("countersign.limits.idle_release_timeout", value::seconds),
         }
     }
 

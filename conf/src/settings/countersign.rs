@@ -121,6 +121,8 @@ pub struct LimitSettings {
     pub connections_per_worker: usize,
     /// Concurrent requests of one client address (over IPv6 a /64) on a worker. 0: no limit.
     pub requests_per_client: usize,
+    /// Open connections of a worker to one node of an upstream, for requests. 0: no limit.
+    pub upstream_connections_per_node: u32,
     /// Bytes of a request line or of one header field (nginx: the size in
     /// `large_client_header_buffers`).
     pub header_line_bytes: usize,

@@ -7,12 +7,11 @@
 //! Invariant: an operation in flight is never dropped. Dropping the buffered socket shuts the
 //! socket down; the operations complete, and then their buffers are freed.
 
+use std::any::Any;
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
-
-use tokio::sync::OwnedSemaphorePermit;
 
 use super::timeouts::TimeoutHandle;
 use crate::runtime::{ReadHalf, Reader, ShutdownHandle, Socket, WriteHalf, Writer};
@@ -35,7 +34,7 @@ pub struct BufferedSocket<R: Reader = ReadHalf, W: Writer = WriteHalf> {
     write: WriteSide<W>,
     shutdown: Option<ShutdownHandle>,
     /// Counts a connection to an upstream until it ends.
-    permit: Option<OwnedSemaphorePermit>,
+    guard: Option<Box<dyn Any>>,
 }
 
 struct ReadSide<R> {
@@ -93,13 +92,13 @@ impl<R: Reader, W: Writer> BufferedSocket<R, W> {
                 ignore_errors: false,
             },
             shutdown,
-            permit: None,
+            guard: None,
         }
     }
 
-    /// Holds the permit of an upstream connection until the connection ends.
-    pub fn set_permit(&mut self, permit: OwnedSemaphorePermit) {
-        self.permit = Some(permit);
+    /// Holds `guard` until the connection ends: the places of a connection to an upstream.
+    pub fn set_guard(&mut self, guard: impl Any) {
+        self.guard = Some(Box::new(guard));
     }
 
     /// The handle that shuts the socket down.

@@ -98,6 +98,8 @@ pub struct Counters {
     certificate_rejections: Box<[Counter]>,
     pub upstream_idle: Gauge,
     pub upstream_active: Gauge,
+    /// Requests that wait for a connection to their node.
+    pub upstream_queued: Gauge,
     pub verify_cache_hits: Counter,
     pub verify_cache_misses: Counter,
 }
@@ -120,6 +122,7 @@ impl Default for Counters {
             certificate_rejections: VerifyReason::ALL.iter().map(|_| Counter::default()).collect(),
             upstream_idle: Gauge::default(),
             upstream_active: Gauge::default(),
+            upstream_queued: Gauge::default(),
             verify_cache_hits: Counter::default(),
             verify_cache_misses: Counter::default(),
         }
@@ -258,6 +261,8 @@ impl MetricsCollector {
         encode_gauge(out, "upstream_connections_idle", help, metrics.sum_gauge(|c| &c.upstream_idle))?;
         let help = "Upstream connections that serve a request";
         encode_gauge(out, "upstream_connections_active", help, metrics.sum_gauge(|c| &c.upstream_active))?;
+        let help = "Requests that wait because their node has as many connections as it may have";
+        encode_gauge(out, "upstream_requests_queued", help, metrics.sum_gauge(|c| &c.upstream_queued))?;
         let errors = Reason::ALL.iter().map(|reason| {
             let count = metrics.sum_at(|c| &c.errors, reason.index());
             ([("reason", reason.label())], count)

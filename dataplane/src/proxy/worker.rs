@@ -23,7 +23,8 @@ use crate::runtime::descriptors::ConnectionLimits;
 use crate::tls::site_config::SiteConfigFactory;
 use crate::upstream::client::UpstreamClient;
 use crate::upstream::client_tls::ClientTlsConfigs;
-use crate::upstream::pool::{ConnectionPermits, Pool};
+use crate::upstream::pool::Pool;
+use crate::upstream::pool::permits::ConnectionPermits;
 use crate::upstream::resolver::{Resolver, ResolverCache};
 
 /// A core's own reference to a snapshot: cloning it for each request writes no counter that cores
@@ -77,6 +78,8 @@ pub struct WorkerConfig {
     pub show_upstream_status: bool,
     /// The limits of idle upstream connections, for upstreams without `keepalive_pool`.
     pub upstream_keepalive: KeepalivePool,
+    /// The most open connections to one node of an upstream, for requests; `u32::MAX`: no limit.
+    pub upstream_connections_per_node: u32,
     /// The longest drain of a shutdown, from when the listeners close.
     pub shutdown_timeout: Duration,
     /// How long a TCP connection may be idle while the worker drains.
@@ -108,6 +111,7 @@ impl Worker {
         let upstreams = UpstreamClient {
             pool: Rc::clone(&pool),
             permits: ConnectionPermits::new(config.connection_limits.upstreams, pool),
+            connections_per_node: config.upstream_connections_per_node,
             timers: Rc::clone(timeouts.timers()),
             resolver: ResolverCache::new(shared.resolver.clone()),
             tls_configs: Arc::clone(&shared.upstream_tls),

@@ -96,5 +96,6 @@ async fn run_housekeeping(worker: Rc<Worker>, heartbeat: Arc<Heartbeat>) {
         counters.verify_cache_misses.set(misses);
         counters.upstream_idle.set(worker.upstreams.pool.idle_count() as u64);
         counters.upstream_active.set(worker.upstreams.pool.in_use() as u64);
+        counters.upstream_queued.set(worker.upstreams.pool.queued() as u64);
     }
 }

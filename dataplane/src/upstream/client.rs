@@ -12,9 +12,10 @@ use model::{KeepalivePool, Node, Snapshot, Timeouts, Upstream};
 
 use super::balancer::Balancer;
 use super::client_tls::{Alpn, ClientTlsConfigs, ClientTlsError};
-use super::connector::{self, ConnectError, UpstreamStream};
+use super::connector::{self, ConnectDeadline, ConnectError, UpstreamStream};
 use super::host_header;
-use super::pool::{ConnectionPermits, Pool};
+use super::pool::Pool;
+use super::pool::permits::ConnectionPermits;
 use super::resolver::ResolverCache;
 use crate::http::head::HeadLimits;
 use crate::io::coarse_timer::CoarseTimers;
@@ -27,6 +28,8 @@ const ADDRESSES_MAX: usize = 4;
 pub(crate) struct UpstreamClient {
     pub pool: Rc<Pool>,
     pub permits: ConnectionPermits,
+    /// The most open connections to one node, for requests.
+    pub connections_per_node: u32,
     /// For the timeouts of responses.
     pub timers: Rc<CoarseTimers>,
     pub resolver: ResolverCache,
@@ -151,7 +154,9 @@ impl UpstreamClient {
             let connect = async |addr: SocketAddr| {
                 let server_name = || host_header::server_name(&host, addr.ip());
                 let tls = config.as_ref().map(|config| (config.for_protocol(Alpn::None), server_name()));
-                connector::connect(addr, tls, target.timeouts.connect, &self.permits).await
+                let deadline = ConnectDeadline::start(target.timeouts.connect);
+                // As many as there are clients, so they have no bound of their own.
+                connector::connect(addr, tls, deadline, &self.permits, None).await
             };
             match self.connect_node(node, node.port, connect).await {
                 Ok(stream) => return Ok(stream),

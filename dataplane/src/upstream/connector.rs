@@ -8,14 +8,16 @@ use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use hyper::client::conn::http1;
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ClientConnection};
 use tokio::sync::OwnedSemaphorePermit;
 
-use super::pool::{ConnectionPermits, HttpConnection};
+use super::pool::idle::Http1Connection;
+use super::pool::node::ConnectionSlot;
+use super::pool::permits::ConnectionPermits;
 use crate::io::buffered::BufferedSocket;
 use crate::io::chunk_read::{Chunk, ChunkRead};
 use crate::io::flag::Flag;
@@ -36,6 +38,12 @@ pub enum ConnectError {
         "connect to {addr}: no connection to an upstream ended within {within:?}, and the limit on descriptors allows no more"
     )]
     ConnectionLimit { addr: SocketAddr, within: Duration },
+    /// The node has as many connections of this worker as it may have, and none became free in
+    /// time.
+    #[error(
+        "connect to {addr}: {max} connections are open (countersign.limits.upstream_connections_per_node), and none became free within {within:?}"
+    )]
+    NodeLimit { addr: SocketAddr, max: u32, within: Duration },
     #[error("connect to {addr}: {error}")]
     Tcp { addr: SocketAddr, error: io::Error },
     /// TCP and TLS took longer than `timeout.connect`.
@@ -51,7 +59,7 @@ pub enum ConnectError {
 impl HasReason for ConnectError {
     fn reason(&self) -> Reason {
         match self {
-            Self::ConnectionLimit { .. } => Reason::UpstreamLimit,
+            Self::ConnectionLimit { .. } | Self::NodeLimit { .. } => Reason::UpstreamLimit,
             Self::Tcp { .. } => Reason::UpstreamConnect,
             Self::Timeout { .. } => Reason::UpstreamConnectTimeout,
             Self::Tls { .. } => Reason::UpstreamTls,
@@ -67,25 +75,48 @@ pub(crate) enum UpstreamStream {
 }
 
 /// For TLS: the configuration and the server name.
-type TlsParams<'a> = Option<(&'a Arc<ClientConfig>, ServerName<'static>)>;
+pub(crate) type TlsParams<'a> = Option<(&'a Arc<ClientConfig>, ServerName<'static>)>;
 
-/// Connects within `within`, for TCP and TLS together. The wait for a permit may take as long.
+/// The end of `timeout.connect`: one for the wait for a connection, TCP and TLS together.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct ConnectDeadline {
+    started: Instant,
+    within: Duration,
+}
+
+impl ConnectDeadline {
+    /// `within` from now.
+    pub(crate) fn start(within: Duration) -> Self {
+        Self { started: Instant::now(), within }
+    }
+
+    /// Limits the time of `future` by what is left; `error` is made of the whole.
+    pub(crate) async fn limit<F: Future>(
+        self,
+        future: F,
+        error: impl FnOnce(Duration) -> ConnectError,
+    ) -> Result<F::Output, ConnectError> {
+        let left = self.within.saturating_sub(self.started.elapsed());
+        runtime::timeout(left, future).await.map_err(|runtime::TimedOut| error(self.within))
+    }
+}
+
+/// A new connection, which holds a permit and, where connections to its node are counted, a slot
+/// until it ends.
 ///
 /// # Errors
 /// [`ConnectError`]; another node may be tried.
 pub(crate) async fn connect(
     addr: SocketAddr,
     tls: TlsParams<'_>,
-    within: Duration,
+    deadline: ConnectDeadline,
     permits: &ConnectionPermits,
+    slot: Option<ConnectionSlot>,
 ) -> Result<UpstreamStream, ConnectError> {
-    let Ok(Some(permit)) = runtime::timeout(within, permits.acquire()).await else {
-        return Err(ConnectError::ConnectionLimit { addr, within });
-    };
-    match runtime::timeout(within, connect_tcp_and_tls(addr, tls, permit)).await {
-        Ok(result) => result,
-        Err(runtime::TimedOut) => Err(ConnectError::Timeout { addr, within }),
-    }
+    let permit =
+        deadline.limit(permits.acquire(), |within| ConnectError::ConnectionLimit { addr, within }).await?;
+    let connecting = connect_tcp_and_tls(addr, tls, (permit, slot));
+    deadline.limit(connecting, |within| ConnectError::Timeout { addr, within }).await?
 }
 
 /// Like [`connect`], with HTTP/1 on top.
@@ -95,11 +126,12 @@ pub(crate) async fn connect(
 pub(crate) async fn connect_http(
     addr: SocketAddr,
     tls: TlsParams<'_>,
-    within: Duration,
+    deadline: ConnectDeadline,
     permits: &ConnectionPermits,
+    slot: ConnectionSlot,
     builder: &http1::Builder,
-) -> Result<HttpConnection, ConnectError> {
-    let mut stream = connect(addr, tls, within, permits).await?;
+) -> Result<Http1Connection, ConnectError> {
+    let mut stream = connect(addr, tls, deadline, permits, Some(slot)).await?;
     // A node may respond without reading the whole body, and close: the response counts.
     stream.socket().ignore_write_errors(true);
     // One type for each variant: an idle connection without TLS must not take the memory of one
@@ -113,11 +145,11 @@ pub(crate) async fn connect_http(
 async fn connect_tcp_and_tls(
     addr: SocketAddr,
     tls: TlsParams<'_>,
-    permit: OwnedSemaphorePermit,
+    places: (Option<OwnedSemaphorePermit>, Option<ConnectionSlot>),
 ) -> Result<UpstreamStream, ConnectError> {
     let socket = Socket::connect(addr).await.map_err(|error| ConnectError::Tcp { addr, error })?;
     let mut socket = BufferedSocket::new(socket);
-    socket.set_permit(permit);
+    socket.set_guard(places);
     match tls {
         None => Ok(UpstreamStream::Plain(PlainStream::new(socket))),
         Some((config, name)) => {
@@ -148,7 +180,7 @@ async fn http_handshake<I>(
     addr: SocketAddr,
     io: I,
     builder: &http1::Builder,
-) -> Result<HttpConnection, ConnectError>
+) -> Result<Http1Connection, ConnectError>
 where
     I: hyper::rt::Read + hyper::rt::Write + Unpin + 'static,
 {
@@ -165,7 +197,7 @@ where
         })
         .await;
     });
-    Ok(HttpConnection { sender, abort })
+    Ok(Http1Connection { sender, abort, requests: 0 })
 }
 
 impl UpstreamStream {

@@ -17,13 +17,15 @@ use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, Version, hea
 use hyper::body::Incoming;
 use hyper::client::conn::http1;
 use model::{KeepalivePool, Node, Scheme, Timeouts};
+use rustls::pki_types::ServerName;
 
 use super::client::{NodeAttempts, UpstreamClient, UpstreamError, UpstreamTarget};
 use super::client_tls::{Alpn, ClientTlsConfig};
-use super::connector::{self, ConnectError};
+use super::connector::{self, ConnectDeadline, ConnectError, TlsParams};
 use super::framing::{self, FramingError};
 use super::host_header;
-use super::pool::{PoolKey, PooledConnection};
+use super::pool::PooledConnection;
+use super::pool::node::{ConnectionKey, Grant, NodePool};
 use super::request_body::{RequestBody, SendProgress, WaitState};
 use super::response_body::UpstreamResponseBody;
 use super::status_header::UpstreamStatus;
@@ -230,21 +232,39 @@ impl UpstreamClient {
         checkout: &Checkout<'_>,
     ) -> Result<PooledConnection, ConnectError> {
         let tls = checkout.tls_config.map(|tls| (tls, host_header::server_name(checkout.host, addr.ip())));
-        let key = PoolKey {
-            addr,
-            tls: tls.as_ref().map(|(tls, name)| (Rc::from(&*name.to_str()), tls.generation)),
+        let generation = |(tls, name): &(&Arc<ClientTlsConfig>, ServerName<'_>)| {
+            (Rc::from(&*name.to_str()), tls.generation)
         };
+        let key = ConnectionKey { tls: tls.as_ref().map(generation) };
+        let node = self.pool.node(addr, self.connections_per_node);
         if !checkout.fresh
-            && let Some(connection) = self.pool.checkout(&key, checkout.keepalive)
+            && let Some(connection) = self.pool.checkout(&node, &key, checkout.keepalive)
         {
             return Ok(connection);
         }
         let tls = tls.map(|(tls, name)| (tls.for_protocol(Alpn::Http1), name));
-        let (timeout, builder) = (checkout.connect_timeout, self.http1_builder());
         // Boxed: rare, and large.
-        let connection =
-            Box::pin(connector::connect_http(addr, tls, timeout, &self.permits, &builder)).await?;
-        Ok(self.pool.checkout_new(key, checkout.keepalive, connection))
+        Box::pin(self.connect_http(&node, key, tls, checkout)).await
+    }
+
+    /// Opens a connection, or waits for one where the node has as many as it may have.
+    async fn connect_http(
+        &self,
+        node: &Rc<NodePool>,
+        key: ConnectionKey,
+        tls: TlsParams<'_>,
+        checkout: &Checkout<'_>,
+    ) -> Result<PooledConnection, ConnectError> {
+        let deadline = ConnectDeadline::start(checkout.connect_timeout);
+        let limited = |within| ConnectError::NodeLimit { addr: node.addr, max: node.max, within };
+        let connection = match deadline.limit(node.connection_or_slot(&key, checkout.fresh), limited).await? {
+            Grant::Connection(connection) => connection,
+            Grant::Slot(slot) => {
+                let builder = self.http1_builder();
+                connector::connect_http(node.addr, tls, deadline, &self.permits, slot, &builder).await?
+            }
+        };
+        Ok(self.pool.check_out(node, key, checkout.keepalive, connection))
     }
 
     fn http1_builder(&self) -> http1::Builder {

@@ -54,3 +54,4 @@ mod stream;
 mod stream_cases;
 mod timeouts;
 mod upstream;
+mod upstream_bound;

@@ -1,0 +1,518 @@
+//! The connections to one node: how many are open, the idle ones of each key, and the requests that
+//! wait for one.
+//!
+//! Invariants: a node has never more than its maximum of slots, and each open connection has one; a
+//! slot or a connection that becomes free goes to the request that has waited longest; a
+//! connection goes to a request of its own key only.
+
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::future;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::time::Instant;
+
+use foldhash::fast::RandomState;
+use model::KeepalivePool;
+use tokio::sync::oneshot;
+
+use super::idle::{Http1Connection, IdleConnections};
+
+/// Keys without connections that a node keeps until the next sweep. Clients may choose the name in
+/// a key, so there are not arbitrarily many.
+const EMPTY_KEYS_MAX: usize = 64;
+
+/// What decides who the peers of a connection are to each other, at one node (invariant 7).
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) struct ConnectionKey {
+    /// The server name and the generation of the configuration. `None`: no TLS.
+    pub tls: Option<(Rc<str>, u64)>,
+}
+
+/// The connections of a worker to one address, under one maximum.
+pub(crate) struct NodePool {
+    pub addr: SocketAddr,
+    /// The most open connections.
+    pub max: u32,
+    /// Requests that wait, at all nodes of the worker.
+    queued: Rc<Cell<usize>>,
+    state: RefCell<Connections>,
+}
+
+#[derive(Default)]
+struct Connections {
+    /// Slots in use.
+    open: u32,
+    keys: HashMap<ConnectionKey, KeyPool, RandomState>,
+    /// The keys whose requests wait for a slot, once for each slot.
+    slot_queue: VecDeque<ConnectionKey>,
+    next_ticket: u64,
+}
+
+#[derive(Default)]
+struct KeyPool {
+    idle: IdleConnections,
+    /// In the order of their arrival.
+    waiters: BTreeMap<u64, Waiter>,
+    /// Its entries in the queue for slots.
+    slots_requested: usize,
+}
+
+struct Waiter {
+    /// It takes no connection that has served a request.
+    fresh: bool,
+    grant: oneshot::Sender<Grant>,
+}
+
+/// The end of a wait.
+pub(crate) enum Grant {
+    /// A connection of its key, which another request has released.
+    Connection(Http1Connection),
+    /// It may open a connection.
+    Slot(ConnectionSlot),
+}
+
+/// One open connection among those that a node may have, until it is dropped.
+pub(crate) struct ConnectionSlot(Rc<NodePool>);
+
+impl Drop for ConnectionSlot {
+    fn drop(&mut self) {
+        let mut state = self.0.state.borrow_mut();
+        state.open = state.open.saturating_sub(1);
+        drop(state);
+        self.0.grant_slots();
+    }
+}
+
+impl NodePool {
+    pub(super) fn new(addr: SocketAddr, max: u32, queued: Rc<Cell<usize>>) -> Self {
+        Self { addr, max, queued, state: RefCell::default() }
+    }
+
+    /// Takes an idle connection of this key.
+    pub(super) fn take_idle(&self, key: &ConnectionKey) -> Option<Http1Connection> {
+        let mut state = self.state.borrow_mut();
+        let state = &mut *state;
+        let pool = state.keys.get_mut(key)?;
+        let connection = pool.idle.take();
+        if state.keys.len() > EMPTY_KEYS_MAX {
+            state.remove_unused(key);
+        }
+        connection
+    }
+
+    /// Waits for a connection of this key, or for a slot to open one. `fresh`: for a slot only.
+    /// Dropping the future ends the wait.
+    pub(crate) async fn connection_or_slot(self: &Rc<Self>, key: &ConnectionKey, fresh: bool) -> Grant {
+        let Some((receiver, _ticket)) = self.enqueue(key, fresh) else {
+            return Grant::Slot(ConnectionSlot(Rc::clone(self)));
+        };
+        // An idle connection of another key must not keep this request waiting.
+        drop(self.remove_oldest());
+        match receiver.await {
+            Ok(grant) => grant,
+            // The waiter is dropped with the ticket or by a grant.
+            Err(_impossible) => future::pending().await,
+        }
+    }
+
+    /// `None`: there is a free slot, which is in use from now on.
+    fn enqueue(
+        self: &Rc<Self>,
+        key: &ConnectionKey,
+        fresh: bool,
+    ) -> Option<(oneshot::Receiver<Grant>, Ticket)> {
+        let mut state = self.state.borrow_mut();
+        if state.open < self.max {
+            state.open += 1;
+            return None;
+        }
+        let number = state.next_ticket;
+        state.next_ticket += 1;
+        let (grant, receiver) = oneshot::channel();
+        let Connections { keys, slot_queue, .. } = &mut *state;
+        let pool = keys.entry(key.clone()).or_default();
+        pool.waiters.insert(number, Waiter { fresh, grant });
+        // A request that gave up has left its place.
+        if pool.slots_requested < pool.waiters.len() {
+            pool.slots_requested += 1;
+            slot_queue.push_back(key.clone());
+        }
+        self.queued.set(self.queued.get() + 1);
+        Some((receiver, Ticket { node: Rc::clone(self), key: key.clone(), number }))
+    }
+
+    /// Gives free slots to those who have waited longest.
+    fn grant_slots(self: &Rc<Self>) {
+        loop {
+            let mut state = self.state.borrow_mut();
+            if state.open >= self.max {
+                return;
+            }
+            let Some(waiter) = state.pop_waiter() else { return };
+            state.open += 1;
+            // The borrow ends first: a slot that is not taken is dropped at once.
+            drop(state);
+            let _gave_up = waiter.grant.send(Grant::Slot(ConnectionSlot(Rc::clone(self))));
+        }
+    }
+
+    /// Passes a connection on that can serve another request, or keeps it within the limits of
+    /// `keepalive`. It is closed where a request of another key has waited longest, which gets the
+    /// slot.
+    pub(super) fn release(&self, key: ConnectionKey, connection: Http1Connection, keepalive: KeepalivePool) {
+        let mut state = self.state.borrow_mut();
+        let closed = match state.first_in_queue() {
+            None => {
+                let pool = state.keys.entry(key).or_default();
+                pool.idle.keep(connection, keepalive.size, keepalive.idle_timeout)
+            }
+            Some((first, false)) if *first == key => {
+                let waiter = state.pop_waiter();
+                drop(state);
+                // Without a receiver the connection ends, and its slot goes to the next.
+                let _gave_up = waiter.map(|waiter| waiter.grant.send(Grant::Connection(connection)));
+                return;
+            }
+            Some(_) => Some(connection),
+        };
+        drop(state);
+        drop(closed);
+    }
+
+    /// Takes the connection out that has been idle for longest. Linear in the number of keys: for
+    /// when a new connection is opened.
+    pub(super) fn remove_oldest(&self) -> Option<Http1Connection> {
+        let mut state = self.state.borrow_mut();
+        let idle = state.keys.iter().filter_map(|(key, pool)| Some((pool.idle.oldest()?, key)));
+        let key = idle.min_by_key(|(since, _)| *since)?.1.clone();
+        let connection = state.keys.get_mut(&key)?.idle.remove_oldest();
+        state.remove_unused(&key);
+        connection
+    }
+
+    /// Since when its oldest idle connection is idle.
+    pub(super) fn oldest_idle(&self) -> Option<Instant> {
+        self.state.borrow().keys.values().filter_map(|pool| pool.idle.oldest()).min()
+    }
+
+    pub(super) fn idle_count(&self) -> usize {
+        self.state.borrow().keys.values().map(|pool| pool.idle.len()).sum()
+    }
+
+    /// Closes the idle connections that are past their time.
+    pub(super) fn sweep(&self) {
+        self.state.borrow_mut().keys.retain(|_, pool| {
+            pool.idle.sweep();
+            !pool.is_unused()
+        });
+    }
+
+    /// Closes all idle connections.
+    pub(super) fn clear(&self) {
+        let mut state = self.state.borrow_mut();
+        let idle: Vec<_> = state.keys.values_mut().map(|pool| std::mem::take(&mut pool.idle)).collect();
+        drop(state);
+        drop(idle);
+    }
+
+    /// Whether nothing would be lost with it.
+    pub(super) fn is_unused(&self) -> bool {
+        let state = self.state.borrow();
+        state.open == 0 && state.keys.is_empty()
+    }
+}
+
+impl Connections {
+    /// The key that is first in the queue, and whether its first request takes a slot only.
+    fn first_in_queue(&mut self) -> Option<(&ConnectionKey, bool)> {
+        while let Some(key) = self.slot_queue.front() {
+            let pool = self.keys.get_mut(key)?;
+            if let Some((_, waiter)) = pool.waiters.first_key_value() {
+                let fresh = waiter.fresh;
+                return self.slot_queue.front().map(|key| (key, fresh));
+            }
+            // All of its requests gave up.
+            pool.slots_requested = pool.slots_requested.saturating_sub(1);
+            self.slot_queue.pop_front();
+        }
+        None
+    }
+
+    /// Takes the request out that is first in the queue.
+    fn pop_waiter(&mut self) -> Option<Waiter> {
+        self.first_in_queue()?;
+        let key = self.slot_queue.pop_front()?;
+        let pool = self.keys.get_mut(&key)?;
+        pool.slots_requested = pool.slots_requested.saturating_sub(1);
+        pool.waiters.pop_first().map(|(_, waiter)| waiter)
+    }
+
+    fn remove_unused(&mut self, key: &ConnectionKey) {
+        if self.keys.get(key).is_some_and(KeyPool::is_unused) {
+            self.keys.remove(key);
+        }
+    }
+}
+
+impl KeyPool {
+    /// Its entries in the queue refer to it.
+    fn is_unused(&self) -> bool {
+        self.idle.is_empty() && self.waiters.is_empty() && self.slots_requested == 0
+    }
+}
+
+/// The place of a request in the queue, until it is dropped.
+struct Ticket {
+    node: Rc<NodePool>,
+    key: ConnectionKey,
+    number: u64,
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        self.node.queued.set(self.node.queued.get().saturating_sub(1));
+        let mut state = self.node.state.borrow_mut();
+        let waiter = state.keys.get_mut(&self.key).and_then(|pool| pool.waiters.remove(&self.number));
+        drop(state);
+        drop(waiter);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::Future;
+    use std::pin::Pin;
+    use std::task::{Context, Poll, Waker};
+    use std::time::Duration;
+
+    use hyper::client::conn::http1;
+    use hyper_util::rt::TokioIo;
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::io::flag::Flag;
+    use crate::upstream::pool::{Pool, PooledConnection};
+
+    const KEEPALIVE: KeepalivePool =
+        KeepalivePool { size: 8, idle_timeout: Duration::from_secs(60), requests: 1000 };
+
+    fn key(name: &str) -> ConnectionKey {
+        ConnectionKey { tls: Some((name.into(), 1)) }
+    }
+
+    fn poll<F: Future + ?Sized>(future: &mut Pin<Box<F>>) -> Poll<F::Output> {
+        future.as_mut().poll(&mut Context::from_waker(Waker::noop()))
+    }
+
+    type Task = Pin<Box<dyn Future<Output = hyper::Result<()>>>>;
+
+    /// An open connection: the node's end, hyper's task and its slot.
+    struct Open {
+        key: ConnectionKey,
+        abort: Rc<Flag>,
+        _far_end: tokio::io::DuplexStream,
+        task: Task,
+        _slot: ConnectionSlot,
+    }
+
+    struct Request {
+        key: ConnectionKey,
+        fresh: bool,
+        wait: Pin<Box<dyn Future<Output = Grant>>>,
+    }
+
+    /// A node and the programs around it.
+    struct Harness {
+        pool: Pool,
+        node: Rc<NodePool>,
+        open: Vec<Open>,
+        waiting: Vec<Request>,
+        in_use: Vec<PooledConnection>,
+    }
+
+    impl Harness {
+        fn new(max: u32) -> Self {
+            let pool = Pool::default();
+            let node = pool.node(([192, 0, 2, 1], 80).into(), max);
+            Self { pool, node, open: vec![], waiting: vec![], in_use: vec![] }
+        }
+
+        /// A request: served from the pool, by a new connection, or waiting.
+        fn request(&mut self, name: &str, fresh: bool) {
+            let key = key(name);
+            if !fresh && let Some(connection) = self.pool.checkout(&self.node, &key, KEEPALIVE) {
+                self.in_use.push(connection);
+                return;
+            }
+            let (node, wanted) = (Rc::clone(&self.node), key.clone());
+            let wait = Box::pin(async move { node.connection_or_slot(&wanted, fresh).await });
+            self.waiting.push(Request { key, fresh, wait });
+            self.run();
+        }
+
+        /// Lets tasks of connections end, and serves those who wait.
+        fn run(&mut self) {
+            loop {
+                let granted = self.waiting.iter_mut().enumerate().find_map(|(index, request)| {
+                    match poll(&mut request.wait) {
+                        Poll::Ready(grant) => Some((index, grant)),
+                        Poll::Pending => None,
+                    }
+                });
+                if let Some((index, grant)) = granted {
+                    let request = self.waiting.remove(index);
+                    self.serve(request, grant);
+                    continue;
+                }
+                let open = self.open.len();
+                self.open.retain_mut(|open| {
+                    let aborted = open.abort.poll(&Context::from_waker(Waker::noop())).is_ready();
+                    !aborted && poll(&mut open.task).is_pending()
+                });
+                if open == self.open.len() {
+                    return;
+                }
+            }
+        }
+
+        fn serve(&mut self, Request { key, fresh, .. }: Request, grant: Grant) {
+            let connection = match grant {
+                Grant::Slot(slot) => self.connect(&key, slot),
+                Grant::Connection(connection) => {
+                    assert!(!fresh);
+                    let open = self.open.iter().find(|open| Rc::ptr_eq(&open.abort, &connection.abort));
+                    assert_eq!(open.map(|open| &open.key), Some(&key), "it belongs to this identity");
+                    connection
+                }
+            };
+            self.in_use.push(self.pool.check_out(&self.node, key, KEEPALIVE, connection));
+        }
+
+        fn connect(&mut self, key: &ConnectionKey, slot: ConnectionSlot) -> Http1Connection {
+            let (near, far) = tokio::io::duplex(64);
+            let mut handshake = Box::pin(http1::handshake(TokioIo::new(near)));
+            let Poll::Ready(Ok((sender, task))) = poll(&mut handshake) else { panic!("nothing to wait for") };
+            let mut task: Task = Box::pin(task);
+            assert!(poll(&mut task).is_pending());
+            let abort = Rc::<Flag>::default();
+            let (key, abort_open) = (key.clone(), Rc::clone(&abort));
+            self.open.push(Open { key, abort: abort_open, _far_end: far, task, _slot: slot });
+            Http1Connection { sender, abort, requests: 0 }
+        }
+
+        fn release(&mut self, index: usize) {
+            self.in_use.remove(index).release();
+            self.run();
+        }
+
+        fn keys_in_use(&self) -> Vec<String> {
+            let name = |open: &Open| open.key.tls.as_ref().map(|(name, _)| name.to_string());
+            self.open.iter().filter_map(name).collect()
+        }
+    }
+
+    #[test]
+    fn a_released_connection_goes_to_the_first_of_its_key() {
+        let mut harness = Harness::new(1);
+        harness.request("a", false);
+        harness.request("a", false);
+        harness.request("a", false);
+        assert_eq!((harness.open.len(), harness.waiting.len(), harness.pool.queued()), (1, 2, 2));
+        harness.release(0);
+        assert_eq!((harness.in_use.len(), harness.in_use[0].reused, harness.waiting.len()), (1, true, 1));
+        harness.waiting.clear();
+        harness.release(0);
+        assert_eq!((harness.node.idle_count(), harness.pool.queued()), (1, 0), "the queue is empty");
+    }
+
+    #[test]
+    fn another_key_gets_the_slot_and_not_the_connection() {
+        let mut harness = Harness::new(1);
+        harness.request("a", false);
+        harness.request("b", false);
+        harness.request("a", false);
+        harness.release(0);
+        assert_eq!(harness.keys_in_use(), ["b"]);
+        assert!(!harness.in_use[0].reused, "a connection of its own");
+        harness.release(0);
+        assert_eq!(harness.keys_in_use(), ["a"]);
+    }
+
+    #[test]
+    fn an_idle_connection_makes_room_for_another_key() {
+        let mut harness = Harness::new(2);
+        harness.request("a", false);
+        harness.request("a", false);
+        harness.release(0);
+        harness.request("b", false);
+        assert_eq!(harness.keys_in_use(), ["a", "b"]);
+        assert_eq!((harness.waiting.len(), harness.node.idle_count()), (0, 0));
+    }
+
+    #[test]
+    fn a_request_that_needs_a_new_connection_gets_a_slot() {
+        let mut harness = Harness::new(1);
+        harness.request("a", false);
+        let first = Rc::clone(&harness.open[0].abort);
+        harness.request("a", true);
+        assert_eq!(harness.waiting.len(), 1);
+        harness.release(0);
+        assert_eq!((harness.waiting.len(), harness.in_use.len()), (0, 1));
+        assert!(!Rc::ptr_eq(&first, &harness.open[0].abort) && !harness.in_use[0].reused);
+    }
+
+    #[test]
+    fn an_aborted_exchange_frees_its_slot() {
+        let mut harness = Harness::new(1);
+        harness.request("a", false);
+        harness.request("a", false);
+        drop(harness.in_use.remove(0));
+        harness.run();
+        assert_eq!((harness.waiting.len(), harness.in_use.len()), (0, 1));
+        assert!(!harness.in_use[0].reused);
+    }
+
+    #[test]
+    fn keys_that_clients_choose_are_not_kept() {
+        let mut harness = Harness::new(1);
+        for number in 0..1000 {
+            harness.request(&number.to_string(), false);
+            harness.release(0);
+        }
+        let keys = harness.node.state.borrow().keys.len();
+        assert!(keys <= EMPTY_KEYS_MAX + 1, "{keys}");
+    }
+
+    proptest! {
+        #[test]
+        fn slots_are_bounded_and_keys_share_no_connection(
+            max in 1_u32..4, steps in proptest::collection::vec((0_u8..7, 0_usize..8), 0..60),
+        ) {
+            let mut harness = Harness::new(max);
+            for (step, index) in steps {
+                match step {
+                    0..=2 => harness.request(["a", "b", "c"][usize::from(step)], index == 0),
+                    3 if index < harness.waiting.len() => drop(harness.waiting.remove(index)),
+                    4 if index < harness.in_use.len() => drop(harness.in_use.remove(index)),
+                    5..=6 if index < harness.in_use.len() => harness.release(index),
+                    _ => {}
+                }
+                harness.run();
+                let slots = harness.node.state.borrow().open as usize;
+                prop_assert_eq!(slots, harness.open.len());
+                prop_assert!(slots <= max as usize);
+                prop_assert_eq!(harness.pool.queued(), harness.waiting.len());
+                prop_assert!(harness.waiting.is_empty() || harness.in_use.len() == max as usize);
+            }
+            while !harness.in_use.is_empty() {
+                harness.release(0);
+            }
+            prop_assert!(harness.waiting.is_empty());
+            harness.node.clear();
+            harness.run();
+            harness.node.sweep();
+            prop_assert!(harness.node.is_unused());
+        }
+    }
+}
