@@ -9,12 +9,13 @@ pub(crate) mod error_page;
 pub(crate) mod head;
 mod header_case;
 mod http1;
-mod http2;
+pub(crate) mod http2;
 pub(crate) mod incoming_body;
 mod keep_alive;
 pub mod request;
 pub(crate) mod server;
 mod tracked_io;
+pub(crate) mod trailers;
 
 use std::future::Future;
 use std::rc::Rc;

@@ -126,7 +126,7 @@ impl HeadLimits {
     }
 
     /// Checks the fields of a head whose first line has `first_line` bytes.
-    fn check_fields(self, first_line: usize, headers: &HeaderMap) -> Result<(), HeadError> {
+    pub(super) fn check_fields(self, first_line: usize, headers: &HeaderMap) -> Result<(), HeadError> {
         let mut total = first_line;
         for (name, value) in headers {
             let field = name.as_str().len() + value.len() + FIELD_OVERHEAD;

@@ -10,6 +10,7 @@
 
 pub(super) mod frames;
 mod response;
+pub(crate) mod sender;
 
 use std::cell::Cell;
 use std::future::{Future, poll_fn};

@@ -1,22 +1,21 @@
 //! The response on one HTTP/2 stream: its head, then its body as far as the client's windows allow.
 //!
-//! Invariants: `h2` gets no byte that the stream's window does not cover, so that data for a slow
-//! client stays in the upstream's socket; a body that is truncated, or that its client does not
-//! read, ends with RST_STREAM, never with END_STREAM.
+//! Invariant: a body that its client does not read ends with RST_STREAM after `send_timeout`, never
+//! with END_STREAM. [`sender`](super::sender) has the others.
 
 use std::cell::RefCell;
 use std::future::poll_fn;
-use std::pin::Pin;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use h2::server::SendResponse;
-use h2::{Reason, SendStream};
+use h2::Reason;
 use http::{HeaderMap, HeaderValue, Response, header};
 use hyper::body::Body;
 
 use super::Streams;
+use super::sender::{BodySender, SendPacing};
 use crate::http::RequestHandler;
 use crate::io::coarse_timer::CoarseTimer;
 
@@ -43,7 +42,8 @@ pub(super) async fn send<H: RequestHandler>(
     complete_headers(&mut head.headers, &body);
     match respond.send_response(Response::from_parts(head, ()), ends) {
         Ok(stream) if !ends => {
-            let mut sender = ResponseSender::new(stream, body, streams);
+            let wait = WindowWait { streams, timer: None };
+            let mut sender = BodySender::new(stream, body, wait);
             poll_fn(|cx| sender.poll(cx)).await;
         }
         Ok(_ended) => {}
@@ -83,132 +83,41 @@ fn date() -> HeaderValue {
     })
 }
 
-/// Sends the body of one response.
-struct ResponseSender<'a, H: RequestHandler> {
-    stream: SendStream<Bytes>,
-    body: H::Body,
-    /// Data without a window.
-    piece: Bytes,
-    /// `piece` is the end of the body.
-    is_last: bool,
-    /// Bytes sent since the last progress.
-    sent: usize,
-    wait: WindowWait<'a, H>,
-}
-
 /// The time since the client closed its window; meanwhile the stream counts as blocked.
 struct WindowWait<'a, H> {
     streams: &'a Streams<H>,
     timer: Option<CoarseTimer>,
 }
 
-impl<'a, H: RequestHandler> ResponseSender<'a, H> {
-    fn new(stream: SendStream<Bytes>, body: H::Body, streams: &'a Streams<H>) -> Self {
-        let wait = WindowWait { streams, timer: None };
-        Self { stream, body, piece: Bytes::new(), is_last: false, sent: 0, wait }
+impl<H: RequestHandler> SendPacing for WindowWait<'_, H> {
+    const TRUNCATED: Reason = Reason::INTERNAL_ERROR;
+
+    fn frame_size(&self) -> usize {
+        let streams = self.streams.state.in_flight().max(1);
+        (ROUND_BYTES / streams).clamp(CHUNK_MIN, CHUNK_MAX)
     }
 
-    /// Ready when the stream has ended, successfully or not.
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        if self.stream.poll_reset(cx).is_ready() {
-            return Poll::Ready(());
-        }
-        loop {
-            if self.piece.is_empty() {
-                if self.is_last {
-                    return Poll::Ready(());
-                }
-                // Capacity is reserved only for data that is there: it is taken from other streams.
-                ready!(self.poll_body(cx));
-                continue;
-            }
-            let window = self.stream.capacity();
-            if window > 0 {
-                self.send_piece(window);
-                continue;
-            }
-            match self.stream.poll_capacity(cx) {
-                Poll::Ready(Some(Ok(_))) => {}
-                Poll::Ready(Some(Err(_)) | None) => return Poll::Ready(()),
-                Poll::Pending => {
-                    ready!(self.wait.poll(cx));
-                    self.wait.streams.record_stalled();
-                    self.stream.send_reset(Reason::CANCEL);
-                    return Poll::Ready(());
-                }
-            }
-        }
-    }
-
-    /// Ready when there is a piece, or the body has ended.
-    fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        match ready!(Pin::new(&mut self.body).poll_frame(cx)) {
-            Some(Ok(frame)) => {
-                let Ok(data) = frame.into_data() else { return Poll::Ready(()) };
-                self.is_last = self.body.is_end_stream();
-                if data.is_empty() && self.is_last {
-                    self.end_stream();
-                } else if !data.is_empty() {
-                    self.reserve(data.len());
-                    self.piece = data;
-                }
-            }
-            None => self.end_stream(),
-            Some(Err(_truncated)) => {
-                self.stream.send_reset(Reason::INTERNAL_ERROR);
-                self.is_last = true;
-            }
-        }
-        Poll::Ready(())
-    }
-
-    /// Reserves capacity for the rest of a piece.
-    fn reserve(&mut self, rest: usize) {
-        let streams = self.wait.streams.state.in_flight().max(1);
-        self.stream.reserve_capacity(rest.min((ROUND_BYTES / streams).clamp(CHUNK_MIN, CHUNK_MAX)));
-    }
-
-    /// Sends as much of the piece as the window covers.
-    fn send_piece(&mut self, window: usize) {
-        let data = self.piece.split_to(window.min(self.piece.len()));
-        self.sent += data.len();
-        let ends = self.is_last && self.piece.is_empty();
-        if self.stream.send_data(data, ends).is_err() {
-            // The stream has ended; its other side has recorded why.
-            (self.piece, self.is_last) = (Bytes::new(), true);
-            return;
-        }
-        if !self.piece.is_empty() {
-            self.reserve(self.piece.len());
-        }
-        if self.piece.is_empty() || self.sent >= PROGRESS_MIN {
-            self.sent = 0;
-            self.wait.record_progress();
-        }
-    }
-
-    /// Sends END_STREAM.
-    fn end_stream(&mut self) {
-        self.is_last = true;
-        let _ended_meanwhile = self.stream.send_data(Bytes::new(), true);
-    }
-}
-
-impl<H: RequestHandler> WindowWait<'_, H> {
     /// Ready when it has lasted for `send_timeout`.
-    fn poll(&mut self, cx: &Context<'_>) -> Poll<()> {
+    fn poll_blocked(&mut self, cx: &Context<'_>) -> Poll<()> {
         let Self { streams, timer } = self;
         let timer = timer.get_or_insert_with(|| {
             streams.blocked.set(streams.blocked.get() + 1);
             streams.send_timer()
         });
-        timer.poll(cx)
+        let stalled = timer.poll(cx);
+        if stalled.is_ready() {
+            streams.record_stalled();
+        }
+        stalled
     }
 
-    /// The client reads.
-    fn record_progress(&mut self) {
-        self.streams.record_progress();
-        self.stop();
+    fn record_sent(&mut self, bytes: usize, whole_piece: bool) -> bool {
+        let reads = whole_piece || bytes >= PROGRESS_MIN;
+        if reads {
+            self.streams.record_progress();
+            self.stop();
+        }
+        reads
     }
 }
 
