@@ -6,6 +6,7 @@
 //! flight and closes.
 
 pub(crate) mod error_page;
+pub(crate) mod grpc;
 pub(crate) mod head;
 mod header_case;
 mod http1;

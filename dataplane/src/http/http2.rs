@@ -133,7 +133,7 @@ pub(super) async fn serve<I, H>(
 }
 
 /// SETTINGS_MAX_HEADER_LIST_SIZE, in bytes.
-fn max_header_list_size(limits: HeadLimits) -> u32 {
+pub(crate) fn max_header_list_size(limits: HeadLimits) -> u32 {
     u32::try_from(limits.head.saturating_mul(HEADER_LIST_FACTOR)).unwrap_or(u32::MAX)
 }
 

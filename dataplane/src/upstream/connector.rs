@@ -1,5 +1,5 @@
 //! New connections to upstream nodes: TCP, then TLS with the upstream's own identity; for requests,
-//! then HTTP/1.
+//! then HTTP/1 or HTTP/2.
 
 use std::future::{Future, poll_fn};
 use std::io;
@@ -11,13 +11,17 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use hyper::client::conn::http1;
+use model::KeepalivePool;
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ClientConnection};
 use tokio::sync::OwnedSemaphorePermit;
 
+use super::http2::connection::{self as http2, Http2Connection, Http2HandshakeError};
 use super::pool::idle::Http1Connection;
+use super::pool::key::{DialError, UpstreamProtocol};
 use super::pool::node::ConnectionSlot;
 use super::pool::permits::ConnectionPermits;
+use crate::http::head::HeadLimits;
 use crate::io::buffered::BufferedSocket;
 use crate::io::chunk_read::{Chunk, ChunkRead};
 use crate::io::flag::Flag;
@@ -28,6 +32,9 @@ use crate::reason::Reason;
 use crate::runtime::{self, Socket};
 use crate::tls::handshake::{self, HandshakeError, TlsHandshake};
 use crate::tls::stream::TlsStream;
+
+/// HTTP/2 in ALPN.
+const H2: &[u8] = b"h2";
 
 /// No connection to the node.
 #[derive(Debug, thiserror::Error)]
@@ -54,6 +61,14 @@ pub enum ConnectError {
     /// hyper rejected the new connection.
     #[error("HTTP with {addr}: {error}")]
     Http { addr: SocketAddr, error: hyper::Error },
+    #[error("HTTP/2 with {addr}: {error}")]
+    Http2 { addr: SocketAddr, error: Http2HandshakeError },
+    /// By ALPN the node selected another protocol than `h2`, for an upstream that has no other.
+    #[error("HTTP/2 with {addr}: the node selected {selected:?} by ALPN, not \"h2\"")]
+    NotHttp2 { addr: SocketAddr, selected: String },
+    /// The connection of another request, on which this one was to have a stream.
+    #[error(transparent)]
+    Shared(DialError),
 }
 
 impl HasReason for ConnectError {
@@ -63,7 +78,10 @@ impl HasReason for ConnectError {
             Self::Tcp { .. } => Reason::UpstreamConnect,
             Self::Timeout { .. } => Reason::UpstreamConnectTimeout,
             Self::Tls { .. } => Reason::UpstreamTls,
-            Self::Http { .. } => Reason::UpstreamInvalid,
+            Self::Http { .. } | Self::NotHttp2 { .. } => Reason::UpstreamInvalid,
+            Self::Http2 { error, .. } if error.is_invalid() => Reason::UpstreamInvalid,
+            Self::Http2 { .. } => Reason::UpstreamClosed,
+            Self::Shared(error) => error.reason,
         }
     }
 }
@@ -113,13 +131,42 @@ pub(crate) async fn connect(
     permits: &ConnectionPermits,
     slot: Option<ConnectionSlot>,
 ) -> Result<UpstreamStream, ConnectError> {
+    Ok(connect_with_alpn(addr, tls, deadline, permits, slot).await?.0)
+}
+
+/// The protocol that a node selected by ALPN.
+type SelectedProtocol = Option<Vec<u8>>;
+
+async fn connect_with_alpn(
+    addr: SocketAddr,
+    tls: TlsParams<'_>,
+    deadline: ConnectDeadline,
+    permits: &ConnectionPermits,
+    slot: Option<ConnectionSlot>,
+) -> Result<(UpstreamStream, SelectedProtocol), ConnectError> {
     let permit =
         deadline.limit(permits.acquire(), |within| ConnectError::ConnectionLimit { addr, within }).await?;
     let connecting = connect_tcp_and_tls(addr, tls, (permit, slot));
     deadline.limit(connecting, |within| ConnectError::Timeout { addr, within }).await?
 }
 
-/// Like [`connect`], with HTTP/1 on top.
+/// How requests are sent on a new connection.
+pub(crate) struct HttpOptions {
+    pub protocol: UpstreamProtocol,
+    pub http1: http1::Builder,
+    /// The limits on the head of a response, for HTTP/2.
+    pub head: HeadLimits,
+    /// The limits on an HTTP/2 connection.
+    pub keepalive: KeepalivePool,
+}
+
+/// A new connection for requests.
+pub(crate) enum NewConnection {
+    Http1(Http1Connection),
+    Http2(Rc<Http2Connection>),
+}
+
+/// Like [`connect`], with HTTP on top.
 ///
 /// # Errors
 /// [`ConnectError`]; another node may be tried.
@@ -128,30 +175,55 @@ pub(crate) async fn connect_http(
     tls: TlsParams<'_>,
     deadline: ConnectDeadline,
     permits: &ConnectionPermits,
-    slot: ConnectionSlot,
-    builder: &http1::Builder,
-) -> Result<Http1Connection, ConnectError> {
-    let mut stream = connect(addr, tls, deadline, permits, Some(slot)).await?;
+    slot: Option<ConnectionSlot>,
+    options: &HttpOptions,
+) -> Result<NewConnection, ConnectError> {
+    let is_encrypted = tls.is_some();
+    let (mut stream, selected) = connect_with_alpn(addr, tls, deadline, permits, slot).await?;
     // A node may respond without reading the whole body, and close: the response counts.
     stream.socket().ignore_write_errors(true);
+    let is_http2 = match (options.protocol, selected) {
+        (UpstreamProtocol::Http1, _) => false,
+        (UpstreamProtocol::Negotiated, selected) => selected.as_deref() == Some(H2),
+        // A server without ALPN may have HTTP/2 alone, too.
+        (UpstreamProtocol::Http2, None) => true,
+        (UpstreamProtocol::Http2, Some(selected)) if selected == H2 || !is_encrypted => true,
+        (UpstreamProtocol::Http2, Some(selected)) => {
+            let selected = String::from_utf8_lossy(&selected).into_owned();
+            return Err(ConnectError::NotHttp2 { addr, selected });
+        }
+    };
     // One type for each variant: an idle connection without TLS must not take the memory of one
     // with.
-    match stream {
-        UpstreamStream::Plain(stream) => http_handshake(addr, stream, builder).await,
-        UpstreamStream::Tls(stream) => http_handshake(addr, stream, builder).await,
+    if is_http2 {
+        let timed_out = |within| ConnectError::Timeout { addr, within };
+        let connection = match stream {
+            UpstreamStream::Plain(stream) => {
+                deadline.limit(http2::handshake(stream, options.head, options.keepalive), timed_out).await?
+            }
+            UpstreamStream::Tls(stream) => {
+                deadline.limit(http2::handshake(stream, options.head, options.keepalive), timed_out).await?
+            }
+        };
+        return connection.map(NewConnection::Http2).map_err(|error| ConnectError::Http2 { addr, error });
     }
+    let connection = match stream {
+        UpstreamStream::Plain(stream) => http_handshake(addr, stream, &options.http1).await?,
+        UpstreamStream::Tls(stream) => http_handshake(addr, stream, &options.http1).await?,
+    };
+    Ok(NewConnection::Http1(connection))
 }
 
 async fn connect_tcp_and_tls(
     addr: SocketAddr,
     tls: TlsParams<'_>,
     places: (Option<OwnedSemaphorePermit>, Option<ConnectionSlot>),
-) -> Result<UpstreamStream, ConnectError> {
+) -> Result<(UpstreamStream, SelectedProtocol), ConnectError> {
     let socket = Socket::connect(addr).await.map_err(|error| ConnectError::Tcp { addr, error })?;
     let mut socket = BufferedSocket::new(socket);
     socket.set_guard(places);
     match tls {
-        None => Ok(UpstreamStream::Plain(PlainStream::new(socket))),
+        None => Ok((UpstreamStream::Plain(PlainStream::new(socket)), None)),
         Some((config, name)) => {
             let failed = |error: HandshakeError| ConnectError::Tls { addr, error };
             let connection =
@@ -162,7 +234,9 @@ async fn connect_tcp_and_tls(
             match handshake::drive(&mut tls, &mut socket).await {
                 Ok(()) => {
                     socket.ignore_write_errors(false);
-                    Ok(UpstreamStream::Tls(TlsStream::new(tls.into_transport(), socket)))
+                    let selected = tls.alpn().map(<[u8]>::to_vec);
+                    let stream = TlsStream::new(tls.into_transport(), socket);
+                    Ok((UpstreamStream::Tls(stream), selected))
                 }
                 Err(error) => {
                     runtime::spawn(async move {

@@ -3,6 +3,10 @@
 //! Both bodies are streamed. Sent again are requests that failed before the node can have seen
 //! them, and idempotent ones without a body (contract section 8, RFC 9110 section 9.2.2).
 
+mod checkout;
+mod http1;
+mod http2;
+
 use std::future::{Future, poll_fn};
 use std::net::SocketAddr;
 use std::pin::pin;
@@ -13,19 +17,17 @@ use std::time::{Duration, Instant};
 
 use http::request::Parts;
 use http::uri::PathAndQuery;
-use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, Version, header};
-use hyper::body::Incoming;
-use hyper::client::conn::http1;
-use model::{KeepalivePool, Node, Scheme, Timeouts};
-use rustls::pki_types::ServerName;
+use http::{Extensions, HeaderMap, Method, Request, Response, StatusCode, Uri, Version};
+use model::{Node, Scheme, Timeouts, Upstream};
 
+use self::checkout::Checkout;
 use super::client::{NodeAttempts, UpstreamClient, UpstreamError, UpstreamTarget};
-use super::client_tls::{Alpn, ClientTlsConfig};
-use super::connector::{self, ConnectDeadline, ConnectError, TlsParams};
+use super::client_tls::ClientTlsConfig;
 use super::framing::{self, FramingError};
 use super::host_header;
-use super::pool::PooledConnection;
-use super::pool::node::{ConnectionKey, Grant, NodePool};
+use super::http2::head::AuthorityError;
+use super::pool::Lease;
+use super::pool::key::UpstreamProtocol;
 use super::request_body::{RequestBody, SendProgress, WaitState};
 use super::response_body::UpstreamResponseBody;
 use super::status_header::UpstreamStatus;
@@ -41,6 +43,15 @@ pub(crate) enum ExchangeError {
     /// The exchange failed on a connection.
     #[error("{addr}: {error}")]
     Http { addr: SocketAddr, error: hyper::Error },
+    /// The exchange failed on its stream, or with its connection.
+    #[error("{addr}: HTTP/2: {error}")]
+    Http2 { addr: SocketAddr, error: h2::Error },
+    /// The node sends 1xx responses without end.
+    #[error("{addr}: more than {max} interim responses")]
+    InterimResponses { addr: SocketAddr, max: u32 },
+    /// The request has no `:authority`.
+    #[error("{addr}: {error}")]
+    Authority { addr: SocketAddr, error: AuthorityError },
     /// The response cannot be forwarded.
     #[error("{addr}: {error}")]
     Framing { addr: SocketAddr, error: FramingError },
@@ -59,9 +70,11 @@ impl HasReason for ExchangeError {
     fn reason(&self) -> Reason {
         match self {
             Self::Upstream(error) => error.reason(),
-            Self::Framing { .. } => Reason::UpstreamInvalid,
+            Self::Framing { .. } | Self::InterimResponses { .. } => Reason::UpstreamInvalid,
             Self::Http { error, .. } if error.is_parse() => Reason::UpstreamInvalid,
-            Self::Http { .. } | Self::RequestBodyUnsent { .. } => Reason::UpstreamClosed,
+            Self::Http2 { error, .. } if error.is_library() => Reason::UpstreamInvalid,
+            Self::Http { .. } | Self::Http2 { .. } | Self::RequestBodyUnsent { .. } => Reason::UpstreamClosed,
+            Self::Authority { .. } => Reason::BadRequest,
             Self::Timeout { reason, .. } | Self::ClientBody(reason) => *reason,
         }
     }
@@ -72,7 +85,7 @@ impl ExchangeError {
     /// 502. `None`: no node was dialled, or the client failed.
     fn attempt_status(&self) -> Option<StatusCode> {
         match self {
-            Self::ClientBody(_) => None,
+            Self::ClientBody(_) | Self::Authority { .. } => None,
             Self::Upstream(UpstreamError::Connect(_)) => self.reason().status(),
             Self::Upstream(_) => None,
             _ => self.reason().status(),
@@ -111,13 +124,12 @@ impl UpstreamClient {
         status: &mut UpstreamStatus,
     ) -> Result<Response<UpstreamResponseBody>, ExchangeError> {
         let prepared = self.tls_configs.prepared(target.upstream);
-        let tls_config = match target.upstream.scheme {
-            Scheme::Http => None,
-            Scheme::Https => {
-                let config = self.tls_configs.client_config(target.upstream, &prepared, target.snapshot);
-                Some(config.map_err(UpstreamError::from)?)
-            }
-            tcp => return Err(UpstreamError::Scheme(tcp.as_str()).into()),
+        let protocol = protocol(target.upstream)?;
+        let tls_config = if target.upstream.scheme.is_encrypted() {
+            let config = self.tls_configs.client_config(target.upstream, &prepared, target.snapshot);
+            Some(config.map_err(UpstreamError::from)?)
+        } else {
+            None
         };
         // Kept for every request that may be sent twice, not only where there are other nodes: the
         // node may just be closing the connection that the pool has.
@@ -131,13 +143,14 @@ impl UpstreamClient {
             loop {
                 let request = unsent.take().or_else(|| template.as_ref().map(RetryTemplate::request));
                 let Some(request) = request else { return Err(last) };
-                let failed = match self.attempt(target, tls_config.as_ref(), node, request, fresh).await {
-                    Ok(response) => {
-                        status.record_response(response.status());
-                        return Ok(response);
-                    }
-                    Err(failed) => failed,
-                };
+                let failed =
+                    match self.attempt(target, (protocol, tls_config.as_ref()), node, request, fresh).await {
+                        Ok(response) => {
+                            status.record_response(response.status());
+                            return Ok(response);
+                        }
+                        Err(failed) => failed,
+                    };
                 last = failed.error;
                 if let Some(code) = last.attempt_status() {
                     status.record_failure(code);
@@ -159,130 +172,42 @@ impl UpstreamClient {
     async fn attempt(
         &self,
         target: &UpstreamTarget<'_>,
-        tls_config: Option<&Arc<ClientTlsConfig>>,
+        (protocol, tls_config): (UpstreamProtocol, Option<&Arc<ClientTlsConfig>>),
         node: &Node,
-        mut request: Request<RequestBody>,
+        request: Request<RequestBody>,
         fresh: bool,
     ) -> Result<Response<UpstreamResponseBody>, FailedAttempt> {
         let host = host_header::upstream_host(target.upstream, target.authority, node);
-        // With `pass_host: pass` the request has the value already.
-        let is_set = request.headers().get(header::HOST).is_some_and(|set| set.as_bytes() == host.as_bytes());
-        if let (false, Ok(value)) = (is_set, HeaderValue::from_str(&host)) {
-            request.headers_mut().insert(header::HOST, value);
-        }
+        let keepalive = target.upstream.keepalive.unwrap_or(self.keepalive);
         let checkout = Checkout {
             host: &host,
+            protocol,
             tls_config,
-            keepalive: target.upstream.keepalive.unwrap_or(self.keepalive),
+            keepalive,
+            max_connections: keepalive.max_connections.unwrap_or(self.connections_per_node),
             connect_timeout: target.timeouts.connect,
             fresh,
         };
         let port = node.port.or(target.upstream.scheme.default_port());
         let checkout = async |addr: SocketAddr| self.checkout(addr, &checkout).await;
-        let mut connection = match self.connect_node(node, port, checkout).await {
-            Ok(connection) => connection,
-            Err(error) => return Err(FailedAttempt::unsent(error, request)),
-        };
-        let progress = request.body().progress();
-        let (reused, addr) = (connection.reused, connection.addr());
-        let response = connection.sender.try_send_request(request);
-        match response_in_time(response, &progress, &target.timeouts, &self.timers).await {
-            Ok(Ok(response)) => {
-                self.wrap_response(target, response, connection, progress).map_err(FailedAttempt::sent)
-            }
-            Ok(Err(mut failed)) => {
-                let unsent = failed.take_message();
-                if let Some(reason) = progress.failed() {
-                    return Err(FailedAttempt::sent(ExchangeError::ClientBody(reason)));
-                }
-                let error = ExchangeError::Http { addr, error: failed.into_error() };
-                Err(FailedAttempt { error, unsent, stale: reused })
-            }
-            Err((reason, within)) => {
-                Err(FailedAttempt::sent(ExchangeError::Timeout { addr, reason, within }))
-            }
+        match self.connect_node(node, port, checkout).await {
+            Ok(Lease::Http1(connection)) => self.attempt_http1(target, connection, request, &host).await,
+            // Boxed: not every request pays for the larger state.
+            Ok(Lease::Http2(stream)) => Box::pin(self.attempt_http2(target, stream, request, &host)).await,
+            Err(error) => Err(FailedAttempt::unsent(error, request)),
         }
-    }
-
-    /// Checks the response and makes its head the gateway's own.
-    fn wrap_response(
-        &self,
-        target: &UpstreamTarget<'_>,
-        mut response: Response<Incoming>,
-        mut connection: PooledConnection,
-        progress: SendProgress,
-    ) -> Result<Response<UpstreamResponseBody>, ExchangeError> {
-        let addr = connection.addr();
-        // A node may respond early and close. On a connection that stays open, hyper has left the
-        // body out.
-        if progress.was_dropped() && !connection.is_closed() {
-            return Err(ExchangeError::RequestBodyUnsent { addr });
-        }
-        let accepted = framing::accept_response(&mut response);
-        connection.reusable = accepted.map_err(|error| ExchangeError::Framing { addr, error })?;
-        let read_timeout = target.timeouts.read;
-        Ok(response
-            .map(|body| UpstreamResponseBody::new(body, connection, progress, read_timeout, &self.timers)))
-    }
-
-    /// Takes a connection to `addr` from the pool, or makes one.
-    async fn checkout(
-        &self,
-        addr: SocketAddr,
-        checkout: &Checkout<'_>,
-    ) -> Result<PooledConnection, ConnectError> {
-        let tls = checkout.tls_config.map(|tls| (tls, host_header::server_name(checkout.host, addr.ip())));
-        let generation = |(tls, name): &(&Arc<ClientTlsConfig>, ServerName<'_>)| {
-            (Rc::from(&*name.to_str()), tls.generation)
-        };
-        let key = ConnectionKey { tls: tls.as_ref().map(generation) };
-        let node = self.pool.node(addr, self.connections_per_node);
-        if !checkout.fresh
-            && let Some(connection) = self.pool.checkout(&node, &key, checkout.keepalive)
-        {
-            return Ok(connection);
-        }
-        let tls = tls.map(|(tls, name)| (tls.for_protocol(Alpn::Http1), name));
-        // Boxed: rare, and large.
-        Box::pin(self.connect_http(&node, key, tls, checkout)).await
-    }
-
-    /// Opens a connection, or waits for one where the node has as many as it may have.
-    async fn connect_http(
-        &self,
-        node: &Rc<NodePool>,
-        key: ConnectionKey,
-        tls: TlsParams<'_>,
-        checkout: &Checkout<'_>,
-    ) -> Result<PooledConnection, ConnectError> {
-        let deadline = ConnectDeadline::start(checkout.connect_timeout);
-        let limited = |within| ConnectError::NodeLimit { addr: node.addr, max: node.max, within };
-        let connection = match deadline.limit(node.connection_or_slot(&key, checkout.fresh), limited).await? {
-            Grant::Connection(connection) => connection,
-            Grant::Slot(slot) => {
-                let builder = self.http1_builder();
-                connector::connect_http(node.addr, tls, deadline, &self.permits, slot, &builder).await?
-            }
-        };
-        Ok(self.pool.check_out(node, key, checkout.keepalive, connection))
-    }
-
-    fn http1_builder(&self) -> http1::Builder {
-        let mut builder = http1::Builder::new();
-        builder.max_buf_size(self.head.buffer_size()).max_headers(self.head.max_fields());
-        builder.preserve_header_case(self.preserve_header_case).title_case_headers(self.preserve_header_case);
-        builder
     }
 }
 
-/// The connection that a request needs.
-struct Checkout<'a> {
-    host: &'a str,
-    tls_config: Option<&'a Arc<ClientTlsConfig>>,
-    keepalive: KeepalivePool,
-    connect_timeout: Duration,
-    /// Not from the pool.
-    fresh: bool,
+/// The version of HTTP to the nodes of an upstream.
+fn protocol(upstream: &Upstream) -> Result<UpstreamProtocol, UpstreamError> {
+    match upstream.scheme {
+        Scheme::Http => Ok(UpstreamProtocol::Http1),
+        Scheme::Https if upstream.http2 => Ok(UpstreamProtocol::Negotiated),
+        Scheme::Https => Ok(UpstreamProtocol::Http1),
+        Scheme::Grpc | Scheme::Grpcs => Ok(UpstreamProtocol::Http2),
+        tcp @ (Scheme::Tcp | Scheme::Tls) => Err(UpstreamError::Scheme(tcp.as_str())),
+    }
 }
 
 /// Waits for the response. The upstream's timeouts run only while it is the upstream that is
@@ -332,9 +257,9 @@ fn is_retriable(request: &Request<RequestBody>) -> bool {
 struct RetryTemplate {
     method: Method,
     uri: Uri,
-    headers: http::HeaderMap,
+    headers: HeaderMap,
     /// The case of header names, where it is kept.
-    extensions: http::Extensions,
+    extensions: Extensions,
 }
 
 impl RetryTemplate {
@@ -373,6 +298,7 @@ pub fn upstream_request(mut parts: Parts, path: PathAndQuery, body: RequestBody)
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::upstream::connector::ConnectError;
 
     #[test]
     fn only_attempts_that_reached_a_node_have_a_status() {

@@ -2,11 +2,12 @@
 //! node ([`node`]) and altogether ([`permits`]).
 //!
 //! Invariant 7: a connection belongs to one identity. The key has all that decides who the peers
-//! are to each other: the node's address, the server name, and the generation of the TLS
-//! configuration, which is new for every client certificate, trust and verification setting. One
-//! pool a worker; cores share nothing.
+//! are to each other: the node's address, the protocol, the server name, and the generation of the
+//! TLS configuration, which is new for every client certificate, trust and verification setting.
+//! One pool a worker; cores share nothing.
 
 pub(crate) mod idle;
+pub(crate) mod key;
 pub(crate) mod node;
 pub(crate) mod permits;
 
@@ -21,7 +22,8 @@ use hyper::client::conn::http1::SendRequest;
 use model::KeepalivePool;
 
 use self::idle::Http1Connection;
-use self::node::{ConnectionKey, NodePool};
+use self::key::ConnectionKey;
+use self::node::{Available, NodePool, StreamSlot};
 use super::request_body::RequestBody;
 use crate::io::flag::Flag;
 use crate::runtime;
@@ -82,6 +84,12 @@ pub(crate) struct PooledConnection {
     pub reused: bool,
 }
 
+/// What one exchange has of a connection.
+pub(crate) enum Lease {
+    Http1(PooledConnection),
+    Http2(StreamSlot),
+}
+
 impl Pool {
     /// An empty pool; its sweeper runs as long as the worker.
     pub(crate) fn start() -> Rc<Self> {
@@ -106,15 +114,15 @@ impl Pool {
         Rc::clone(node)
     }
 
-    /// Takes an open idle connection for this key.
+    /// Takes an open connection for this key, or a stream on one.
     pub(crate) fn checkout(
         &self,
         node: &Rc<NodePool>,
         key: &ConnectionKey,
         keepalive: KeepalivePool,
-    ) -> Option<PooledConnection> {
-        let connection = node.take_idle(key)?;
-        Some(self.check_out(node, key.clone(), keepalive, connection))
+    ) -> Option<Lease> {
+        let available = node.take(key)?;
+        Some(self.check_out(node, key.clone(), keepalive, available))
     }
 
     /// Counts a connection of `node` as in use.
@@ -123,10 +131,13 @@ impl Pool {
         node: &Rc<NodePool>,
         key: ConnectionKey,
         keepalive: KeepalivePool,
-        connection: Http1Connection,
-    ) -> PooledConnection {
-        let Http1Connection { sender, abort, requests } = connection;
-        PooledConnection {
+        available: Available,
+    ) -> Lease {
+        let Http1Connection { sender, abort, requests } = match available {
+            Available::Connection(connection) => connection,
+            Available::Stream(stream) => return Lease::Http2(stream),
+        };
+        Lease::Http1(PooledConnection {
             sender,
             abort: AbortOnDrop(Some(abort)),
             node: Rc::clone(node),
@@ -136,15 +147,16 @@ impl Pool {
             requests,
             reusable: true,
             reused: requests > 0,
-        }
+        })
     }
 
     pub(crate) fn idle_count(&self) -> usize {
         self.nodes.borrow().values().map(|node| node.idle_count()).sum()
     }
 
+    /// Connections that serve requests.
     pub(crate) fn in_use(&self) -> usize {
-        self.in_use.get()
+        self.in_use.get() + self.nodes.borrow().values().map(|node| node.busy_http2()).sum::<usize>()
     }
 
     /// Requests that wait for a connection, because their node has as many as it may have.

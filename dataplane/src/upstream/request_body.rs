@@ -73,6 +73,8 @@ impl SendProgress {
 pub struct RequestBody<B: ClientBody = IncomingBody> {
     incoming: Option<B>,
     progress: SendProgress,
+    /// Nothing of it has been read.
+    untouched: bool,
     /// Bytes that the client may still send.
     left: u64,
     client_timeout: Duration,
@@ -99,14 +101,15 @@ impl<B: ClientBody> RequestBody<B> {
             progress.0.waiting.set(WaitState::Response(Instant::now()));
         }
         let left = if max == 0 { u64::MAX } else { max };
-        Self { incoming, progress, left, client_timeout, timer: None }
+        Self { incoming, progress, untouched: true, left, client_timeout, timer: None }
     }
 
     /// The body of a request that is sent again.
     pub fn empty() -> Self {
         let progress = SendProgress::new();
         progress.0.waiting.set(WaitState::Response(Instant::now()));
-        Self { incoming: None, progress, left: 0, client_timeout: Duration::ZERO, timer: None }
+        let client_timeout = Duration::ZERO;
+        Self { incoming: None, progress, untouched: true, left: 0, client_timeout, timer: None }
     }
 
     pub fn progress(&self) -> SendProgress {
@@ -116,6 +119,11 @@ impl<B: ClientBody> RequestBody<B> {
     /// Whether there is nothing to send, so that the request can be sent again.
     pub fn is_empty(&self) -> bool {
         self.incoming.is_none()
+    }
+
+    /// Whether nothing of it has been read, so that another node may still get all of it.
+    pub fn is_untouched(&self) -> bool {
+        self.untouched
     }
 
     fn fail(&mut self, reason: Reason) -> Poll<Option<Result<Frame<Bytes>, RequestBodyError>>> {
@@ -190,7 +198,7 @@ impl<B: ClientBody> Body for RequestBody<B> {
             // that the route sets. RFC 9110 section 6.5.1 lets a gateway drop them. They come last.
             Poll::Ready(Some(Ok(frame))) if frame.is_trailers() => this.end(),
             Poll::Ready(Some(Ok(frame))) => {
-                this.timer = None;
+                (this.timer, this.untouched) = (None, false);
                 // The last frame may be known as such already; hyper does not poll again then.
                 let now = Instant::now();
                 let last = this.incoming.as_ref().is_none_or(is_fully_read);

@@ -1,8 +1,8 @@
 //! The body of a response on its way from the upstream to the client: streamed and timed.
 //!
-//! Invariant: the connection returns to the pool only after both bodies have ended well; a response
-//! that ends early, or belongs to a request whose body was not sent, is never forwarded as a whole
-//! one.
+//! Invariants: an HTTP/1 connection returns to the pool only after both bodies have ended well; a
+//! response that ends early, or belongs to a request whose body was not sent, is never forwarded
+//! as a whole one; trailers pass as `http::trailers` allows.
 
 use std::pin::Pin;
 use std::rc::Rc;
@@ -10,19 +10,40 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::HeaderMap;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 
+use super::http2::body::Http2ResponseBody;
+use super::http2::upload::Upload;
 use super::pool::PooledConnection;
+use super::pool::node::StreamSlot;
 use super::request_body::SendProgress;
+use crate::http::head::{HeadError, HeadLimits};
+use crate::http::trailers;
 use crate::io::coarse_timer::{CoarseTimer, CoarseTimers};
 
+/// A response that is being read, and what it holds until its end.
+pub(crate) enum ResponseSource {
+    Http1 {
+        incoming: Incoming,
+        /// `None`: released, or closed after an error.
+        connection: Option<PooledConnection>,
+        /// Of the request's body.
+        progress: SendProgress,
+    },
+    Http2 {
+        body: Http2ResponseBody,
+        /// The request's body, which its client may still send, and the stream. `None`: the
+        /// exchange has ended.
+        exchange: Option<(Option<Upload>, StreamSlot)>,
+    },
+}
+
 pub(crate) struct UpstreamResponseBody {
-    incoming: Incoming,
-    /// `None`: released, or closed after an error.
-    connection: Option<PooledConnection>,
-    /// Of the request's body.
-    progress: SendProgress,
+    source: ResponseSource,
     read_timeout: Duration,
+    /// For trailers.
+    limits: HeadLimits,
     timers: Rc<CoarseTimers>,
     /// Runs while the upstream pauses.
     timer: Option<CoarseTimer>,
@@ -33,43 +54,90 @@ pub(crate) struct UpstreamResponseBody {
 pub(crate) enum UpstreamBodyError {
     #[error("the upstream's response broke off: {0}")]
     Http(#[from] hyper::Error),
+    #[error("the upstream's response broke off: HTTP/2: {0}")]
+    Http2(#[from] h2::Error),
     /// The response has ended, and the connection stays open without the rest of the request's
     /// body.
     #[error("the upstream responded to a request whose body was not sent")]
     RequestBodyUnsent,
     #[error("the upstream's response paused for more than {0:?}")]
     ReadTimeout(Duration),
+    #[error("the trailers of the upstream's response: {0}")]
+    Trailers(HeadError),
+}
+
+impl ResponseSource {
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, UpstreamBodyError>>> {
+        match self {
+            Self::Http1 { incoming, .. } => Pin::new(incoming).poll_frame(cx).map_err(Into::into),
+            Self::Http2 { body, .. } => body.poll_frame(cx).map_err(Into::into),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Http1 { incoming, .. } => incoming.is_end_stream(),
+            Self::Http2 { body, .. } => body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Http1 { incoming, .. } => incoming.size_hint(),
+            Self::Http2 { body, .. } => body.size_hint(),
+        }
+    }
+
+    /// The response has ended. An HTTP/1 connection whose response came before the end of the
+    /// request is closed, as nginx does: the rest could be taken for the next request, and a client
+    /// that sends it slowly would hold the connection. An HTTP/2 stream is reset for it.
+    fn end(&mut self) -> Result<(), UpstreamBodyError> {
+        match self {
+            Self::Http1 { connection, progress, .. } => {
+                let Some(connection) = connection.take() else { return Ok(()) };
+                if progress.is_complete() {
+                    connection.release();
+                } else if progress.was_dropped() && !connection.is_closed() {
+                    return Err(UpstreamBodyError::RequestBodyUnsent);
+                }
+            }
+            Self::Http2 { exchange, .. } => drop(exchange.take()),
+        }
+        Ok(())
+    }
+
+    /// The response has failed, and nothing more is read.
+    fn abort(&mut self) {
+        match self {
+            Self::Http1 { connection, .. } => *connection = None,
+            Self::Http2 { exchange, .. } => *exchange = None,
+        }
+    }
 }
 
 impl UpstreamResponseBody {
     /// `read_timeout`: the longest pause between two frames.
     pub(crate) fn new(
-        incoming: Incoming,
-        connection: PooledConnection,
-        progress: SendProgress,
-        read_timeout: Duration,
+        mut source: ResponseSource,
+        (read_timeout, limits): (Duration, HeadLimits),
         timers: &Rc<CoarseTimers>,
     ) -> Self {
-        let (connection, timers) = (Some(connection), Rc::clone(timers));
-        let mut body = Self { incoming, connection, progress, read_timeout, timers, timer: None };
-        if body.incoming.is_end_stream() {
+        if source.is_end_stream() {
             // `exchange` has just checked the progress, so there is no error.
-            let _no_frame_follows = body.end();
+            let _no_frame_follows = source.end();
         }
-        body
+        Self { source, read_timeout, limits, timers: Rc::clone(timers), timer: None }
     }
 
-    /// The response has ended. A connection whose response came before the end of the request is
-    /// closed, as nginx does: the rest could be taken for the next request, and a client that sends
-    /// it slowly would hold the connection.
-    fn end(&mut self) -> Result<(), UpstreamBodyError> {
-        let Some(connection) = self.connection.take() else { return Ok(()) };
-        if self.progress.is_complete() {
-            connection.release();
-        } else if self.progress.was_dropped() && !connection.is_closed() {
-            return Err(UpstreamBodyError::RequestBodyUnsent);
+    /// The last frame, if there is one to forward.
+    fn end_with(&mut self, trailers: HeaderMap) -> Option<Result<Frame<Bytes>, UpstreamBodyError>> {
+        if let Err(error) = self.source.end() {
+            return Some(Err(error));
         }
-        Ok(())
+        match trailers::forwardable(trailers, self.limits) {
+            Ok(trailers) => trailers.map(|trailers| Ok(Frame::trailers(trailers))),
+            Err(error) => Some(Err(UpstreamBodyError::Trailers(error))),
+        }
     }
 }
 
@@ -82,40 +150,40 @@ impl Body for UpstreamResponseBody {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, UpstreamBodyError>>> {
         let this = &mut *self;
-        match Pin::new(&mut this.incoming).poll_frame(cx) {
+        match this.source.poll_frame(cx) {
             Poll::Pending => {
                 let timeout = this.read_timeout;
                 let timer = this.timer.get_or_insert_with(|| this.timers.after(timeout));
                 match timer.poll(cx) {
                     Poll::Pending => Poll::Pending,
                     Poll::Ready(()) => {
-                        this.connection = None;
+                        this.source.abort();
                         Poll::Ready(Some(Err(UpstreamBodyError::ReadTimeout(timeout))))
                     }
                 }
             }
-            Poll::Ready(None) => Poll::Ready(this.end().err().map(Err)),
-            // Trailers are not merged and not forwarded (RFC 9110 section 6.5.1), since no check of
-            // the response covers them.
-            Poll::Ready(Some(Ok(frame))) if frame.is_trailers() => Poll::Ready(this.end().err().map(Err)),
-            Poll::Ready(Some(Ok(frame))) => {
-                this.timer = None;
-                // The last frame may be known as such already; there is no further poll then.
-                let ended = if this.incoming.is_end_stream() { this.end() } else { Ok(()) };
-                Poll::Ready(Some(ended.map(|()| frame)))
-            }
+            Poll::Ready(None) => Poll::Ready(this.source.end().err().map(Err)),
+            Poll::Ready(Some(Ok(frame))) => match frame.into_trailers() {
+                Ok(trailers) => Poll::Ready(this.end_with(trailers)),
+                Err(frame) => {
+                    this.timer = None;
+                    // The last frame may be known as such already; there is no further poll then.
+                    let ended = if this.source.is_end_stream() { this.source.end() } else { Ok(()) };
+                    Poll::Ready(Some(ended.map(|()| frame)))
+                }
+            },
             Poll::Ready(Some(Err(error))) => {
-                this.connection = None;
-                Poll::Ready(Some(Err(error.into())))
+                this.source.abort();
+                Poll::Ready(Some(Err(error)))
             }
         }
     }
 
     fn is_end_stream(&self) -> bool {
-        self.incoming.is_end_stream()
+        self.source.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.incoming.size_hint()
+        self.source.size_hint()
     }
 }

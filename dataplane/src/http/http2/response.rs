@@ -9,8 +9,8 @@ use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
-use h2::server::SendResponse;
 use h2::Reason;
+use h2::server::SendResponse;
 use http::{HeaderMap, HeaderValue, Response, header};
 use hyper::body::Body;
 

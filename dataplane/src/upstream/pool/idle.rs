@@ -71,8 +71,4 @@ impl IdleConnections {
     pub(super) fn len(&self) -> usize {
         self.0.len()
     }
-
-    pub(super) fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
 }

@@ -1,12 +1,12 @@
-//! The connections to one node: how many are open, the idle ones of each key, and the requests that
-//! wait for one.
+//! The connections to one node: how many are open, those of each key, and the requests that wait
+//! for one.
 //!
-//! Invariants: a node has never more than its maximum of slots, and each open connection has one; a
-//! slot or a connection that becomes free goes to the request that has waited longest; a
-//! connection goes to a request of its own key only.
+//! Invariants: a node has never more than its maximum of slots, and each open connection has one;
+//! what becomes free goes to the request that has waited longest; a connection or stream goes to a
+//! request of its own key only.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::future;
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -16,18 +16,13 @@ use foldhash::fast::RandomState;
 use model::KeepalivePool;
 use tokio::sync::oneshot;
 
-use super::idle::{Http1Connection, IdleConnections};
+use super::idle::Http1Connection;
+use super::key::{ConnectionKey, DialError, KeyPool, Removed, Waiter};
+use crate::upstream::http2::connection::Http2Connection;
 
 /// Keys without connections that a node keeps until the next sweep. Clients may choose the name in
 /// a key, so there are not arbitrarily many.
 const EMPTY_KEYS_MAX: usize = 64;
-
-/// What decides who the peers of a connection are to each other, at one node (invariant 7).
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(crate) struct ConnectionKey {
-    /// The server name and the generation of the configuration. `None`: no TLS.
-    pub tls: Option<(Rc<str>, u64)>,
-}
 
 /// The connections of a worker to one address, under one maximum.
 pub(crate) struct NodePool {
@@ -43,33 +38,33 @@ pub(crate) struct NodePool {
 struct Connections {
     /// Slots in use.
     open: u32,
-    keys: HashMap<ConnectionKey, KeyPool, RandomState>,
+    keys: HashMap<ConnectionKey, KeyPool<Grant>, RandomState>,
     /// The keys whose requests wait for a slot, once for each slot.
     slot_queue: VecDeque<ConnectionKey>,
     next_ticket: u64,
 }
 
-#[derive(Default)]
-struct KeyPool {
-    idle: IdleConnections,
-    /// In the order of their arrival.
-    waiters: BTreeMap<u64, Waiter>,
-    /// Its entries in the queue for slots.
-    slots_requested: usize,
-}
-
-struct Waiter {
-    /// It takes no connection that has served a request.
-    fresh: bool,
-    grant: oneshot::Sender<Grant>,
-}
-
-/// The end of a wait.
-pub(crate) enum Grant {
-    /// A connection of its key, which another request has released.
+/// A place for one exchange on a connection of its key.
+pub(crate) enum Available {
+    /// A whole connection.
     Connection(Http1Connection),
+    /// A stream on a connection.
+    Stream(StreamSlot),
+}
+
+impl From<Http1Connection> for Available {
+    fn from(connection: Http1Connection) -> Self {
+        Self::Connection(connection)
+    }
+}
+
+/// What a request gets of its node.
+pub(crate) enum Grant {
+    Available(Available),
     /// It may open a connection.
-    Slot(ConnectionSlot),
+    Dial(Dial),
+    /// The connection that it waited for could not be opened.
+    Failed(DialError),
 }
 
 /// One open connection among those that a node may have, until it is dropped.
@@ -84,31 +79,130 @@ impl Drop for ConnectionSlot {
     }
 }
 
+/// One stream among those that its connection may have, until it is dropped.
+pub(crate) struct StreamSlot {
+    pub connection: Rc<Http2Connection>,
+    node: Rc<NodePool>,
+    key: ConnectionKey,
+}
+
+impl StreamSlot {
+    fn new(node: &Rc<NodePool>, key: &ConnectionKey, connection: Rc<Http2Connection>) -> Self {
+        connection.begin_stream();
+        Self { connection, node: Rc::clone(node), key: key.clone() }
+    }
+
+    /// The address of the node.
+    pub(crate) fn addr(&self) -> SocketAddr {
+        self.node.addr
+    }
+}
+
+impl Drop for StreamSlot {
+    fn drop(&mut self) {
+        self.connection.end_stream();
+        self.node.streams_changed(&self.key);
+    }
+}
+
+/// The right to open a connection, for the request that has it and for those that wait for its
+/// further streams. Dropping it gives up, and leaves them to another.
+pub(crate) struct Dial {
+    /// For the connection.
+    slot: Option<ConnectionSlot>,
+    node: Rc<NodePool>,
+    key: ConnectionKey,
+    ended: bool,
+}
+
+impl Dial {
+    fn new(node: &Rc<NodePool>, key: ConnectionKey) -> Self {
+        let slot = Some(ConnectionSlot(Rc::clone(node)));
+        Self { slot, node: Rc::clone(node), key, ended: false }
+    }
+
+    /// The slot for the connection. `None`: it is taken.
+    pub(crate) fn take_slot(&mut self) -> Option<ConnectionSlot> {
+        self.slot.take()
+    }
+
+    /// The connection is an HTTP/1 one, for one request at a time.
+    pub(crate) fn opened_http1(mut self) {
+        self.end(|pool| pool.streams = 1);
+    }
+
+    /// The connection has streams for those who wait, too. Gives the first.
+    pub(crate) fn opened_http2(mut self, connection: Rc<Http2Connection>) -> StreamSlot {
+        let (node, key) = (Rc::downgrade(&self.node), self.key.clone());
+        connection.on_change(Rc::new(move || {
+            if let Some(node) = node.upgrade() {
+                node.streams_changed(&key);
+            }
+        }));
+        let first = StreamSlot::new(&self.node, &self.key, Rc::clone(&connection));
+        self.end(|pool| {
+            pool.streams = connection.limit().max(1);
+            pool.http2.push(connection);
+        });
+        first
+    }
+
+    /// There is no connection, and none for those who waited for it: each may have another node.
+    pub(crate) fn failed(mut self, error: impl Fn() -> DialError) {
+        let mut state = self.node.state.borrow_mut();
+        let waiters = state.keys.get_mut(&self.key).map(KeyPool::take_dependent).unwrap_or_default();
+        drop(state);
+        for waiter in waiters {
+            let _gave_up = waiter.grant.send(Grant::Failed(error()));
+        }
+        self.end(|_| {});
+    }
+
+    fn end(&mut self, with: impl FnOnce(&mut KeyPool<Grant>)) {
+        self.ended = true;
+        let mut state = self.node.state.borrow_mut();
+        let pool = state.keys.entry(self.key.clone()).or_insert_with(|| KeyPool::new(&self.key));
+        pool.dialling = pool.dialling.saturating_sub(1);
+        with(pool);
+        drop(state);
+        self.node.streams_changed(&self.key);
+    }
+}
+
+impl Drop for Dial {
+    fn drop(&mut self) {
+        if !self.ended {
+            self.end(|_| {});
+        }
+    }
+}
+
 impl NodePool {
     pub(super) fn new(addr: SocketAddr, max: u32, queued: Rc<Cell<usize>>) -> Self {
         Self { addr, max, queued, state: RefCell::default() }
     }
 
-    /// Takes an idle connection of this key.
-    pub(super) fn take_idle(&self, key: &ConnectionKey) -> Option<Http1Connection> {
+    /// A stream or an idle connection of this key, if there is one.
+    pub(super) fn take(self: &Rc<Self>, key: &ConnectionKey) -> Option<Available> {
         let mut state = self.state.borrow_mut();
         let state = &mut *state;
         let pool = state.keys.get_mut(key)?;
+        if let Some(connection) = pool.open_http2() {
+            return Some(Available::Stream(StreamSlot::new(self, key, connection)));
+        }
         let connection = pool.idle.take();
         if state.keys.len() > EMPTY_KEYS_MAX {
             state.remove_unused(key);
         }
-        connection
+        connection.map(Available::Connection)
     }
 
-    /// Waits for a connection of this key, or for a slot to open one. `fresh`: for a slot only.
-    /// Dropping the future ends the wait.
-    pub(crate) async fn connection_or_slot(self: &Rc<Self>, key: &ConnectionKey, fresh: bool) -> Grant {
+    /// Waits for a connection of this key, or for a slot to open one. `fresh`: for no connection
+    /// that has served a request. Dropping the future ends the wait.
+    pub(crate) async fn wait(self: &Rc<Self>, key: &ConnectionKey, fresh: bool) -> Grant {
         let Some((receiver, _ticket)) = self.enqueue(key, fresh) else {
-            return Grant::Slot(ConnectionSlot(Rc::clone(self)));
+            return Grant::Dial(Dial::new(self, key.clone()));
         };
-        // An idle connection of another key must not keep this request waiting.
-        drop(self.remove_oldest());
         match receiver.await {
             Ok(grant) => grant,
             // The waiter is dropped with the ticket or by a grant.
@@ -116,29 +210,32 @@ impl NodePool {
         }
     }
 
-    /// `None`: there is a free slot, which is in use from now on.
+    /// `None`: a slot is free, and is in use from now on.
     fn enqueue(
         self: &Rc<Self>,
         key: &ConnectionKey,
         fresh: bool,
     ) -> Option<(oneshot::Receiver<Grant>, Ticket)> {
         let mut state = self.state.borrow_mut();
-        if state.open < self.max {
-            state.open += 1;
-            return None;
-        }
         let number = state.next_ticket;
         state.next_ticket += 1;
-        let (grant, receiver) = oneshot::channel();
-        let Connections { keys, slot_queue, .. } = &mut *state;
-        let pool = keys.entry(key.clone()).or_default();
-        pool.waiters.insert(number, Waiter { fresh, grant });
-        // A request that gave up has left its place.
-        if pool.slots_requested < pool.waiters.len() {
-            pool.slots_requested += 1;
-            slot_queue.push_back(key.clone());
+        let Connections { open, keys, slot_queue, .. } = &mut *state;
+        let pool = keys.entry(key.clone()).or_insert_with(|| KeyPool::new(key));
+        let must_dial = pool.is_dial_needed(pool.waiters.len() + 1);
+        if must_dial && *open < self.max {
+            *open += 1;
+            pool.dialling += 1;
+            return None;
         }
+        let (grant, receiver) = oneshot::channel();
+        pool.waiters.insert(number, Waiter { fresh, grant });
+        pool.request_slots(key, slot_queue);
         self.queued.set(self.queued.get() + 1);
+        drop(state);
+        if must_dial {
+            // An idle connection of another key must not keep this request waiting.
+            drop(self.remove_oldest());
+        }
         Some((receiver, Ticket { node: Rc::clone(self), key: key.clone(), number }))
     }
 
@@ -149,12 +246,40 @@ impl NodePool {
             if state.open >= self.max {
                 return;
             }
-            let Some(waiter) = state.pop_waiter() else { return };
+            let Some((key, waiter)) = state.pop_waiter() else { return };
             state.open += 1;
-            // The borrow ends first: a slot that is not taken is dropped at once.
+            if let Some(pool) = state.keys.get_mut(&key) {
+                pool.dialling += 1;
+            }
+            // The borrow ends first: a grant that is not taken is dropped at once.
             drop(state);
-            let _gave_up = waiter.grant.send(Grant::Slot(ConnectionSlot(Rc::clone(self))));
+            let _gave_up = waiter.grant.send(Grant::Dial(Dial::new(self, key)));
         }
+    }
+
+    /// Gives the streams of a key to those who wait for them, and has connections opened for the
+    /// others.
+    fn streams_changed(self: &Rc<Self>, key: &ConnectionKey) {
+        loop {
+            let mut state = self.state.borrow_mut();
+            let Connections { keys, slot_queue, .. } = &mut *state;
+            let Some(pool) = keys.get_mut(key) else { break };
+            let retired = pool.remove_retired();
+            let next =
+                pool.open_http2().and_then(|connection| Some((connection, pool.waiters.pop_first()?.1)));
+            let Some((connection, waiter)) = next else {
+                pool.request_slots(key, slot_queue);
+                let closed = state.close_if_another_waits(key);
+                drop(state);
+                drop((retired, closed));
+                break;
+            };
+            let stream = StreamSlot::new(self, key, connection);
+            drop(state);
+            drop(retired);
+            let _gave_up = waiter.grant.send(Grant::Available(Available::Stream(stream)));
+        }
+        self.grant_slots();
     }
 
     /// Passes a connection on that can serve another request, or keeps it within the limits of
@@ -164,14 +289,15 @@ impl NodePool {
         let mut state = self.state.borrow_mut();
         let closed = match state.first_in_queue() {
             None => {
-                let pool = state.keys.entry(key).or_default();
+                let pool = state.keys.entry(key).or_insert_with_key(KeyPool::new);
                 pool.idle.keep(connection, keepalive.size, keepalive.idle_timeout)
             }
             Some((first, false)) if *first == key => {
                 let waiter = state.pop_waiter();
                 drop(state);
                 // Without a receiver the connection ends, and its slot goes to the next.
-                let _gave_up = waiter.map(|waiter| waiter.grant.send(Grant::Connection(connection)));
+                let grant = Grant::Available(connection.into());
+                let _gave_up = waiter.map(|(_, waiter)| waiter.grant.send(grant));
                 return;
             }
             Some(_) => Some(connection),
@@ -180,40 +306,46 @@ impl NodePool {
         drop(closed);
     }
 
-    /// Takes the connection out that has been idle for longest. Linear in the number of keys: for
-    /// when a new connection is opened.
-    pub(super) fn remove_oldest(&self) -> Option<Http1Connection> {
+    /// Takes the connection out that has been idle for longest; it closes when it is dropped.
+    /// Linear in the number of keys: for when a new connection is opened.
+    pub(super) fn remove_oldest(&self) -> Option<Removed> {
         let mut state = self.state.borrow_mut();
-        let idle = state.keys.iter().filter_map(|(key, pool)| Some((pool.idle.oldest()?, key)));
+        let idle = state.keys.iter().filter_map(|(key, pool)| Some((pool.oldest_idle()?, key)));
         let key = idle.min_by_key(|(since, _)| *since)?.1.clone();
-        let connection = state.keys.get_mut(&key)?.idle.remove_oldest();
+        let removed = state.keys.get_mut(&key)?.remove_oldest();
         state.remove_unused(&key);
-        connection
+        Some(removed)
     }
 
     /// Since when its oldest idle connection is idle.
     pub(super) fn oldest_idle(&self) -> Option<Instant> {
-        self.state.borrow().keys.values().filter_map(|pool| pool.idle.oldest()).min()
+        self.state.borrow().keys.values().filter_map(KeyPool::oldest_idle).min()
     }
 
     pub(super) fn idle_count(&self) -> usize {
-        self.state.borrow().keys.values().map(|pool| pool.idle.len()).sum()
+        self.state.borrow().keys.values().map(KeyPool::idle_count).sum()
+    }
+
+    /// HTTP/2 connections with a stream.
+    pub(super) fn busy_http2(&self) -> usize {
+        self.state.borrow().keys.values().map(KeyPool::busy_http2).sum()
     }
 
     /// Closes the idle connections that are past their time.
     pub(super) fn sweep(&self) {
-        self.state.borrow_mut().keys.retain(|_, pool| {
-            pool.idle.sweep();
-            !pool.is_unused()
-        });
+        let mut state = self.state.borrow_mut();
+        let closed: Vec<_> = state.keys.values_mut().map(KeyPool::sweep).collect();
+        state.keys.retain(|_, pool| !pool.is_unused());
+        drop(state);
+        drop(closed);
     }
 
     /// Closes all idle connections.
     pub(super) fn clear(&self) {
         let mut state = self.state.borrow_mut();
-        let idle: Vec<_> = state.keys.values_mut().map(|pool| std::mem::take(&mut pool.idle)).collect();
+        let closed: Vec<_> = state.keys.values_mut().map(KeyPool::clear).collect();
         drop(state);
-        drop(idle);
+        drop(closed);
     }
 
     /// Whether nothing would be lost with it.
@@ -224,7 +356,7 @@ impl NodePool {
 }
 
 impl Connections {
-    /// The key that is first in the queue, and whether its first request takes a slot only.
+    /// The key that is first in the queue, and whether its first request takes no used connection.
     fn first_in_queue(&mut self) -> Option<(&ConnectionKey, bool)> {
         while let Some(key) = self.slot_queue.front() {
             let pool = self.keys.get_mut(key)?;
@@ -232,7 +364,7 @@ impl Connections {
                 let fresh = waiter.fresh;
                 return self.slot_queue.front().map(|key| (key, fresh));
             }
-            // All of its requests gave up.
+            // Its requests gave up, or have streams.
             pool.slots_requested = pool.slots_requested.saturating_sub(1);
             self.slot_queue.pop_front();
         }
@@ -240,25 +372,27 @@ impl Connections {
     }
 
     /// Takes the request out that is first in the queue.
-    fn pop_waiter(&mut self) -> Option<Waiter> {
+    fn pop_waiter(&mut self) -> Option<(ConnectionKey, Waiter<Grant>)> {
         self.first_in_queue()?;
         let key = self.slot_queue.pop_front()?;
         let pool = self.keys.get_mut(&key)?;
         pool.slots_requested = pool.slots_requested.saturating_sub(1);
-        pool.waiters.pop_first().map(|(_, waiter)| waiter)
+        let waiter = pool.waiters.pop_first()?.1;
+        Some((key, waiter))
+    }
+
+    /// An idle HTTP/2 connection of `key`, while a request of another key waits for a slot.
+    fn close_if_another_waits(&mut self, key: &ConnectionKey) -> Option<Rc<Http2Connection>> {
+        if self.first_in_queue().is_none_or(|(first, _)| first == key) {
+            return None;
+        }
+        self.keys.get_mut(key)?.remove_idle_http2()
     }
 
     fn remove_unused(&mut self, key: &ConnectionKey) {
         if self.keys.get(key).is_some_and(KeyPool::is_unused) {
             self.keys.remove(key);
         }
-    }
-}
-
-impl KeyPool {
-    /// Its entries in the queue refer to it.
-    fn is_unused(&self) -> bool {
-        self.idle.is_empty() && self.waiters.is_empty() && self.slots_requested == 0
     }
 }
 
@@ -292,13 +426,25 @@ mod tests {
 
     use super::*;
     use crate::io::flag::Flag;
-    use crate::upstream::pool::{Pool, PooledConnection};
+    use crate::upstream::pool::key::UpstreamProtocol;
+    use crate::upstream::pool::{Lease, Pool, PooledConnection};
 
-    const KEEPALIVE: KeepalivePool =
-        KeepalivePool { size: 8, idle_timeout: Duration::from_secs(60), requests: 1000 };
+    const KEEPALIVE: KeepalivePool = KeepalivePool {
+        size: 8,
+        idle_timeout: Duration::from_secs(60),
+        requests: 1000,
+        max_connections: None,
+    };
 
     fn key(name: &str) -> ConnectionKey {
-        ConnectionKey { tls: Some((name.into(), 1)) }
+        ConnectionKey { protocol: UpstreamProtocol::Http1, tls: Some((name.into(), 1)) }
+    }
+
+    fn http1(lease: Lease) -> PooledConnection {
+        match lease {
+            Lease::Http1(connection) => connection,
+            Lease::Http2(_) => panic!("a stream"),
+        }
     }
 
     fn poll<F: Future + ?Sized>(future: &mut Pin<Box<F>>) -> Poll<F::Output> {
@@ -341,12 +487,12 @@ mod tests {
         /// A request: served from the pool, by a new connection, or waiting.
         fn request(&mut self, name: &str, fresh: bool) {
             let key = key(name);
-            if !fresh && let Some(connection) = self.pool.checkout(&self.node, &key, KEEPALIVE) {
-                self.in_use.push(connection);
+            if !fresh && let Some(lease) = self.pool.checkout(&self.node, &key, KEEPALIVE) {
+                self.in_use.push(http1(lease));
                 return;
             }
             let (node, wanted) = (Rc::clone(&self.node), key.clone());
-            let wait = Box::pin(async move { node.connection_or_slot(&wanted, fresh).await });
+            let wait = Box::pin(async move { node.wait(&wanted, fresh).await });
             self.waiting.push(Request { key, fresh, wait });
             self.run();
         }
@@ -378,15 +524,21 @@ mod tests {
 
         fn serve(&mut self, Request { key, fresh, .. }: Request, grant: Grant) {
             let connection = match grant {
-                Grant::Slot(slot) => self.connect(&key, slot),
-                Grant::Connection(connection) => {
+                Grant::Dial(mut dial) => {
+                    let connection = self.connect(&key, dial.take_slot().unwrap());
+                    dial.opened_http1();
+                    connection
+                }
+                Grant::Available(Available::Connection(connection)) => {
                     assert!(!fresh);
                     let open = self.open.iter().find(|open| Rc::ptr_eq(&open.abort, &connection.abort));
                     assert_eq!(open.map(|open| &open.key), Some(&key), "it belongs to this identity");
                     connection
                 }
+                Grant::Available(Available::Stream(_)) | Grant::Failed(_) => panic!("HTTP/1"),
             };
-            self.in_use.push(self.pool.check_out(&self.node, key, KEEPALIVE, connection));
+            let lease = self.pool.check_out(&self.node, key, KEEPALIVE, connection.into());
+            self.in_use.push(http1(lease));
         }
 
         fn connect(&mut self, key: &ConnectionKey, slot: ConnectionSlot) -> Http1Connection {

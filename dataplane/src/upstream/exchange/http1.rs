@@ -1,0 +1,69 @@
+//! One attempt over an HTTP/1 connection.
+
+use http::{HeaderValue, Request, Response, header};
+use hyper::body::Incoming;
+
+use super::{ExchangeError, FailedAttempt, response_in_time};
+use crate::upstream::client::{UpstreamClient, UpstreamTarget};
+use crate::upstream::framing;
+use crate::upstream::pool::PooledConnection;
+use crate::upstream::request_body::{RequestBody, SendProgress};
+use crate::upstream::response_body::{ResponseSource, UpstreamResponseBody};
+
+impl UpstreamClient {
+    pub(super) async fn attempt_http1(
+        &self,
+        target: &UpstreamTarget<'_>,
+        mut connection: PooledConnection,
+        mut request: Request<RequestBody>,
+        host: &str,
+    ) -> Result<Response<UpstreamResponseBody>, FailedAttempt> {
+        // With `pass_host: pass` the request has the value already.
+        let is_set = request.headers().get(header::HOST).is_some_and(|set| set.as_bytes() == host.as_bytes());
+        if let (false, Ok(value)) = (is_set, HeaderValue::from_str(host)) {
+            request.headers_mut().insert(header::HOST, value);
+        }
+        let progress = request.body().progress();
+        let (reused, addr) = (connection.reused, connection.addr());
+        let response = connection.sender.try_send_request(request);
+        match response_in_time(response, &progress, &target.timeouts, &self.timers).await {
+            Ok(Ok(response)) => {
+                self.wrap_http1(target, response, connection, progress).map_err(FailedAttempt::sent)
+            }
+            Ok(Err(mut failed)) => {
+                let unsent = failed.take_message();
+                if let Some(reason) = progress.failed() {
+                    return Err(FailedAttempt::sent(ExchangeError::ClientBody(reason)));
+                }
+                let error = ExchangeError::Http { addr, error: failed.into_error() };
+                Err(FailedAttempt { error, unsent, stale: reused })
+            }
+            Err((reason, within)) => {
+                Err(FailedAttempt::sent(ExchangeError::Timeout { addr, reason, within }))
+            }
+        }
+    }
+
+    /// Checks the response and makes its head the gateway's own.
+    fn wrap_http1(
+        &self,
+        target: &UpstreamTarget<'_>,
+        mut response: Response<Incoming>,
+        mut connection: PooledConnection,
+        progress: SendProgress,
+    ) -> Result<Response<UpstreamResponseBody>, ExchangeError> {
+        let addr = connection.addr();
+        // A node may respond early and close. On a connection that stays open, hyper has left the
+        // body out.
+        if progress.was_dropped() && !connection.is_closed() {
+            return Err(ExchangeError::RequestBodyUnsent { addr });
+        }
+        let accepted = framing::accept_response(&mut response);
+        connection.reusable = accepted.map_err(|error| ExchangeError::Framing { addr, error })?;
+        let limits = (target.timeouts.read, self.head);
+        Ok(response.map(|incoming| {
+            let source = ResponseSource::Http1 { incoming, connection: Some(connection), progress };
+            UpstreamResponseBody::new(source, limits, &self.timers)
+        }))
+    }
+}

@@ -1,0 +1,134 @@
+//! One attempt over a stream of an HTTP/2 connection.
+//!
+//! Invariant: a request is sent again only where RFC 9113 section 8.7 says that the node has not
+//! processed it, or where it may be sent twice; its body only while nothing of it was read.
+
+use std::future::Future;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use h2::client::ResponseFuture;
+use h2::{Reason, RecvStream};
+use http::request::Parts;
+use http::{Request, Response};
+
+use super::{ExchangeError, FailedAttempt, response_in_time};
+use crate::http::grpc;
+use crate::upstream::client::{UpstreamClient, UpstreamTarget};
+use crate::upstream::framing;
+use crate::upstream::http2::body::Http2ResponseBody;
+use crate::upstream::http2::head::http2_head;
+use crate::upstream::http2::upload::Upload;
+use crate::upstream::pool::node::StreamSlot;
+use crate::upstream::request_body::RequestBody;
+use crate::upstream::response_body::{ResponseSource, UpstreamResponseBody};
+
+/// More 1xx responses than this are an attack.
+const INTERIM_MAX: u32 = 16;
+
+impl UpstreamClient {
+    pub(super) async fn attempt_http2(
+        &self,
+        target: &UpstreamTarget<'_>,
+        stream: StreamSlot,
+        request: Request<RequestBody>,
+        host: &str,
+    ) -> Result<Response<UpstreamResponseBody>, FailedAttempt> {
+        let addr = stream.addr();
+        let (parts, body) = request.into_parts();
+        let scheme = if target.upstream.scheme.is_encrypted() { "https" } else { "http" };
+        let accepts_trailers = target.upstream.scheme.is_grpc() || grpc::is_grpc_type(&parts.headers);
+        let head = http2_head(&parts, host, scheme, accepts_trailers)
+            .map_err(|error| FailedAttempt::sent(ExchangeError::Authority { addr, error }))?;
+        let progress = body.progress();
+        let (answer, send) = match stream.connection.send_request(head, body.is_empty()) {
+            Ok(sent) => sent,
+            Err(error) => {
+                let unsent = Some(Request::from_parts(parts, body));
+                return Err(FailedAttempt {
+                    error: ExchangeError::Http2 { addr, error },
+                    unsent,
+                    stale: true,
+                });
+            }
+        };
+        let upload = if body.is_empty() { None } else { Some(Upload::start(send, body)) };
+        let answer = Answer { future: answer, interim: 0, addr };
+        match response_in_time(answer, &progress, &target.timeouts, &self.timers).await {
+            Ok(Ok(response)) => {
+                self.wrap_http2(target, response, stream, upload).map_err(FailedAttempt::sent)
+            }
+            Ok(Err(_)) if let Some(reason) = progress.failed() => {
+                Err(FailedAttempt::sent(ExchangeError::ClientBody(reason)))
+            }
+            Ok(Err(error)) => Err(failed(error, &stream, parts, upload)),
+            Err((reason, within)) => {
+                // It may be a dead one, as an HTTP/1 connection that is closed for this.
+                stream.connection.retire();
+                Err(FailedAttempt::sent(ExchangeError::Timeout { addr, reason, within }))
+            }
+        }
+    }
+
+    /// Checks the response and makes its head the gateway's own.
+    fn wrap_http2(
+        &self,
+        target: &UpstreamTarget<'_>,
+        mut response: Response<RecvStream>,
+        stream: StreamSlot,
+        upload: Option<Upload>,
+    ) -> Result<Response<UpstreamResponseBody>, ExchangeError> {
+        let addr = stream.addr();
+        framing::accept_response(&mut response).map_err(|error| ExchangeError::Framing { addr, error })?;
+        let (head, body) = response.into_parts();
+        let body = Http2ResponseBody::new(&head.headers, body);
+        let source = ResponseSource::Http2 { body, exchange: Some((upload, stream)) };
+        let limits = (target.timeouts.read, self.head);
+        Ok(Response::from_parts(head, UpstreamResponseBody::new(source, limits, &self.timers)))
+    }
+}
+
+/// An attempt without a response.
+fn failed(error: ExchangeError, stream: &StreamSlot, parts: Parts, upload: Option<Upload>) -> FailedAttempt {
+    let unprocessed = matches!(&error, ExchangeError::Http2 { error, .. } if is_unprocessed(error));
+    let body = match &upload {
+        None => Some(RequestBody::empty()),
+        Some(upload) => upload.take_untouched(),
+    };
+    let unsent = body.filter(|_| unprocessed).map(|body| Request::from_parts(parts, body));
+    let stale = unprocessed || stream.connection.is_retired() && stream.connection.has_served();
+    FailedAttempt { error, unsent, stale }
+}
+
+/// Whether the node says that it has not processed the request (RFC 9113 section 8.7): it is above
+/// the last stream of a GOAWAY, or refused.
+fn is_unprocessed(error: &h2::Error) -> bool {
+    let refused = error.is_reset() && error.reason() == Some(Reason::REFUSED_STREAM);
+    error.is_remote() && (error.is_go_away() || refused)
+}
+
+/// Waits for the final response.
+struct Answer {
+    future: ResponseFuture,
+    /// 1xx responses so far.
+    interim: u32,
+    addr: SocketAddr,
+}
+
+impl Future for Answer {
+    type Output = Result<Response<RecvStream>, ExchangeError>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let addr = self.addr;
+        // Before the final one, whose poll would drop them.
+        while let Poll::Ready(Some(interim)) = self.future.poll_informational(cx) {
+            interim.map_err(|error| ExchangeError::Http2 { addr, error })?;
+            self.interim += 1;
+            if self.interim > INTERIM_MAX {
+                return Poll::Ready(Err(ExchangeError::InterimResponses { addr, max: INTERIM_MAX }));
+            }
+        }
+        Pin::new(&mut self.future).poll(cx).map_err(|error| ExchangeError::Http2 { addr, error })
+    }
+}
