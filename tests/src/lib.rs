@@ -19,6 +19,7 @@ pub mod batches;
 pub mod client;
 pub mod etcd;
 pub mod frames;
+pub mod peers;
 pub mod proxy;
 pub mod raw;
 pub mod records;

@@ -39,6 +39,7 @@ mod names;
 mod other_store;
 mod pages;
 mod paths;
+mod peers;
 mod plugins;
 mod readme;
 mod records;
