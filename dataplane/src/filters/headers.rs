@@ -11,21 +11,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, header};
 use super::untrusted_headers;
 pub use super::untrusted_headers::PeerTrust;
 pub(super) use super::untrusted_headers::is_same_name;
-
-/// Headers of one connection, not of the message.
-static HOP_BY_HOP: [HeaderName; 10] = [
-    header::CONNECTION,
-    // We respond to it ourselves, with 100 (RFC 9110 section 10.1.1).
-    header::EXPECT,
-    HeaderName::from_static("keep-alive"),
-    HeaderName::from_static("proxy-connection"),
-    header::PROXY_AUTHENTICATE,
-    header::PROXY_AUTHORIZATION,
-    header::TE,
-    header::TRAILER,
-    header::TRANSFER_ENCODING,
-    header::UPGRADE,
-];
+use crate::http::hop_by_hop::remove_hop_by_hop;
 
 /// A connection's part of the forwarded headers, made once for all its requests.
 #[derive(Debug, Clone)]
@@ -87,35 +73,6 @@ pub fn prepare_request(headers: &mut HeaderMap, context: &ForwardedContext<'_>) 
 /// Removes the headers of the upstream connection from a response.
 pub(crate) fn prepare_response(headers: &mut HeaderMap) {
     remove_hop_by_hop(headers);
-}
-
-fn remove_hop_by_hop(headers: &mut HeaderMap) {
-    if headers.contains_key(header::CONNECTION) {
-        let listed: Vec<HeaderName> = headers
-            .get_all(header::CONNECTION)
-            .iter()
-            // Bytes: a byte that is no text must not hide the names beside it.
-            .flat_map(|value| value.as_bytes().split(|byte| *byte == b','))
-            .filter_map(|name| HeaderName::from_bytes(name.trim_ascii()).ok())
-            .collect();
-        for name in listed {
-            // A client must not remove framing or routing.
-            if name != header::HOST && name != header::CONTENT_LENGTH {
-                headers.remove(name);
-            }
-        }
-    }
-    // Most messages have none: one pass over their few headers costs less than ten look-ups.
-    if headers.keys().any(is_hop_by_hop) {
-        for name in &HOP_BY_HOP {
-            headers.remove(name);
-        }
-    }
-}
-
-fn is_hop_by_hop(name: &HeaderName) -> bool {
-    // A cheap filter: all the names start with one of these letters.
-    name.as_str().starts_with(['c', 'e', 'k', 'p', 't', 'u']) && HOP_BY_HOP.contains(name)
 }
 
 fn set_forwarded(headers: &mut HeaderMap, context: &ForwardedContext<'_>) {
@@ -340,27 +297,6 @@ mod tests {
         assert_eq!(headers["x-forwarded-for"], "192.0.2.7");
         assert_eq!(headers["host"], "a.example");
         assert!(!headers.contains_key("te") && !headers.contains_key("connection"));
-    }
-
-    #[test]
-    fn a_connection_header_with_invalid_bytes_is_read() {
-        for list in [&b"\xff, x-secret"[..], b"x-secret , \xff", b"close,\tX-Secret"] {
-            let mut headers = header_map(&[("x-secret", "1"), ("cookie", "stays")]);
-            headers.insert("connection", HeaderValue::from_bytes(list).unwrap());
-            prepare_response(&mut headers);
-            assert_eq!(headers.keys().map(HeaderName::as_str).collect::<Vec<_>>(), ["cookie"], "{list:?}");
-        }
-    }
-
-    #[test]
-    fn each_hop_by_hop_header_is_removed_even_alone() {
-        for name in &HOP_BY_HOP {
-            let mut headers =
-                header_map(&[(name.as_str(), "x"), ("cookie", "stays"), ("user-agent", "stays")]);
-            prepare_response(&mut headers);
-            assert!(!headers.contains_key(name), "{name}");
-            assert_eq!(headers.len(), 2, "{name}");
-        }
     }
 
     #[test]

@@ -11,7 +11,7 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
 
-use http::Request;
+use http::{Request, Version};
 use hyper::body::{Body, Incoming};
 use hyper::rt::{Read, Write};
 use hyper::server::conn::http1::{Builder, Connection};
@@ -21,7 +21,7 @@ use super::RequestHandler;
 use super::incoming_body::{BodySource, IncomingBody};
 use super::keep_alive::{HibernateTimer, KeepAliveState, TrackedResponseBody};
 use super::tracked_io::TrackedIo;
-use super::{error_page, header_case};
+use super::{error_page, header_case, interim};
 use crate::io::chunk_read::ChunkRead;
 use crate::io::linger::{self, LingerLimits};
 use crate::lifecycle::drain::DrainGuard;
@@ -51,10 +51,14 @@ pub(super) async fn serve<I, H>(
         if state.take_case_prefix() {
             header_case::strip(&mut head.headers);
         }
-        let (body, in_flight) = IncomingBody::begin_request(BodySource::Http1(body), &state);
+        // HTTP/1.0 has no interim responses.
+        let interim = (head.version == Version::HTTP_11).then(|| state.interim_responses());
+        let (body, in_flight) = IncomingBody::begin_request(BodySource::Http1(body), interim.clone(), &state);
         // Boxed: hyper reserves space for the future for as long as the connection is open.
         Box::pin(async move {
-            let mut response = handler.handle(Request::from_parts(head, body)).await;
+            let handling = handler.handle(Request::from_parts(head, body));
+            let send = |response| state.queue_interim(&response);
+            let mut response = interim::handle_and_send(handling, interim.as_ref(), send).await;
             if error_page::closes_connection(&response) {
                 in_flight.close_connection();
             }

@@ -28,6 +28,7 @@ use hyper_util::rt::TokioIo;
 use super::RequestHandler;
 use super::head::HeadLimits;
 use super::incoming_body::{BodySource, Http2Body, IncomingBody};
+use super::interim::InterimResponses;
 use super::keep_alive::{InFlightGuard, KeepAliveState};
 use super::tracked_io::TrackedIo;
 use crate::io::chunk_read::ChunkRead;
@@ -142,25 +143,35 @@ impl<H: RequestHandler> Streams<H> {
     fn start(self: &Rc<Self>, request: Request<RecvStream>, respond: SendResponse<Bytes>) {
         let (head, body) = request.into_parts();
         let source = BodySource::Http2(Http2Body::new(&head.headers, body));
-        let (body, in_flight) = IncomingBody::begin_request(source, &self.state);
-        runtime::spawn(Rc::clone(self).serve(Request::from_parts(head, body), respond, in_flight));
+        let interim = self.state.interim_responses();
+        let (body, in_flight) = IncomingBody::begin_request(source, Some(interim.clone()), &self.state);
+        let request = Request::from_parts(head, body);
+        runtime::spawn(Rc::clone(self).serve(request, interim, respond, in_flight));
     }
 
     /// Serves a request until the client has the response, resets the stream, or stalls.
     async fn serve(
         self: Rc<Self>,
         request: Request<IncomingBody>,
+        interim: InterimResponses,
         mut respond: SendResponse<Bytes>,
         in_flight: InFlightGuard,
     ) {
         // Boxed: it is large, and dropped before the response's body begins.
         let mut handling = Box::pin(self.handler.handle(request));
-        let response = poll_fn(|cx| match handling.as_mut().poll(cx) {
-            Poll::Ready(response) => Poll::Ready(Some(response)),
-            Poll::Pending => respond.poll_reset(cx).map(|_reset| None),
+        let response = poll_fn(|cx| {
+            let handled = handling.as_mut().poll(cx);
+            if handled.is_pending() && respond.poll_reset(cx).is_ready() {
+                return Poll::Ready(None);
+            }
+            // After the handler: what came with the final response is sent before it.
+            while let Some(response) = interim.next(cx) {
+                let _ended_meanwhile = respond.send_informational(response);
+            }
+            handled.map(Some)
         });
         let response = response.await;
-        drop(handling);
+        drop((handling, interim));
         if let Some(response) = response {
             response::send(response, respond, &self).await;
         }

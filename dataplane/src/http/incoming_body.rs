@@ -13,13 +13,17 @@ use h2::RecvStream;
 use http::{HeaderMap, header};
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 
+use super::interim::InterimResponses;
 use super::keep_alive::{InFlightGuard, KeepAliveState};
+use super::request;
 
 /// The body of a client's request.
 pub struct IncomingBody {
     source: BodySource,
     /// The request's number on its connection.
     number: u64,
+    /// `None` over HTTP/1.0.
+    interim: Option<InterimResponses>,
     state: Rc<KeepAliveState>,
 }
 
@@ -44,6 +48,8 @@ pub(super) struct Http2Body {
     stream: RecvStream,
     /// Bytes still to come, if the head has a length.
     remaining: Option<u64>,
+    /// The client waits for 100 before it sends the body. hyper sends it for HTTP/1.
+    expects_continue: bool,
 }
 
 impl Http2Body {
@@ -51,11 +57,23 @@ impl Http2Body {
         let length =
             headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
         let remaining = length.or_else(|| stream.is_end_stream().then_some(0));
-        Self { stream, remaining }
+        Self { stream, remaining, expects_continue: request::expects_continue(headers) }
     }
 
-    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, h2::Error>>> {
-        match ready!(self.stream.poll_data(cx)) {
+    fn poll_frame(
+        &mut self,
+        cx: &mut Context<'_>,
+        interim: Option<&InterimResponses>,
+    ) -> Poll<Option<Result<Frame<Bytes>, h2::Error>>> {
+        let data = self.stream.poll_data(cx);
+        // RFC 9110 section 10.1.1: none is due once data has arrived.
+        if std::mem::take(&mut self.expects_continue)
+            && data.is_pending()
+            && let Some(interim) = interim
+        {
+            interim.send_continue();
+        }
+        match ready!(data) {
             Some(Ok(data)) => {
                 if let Err(error) = self.stream.flow_control().release_capacity(data.len()) {
                     return Poll::Ready(Some(Err(error)));
@@ -90,10 +108,19 @@ impl BodySource {
 
 impl IncomingBody {
     /// Begins a request with this body.
-    pub(super) fn begin_request(source: BodySource, state: &Rc<KeepAliveState>) -> (Self, InFlightGuard) {
+    pub(super) fn begin_request(
+        source: BodySource,
+        interim: Option<InterimResponses>,
+        state: &Rc<KeepAliveState>,
+    ) -> (Self, InFlightGuard) {
         let length = if source.is_end_stream() { Some(0) } else { source.size_hint().exact() };
         let (number, in_flight) = state.begin_request(length);
-        (Self { source, number, state: Rc::clone(state) }, in_flight)
+        (Self { source, number, interim, state: Rc::clone(state) }, in_flight)
+    }
+
+    /// The channel for interim responses to the client; `None`: the client understands none.
+    pub(crate) fn interim(&self) -> Option<&InterimResponses> {
+        self.interim.as_ref()
     }
 }
 
@@ -105,18 +132,21 @@ impl Body for IncomingBody {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, IncomingBodyError>>> {
-        let frame = match &mut self.source {
+        let this = &mut *self;
+        let frame = match &mut this.source {
             BodySource::Http1(body) => Pin::new(body).poll_frame(cx).map_err(IncomingBodyError::from),
-            BodySource::Http2(body) => body.poll_frame(cx).map_err(IncomingBodyError::from),
+            BodySource::Http2(body) => {
+                body.poll_frame(cx, this.interim.as_ref()).map_err(IncomingBodyError::from)
+            }
         };
         // Nothing follows trailers, and a reader that drops them polls no further.
         let is_end = match &frame {
             Poll::Ready(None) => true,
             Poll::Ready(Some(Ok(frame))) if frame.is_trailers() => true,
-            _ => self.source.is_end_stream(),
+            _ => this.source.is_end_stream(),
         };
         if is_end {
-            self.state.finish_body(self.number);
+            this.state.finish_body(this.number);
         }
         frame
     }

@@ -10,16 +10,18 @@
 //! the head of a request only while its buffer holds nothing of an earlier one, except after a
 //! chunked body, whose end only hyper knows.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
+use http::Response;
 use hyper::body::{Body, Frame, SizeHint};
 
 use super::head::HeadError;
 use super::http2::frames::FrameScanner;
+use super::interim::{self, InterimResponses};
 use super::server::{HttpProtocol, HttpServer};
 use crate::io::coarse_timer::CoarseTimer;
 use crate::io::timeouts::{Phase, TimeoutHandle};
@@ -56,6 +58,10 @@ pub(super) struct KeepAliveState {
     case_prefix: Cell<bool>,
     /// Waits until hyper may read more.
     read_waker: Cell<Option<Waker>>,
+    /// The channel of the last request, for the next one.
+    interim: Cell<Option<InterimResponses>>,
+    /// Encoded interim responses that precede whatever hyper writes next.
+    interim_bytes: RefCell<Vec<u8>>,
 }
 
 /// What hyper or `h2` may read next.
@@ -96,6 +102,8 @@ impl KeepAliveState {
             write_closed: Cell::new(false),
             case_prefix: Cell::new(false),
             read_waker: Cell::new(None),
+            interim: Cell::new(None),
+            interim_bytes: RefCell::default(),
         })
     }
 
@@ -123,6 +131,33 @@ impl KeepAliveState {
         }
         self.timeouts.enter_phase(Phase::Busy);
         (number, InFlightGuard(Rc::clone(self)))
+    }
+
+    /// The channel for the interim responses of the next request.
+    pub(super) fn interim_responses(&self) -> InterimResponses {
+        let bytes_max = self.server.head_limits.head;
+        if self.protocol == HttpProtocol::H2 {
+            return InterimResponses::new(bytes_max);
+        }
+        let interim = match self.interim.take() {
+            Some(last) => last.renew(bytes_max),
+            None => InterimResponses::new(bytes_max),
+        };
+        self.interim.set(Some(interim.clone()));
+        interim
+    }
+
+    /// Has an interim response sent. It is dropped while the client has not taken what precedes it:
+    /// it is of no use late, and must not pile up.
+    pub(super) fn queue_interim(&self, response: &Response<()>) {
+        if !self.unflushed.get() {
+            interim::encode(response, &mut self.interim_bytes.borrow_mut());
+        }
+    }
+
+    /// Interim responses that are not written yet.
+    pub(super) fn interim_bytes(&self) -> &RefCell<Vec<u8>> {
+        &self.interim_bytes
     }
 
     /// The body of request `number` is read to its end.
@@ -256,6 +291,7 @@ impl KeepAliveState {
         self.chunked_body.set(false);
         self.head_complete.set(false);
         self.body_remaining.set(0);
+        self.interim.set(None);
     }
 
     /// Bytes of HTTP/1 were read from the client.

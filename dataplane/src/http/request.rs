@@ -120,6 +120,12 @@ fn is_ignored_upgrade(upgrade: &HeaderValue) -> bool {
     })
 }
 
+/// Whether the client waits for 100 before it sends the body (RFC 9110 section 10.1.1).
+pub(crate) fn expects_continue(headers: &HeaderMap) -> bool {
+    let mut expectations = headers.get_all(header::EXPECT).iter();
+    expectations.any(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"))
+}
+
 /// Joins several `cookie` fields in their order (RFC 9113 section 8.2.3: before they leave HTTP/2).
 fn join_cookies(headers: &mut HeaderMap) {
     let mut crumbs = headers.get_all(header::COOKIE).iter();

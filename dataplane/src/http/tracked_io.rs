@@ -190,13 +190,32 @@ impl<I: ChunkRead + Write + Unpin> Read for TrackedIo<I> {
     }
 }
 
+impl<I: Write + Unpin> TrackedIo<I> {
+    /// Writes the interim responses that are queued: before anything that hyper writes, and whole.
+    fn poll_write_interim(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let mut queued = self.state.interim_bytes().borrow_mut();
+        while !queued.is_empty() {
+            self.state.set_unflushed(true);
+            let written = ready!(Pin::new(&mut self.io).poll_write(cx, &queued))?;
+            if written == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            queued.drain(..written);
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
 impl<I: Write + Unpin> Write for TrackedIo<I> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
+        ready!(self.poll_write_interim(cx))?;
         self.state.set_unflushed(true);
         Pin::new(&mut self.io).poll_write(cx, data)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        // hyper flushes whenever it was polled, so that an interim response needs no other wake-up.
+        ready!(self.poll_write_interim(cx))?;
         let flushed = Pin::new(&mut self.io).poll_flush(cx);
         self.state.set_unflushed(!matches!(flushed, Poll::Ready(Ok(()))));
         flushed
@@ -217,6 +236,7 @@ impl<I: Write + Unpin> Write for TrackedIo<I> {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        ready!(self.poll_write_interim(cx))?;
         self.state.set_unflushed(true);
         Pin::new(&mut self.io).poll_write_vectored(cx, bufs)
     }

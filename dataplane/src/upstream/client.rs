@@ -18,6 +18,7 @@ use super::pool::Pool;
 use super::pool::permits::ConnectionPermits;
 use super::resolver::ResolverCache;
 use crate::http::head::HeadLimits;
+use crate::http::interim::InterimResponses;
 use crate::io::coarse_timer::CoarseTimers;
 use crate::observability::HasReason;
 use crate::reason::Reason;
@@ -53,6 +54,8 @@ pub(crate) struct UpstreamTarget<'a> {
     /// The client's name for the server, for `pass_host: pass`: the authority of a request, the SNI
     /// of a TCP connection.
     pub authority: Option<&'a str>,
+    /// Where interim responses go. `None`: nowhere.
+    pub interim: Option<&'a InterimResponses>,
 }
 
 /// No connection to the upstream.

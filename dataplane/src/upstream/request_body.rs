@@ -14,14 +14,19 @@ use bytes::Bytes;
 use hyper::body::{Body, Frame, SizeHint};
 
 use crate::http::incoming_body::IncomingBody;
+use crate::http::interim::InterimResponses;
 use crate::io::linger::LingerLimits;
 use crate::reason::Reason;
 use crate::runtime::{self, Timer};
 
+/// A request with an expectation waits this long for the upstream's 100, since many servers send
+/// none; curl waits as long for the gateway's.
+const CONTINUE_TIMEOUT: Duration = Duration::from_secs(1);
+
 /// The side that an exchange waits for, and since when.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum WaitState {
-    /// The client's next data frame.
+    /// The client's next data frame, or the upstream's 100, which has a limit of its own.
     Client,
     /// The upstream must read (more of) the request.
     Send(Instant),
@@ -80,6 +85,26 @@ pub struct RequestBody<B: ClientBody = IncomingBody> {
     client_timeout: Duration,
     /// Runs while the client pauses.
     timer: Option<Timer>,
+    /// `None`: open.
+    gate: Option<ContinueGate>,
+}
+
+/// Keeps a body back until the upstream has sent 100 for it, so that a body that the upstream
+/// rejects is never sent by the client (RFC 9110 section 10.1.1).
+struct ContinueGate {
+    interim: InterimResponses,
+    /// Starts when the request's head is sent.
+    timer: Option<Timer>,
+}
+
+impl ContinueGate {
+    /// Ready when the body may be sent: the upstream has sent 100, or sends none.
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.interim.poll_continue(cx).is_ready() {
+            return Poll::Ready(());
+        }
+        self.timer.get_or_insert_with(|| Timer::after(CONTINUE_TIMEOUT)).poll(cx)
+    }
 }
 
 pub trait ClientBody: Body<Data = Bytes> + Unpin + 'static {}
@@ -101,7 +126,12 @@ impl<B: ClientBody> RequestBody<B> {
             progress.0.waiting.set(WaitState::Response(Instant::now()));
         }
         let left = if max == 0 { u64::MAX } else { max };
-        Self { incoming, progress, untouched: true, left, client_timeout, timer: None }
+        Self { incoming, progress, untouched: true, left, client_timeout, timer: None, gate: None }
+    }
+
+    /// Keeps the body back until `interim` has the upstream's 100, or for [`CONTINUE_TIMEOUT`].
+    pub(crate) fn wait_for_continue(&mut self, interim: InterimResponses) {
+        self.gate = Some(ContinueGate { interim, timer: None });
     }
 
     /// The body of a request that is sent again.
@@ -109,7 +139,8 @@ impl<B: ClientBody> RequestBody<B> {
         let progress = SendProgress::new();
         progress.0.waiting.set(WaitState::Response(Instant::now()));
         let client_timeout = Duration::ZERO;
-        Self { incoming: None, progress, untouched: true, left: 0, client_timeout, timer: None }
+        let (timer, gate) = (None, None);
+        Self { incoming: None, progress, untouched: true, left: 0, client_timeout, timer, gate }
     }
 
     pub fn progress(&self) -> SendProgress {
@@ -185,6 +216,13 @@ impl<B: ClientBody> Body for RequestBody<B> {
     ) -> Poll<Option<Result<Frame<Bytes>, RequestBodyError>>> {
         let this = &mut *self;
         let Some(incoming) = &mut this.incoming else { return this.end() };
+        if let Some(gate) = &mut this.gate {
+            if gate.poll(cx).is_pending() {
+                this.progress.0.waiting.set(WaitState::Client);
+                return Poll::Pending;
+            }
+            this.gate = None;
+        }
         match Pin::new(incoming).poll_frame(cx) {
             Poll::Pending => {
                 this.progress.0.waiting.set(WaitState::Client);

@@ -145,19 +145,21 @@ async fn responses_without_a_body_have_none() {
 
 #[tokio::test]
 async fn a_body_is_not_buffered_completely() {
-    const HUNDRED_MEGABYTES: usize = 100 * 1024 * 1024;
+    const LARGE: usize = 100 * 1024 * 1024;
     let (world, _upstream) = World::protected(json!({})).await;
     for http in [Http::One, Http::Two] {
         let mut session = session(&world, http).await;
         assert_eq!(session.get("/warm").await.unwrap().status, StatusCode::OK);
         let before = memory_peak(world.node_id());
-        let request = session.request(Method::GET, &format!("/sized?bytes={HUNDRED_MEGABYTES}"), full(""));
+        let request = session.request(Method::GET, &format!("/sized?bytes={LARGE}"), full(""));
         let mut body = session.send(request).await.unwrap().into_body();
         let mut read = 0;
         while let Some(frame) = body.frame().await {
             read += frame.unwrap().data_ref().map_or(0, bytes::Bytes::len);
         }
-        assert_eq!(read, HUNDRED_MEGABYTES);
+        assert_eq!(read, LARGE);
+        let request = session.request(Method::POST, "/sink", pattern_body(LARGE));
+        assert_eq!(session.fetch(request).await.unwrap().json()["bytes"], LARGE);
         // The kernel sums the peak from per-thread counters and may report a few pages less than
         // before.
         let grown = memory_peak(world.node_id()).saturating_sub(before);

@@ -6,5 +6,6 @@ mod client;
 mod client_case;
 mod client_limits;
 mod client_methods;
+mod interim;
 mod upstream;
 mod upstream_requests;

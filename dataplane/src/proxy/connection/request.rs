@@ -25,6 +25,7 @@ use crate::filters::{identity, path};
 use crate::http::RequestHandler;
 use crate::http::head::HeadError;
 use crate::http::incoming_body::IncomingBody;
+use crate::http::interim::InterimResponses;
 use crate::http::{error_page, request};
 use crate::observability::HasReason;
 use crate::observability::log::{self, ClientDenial};
@@ -180,7 +181,8 @@ async fn forward(
     let snapshot = worker.snapshot();
     let (mut parts, body) = request.into_parts();
     // Before the first check: the body of a request that is denied is read and discarded.
-    let body = RequestBody::new(body, config.body_max, config.body_timeout);
+    let interim = body.interim().cloned();
+    let mut body = RequestBody::new(body, config.body_max, config.body_timeout);
     // From the headers as the client sent them.
     let client = ClientAddress::resolve(&connection.info, config.real_ip.as_ref(), &parts.headers);
     let rejected = |error: &dyn HasReason| {
@@ -192,51 +194,28 @@ async fn forward(
     let target = request::parse_target(parts.version, &parts.uri, &parts.headers, config.path_options)
         .map_err(|error| rejected(&error))?;
     let verification = connection.authorize(&snapshot, &target, &client)?;
+    let expects_continue = !body.is_empty() && request::expects_continue(&parts.headers);
     // Before the first use of a header: a spoofed one must not even select a route.
     headers::prepare_request(&mut parts.headers, &connection.forwarded_context(&target, &client));
-    let request = CheckedRequest {
+    let checked = CheckedRequest {
         connection,
         snapshot: &snapshot,
         client: &client,
         target: &target,
         verification: &verification,
     };
-    let destination = request.find_destination(&parts)?;
+    let destination = checked.find_destination(&parts)?;
     if config.body_max > 0 && content_length(&parts.headers).is_some_and(|length| length > config.body_max) {
         return Err(Reason::BodyTooLarge);
     }
-    let path = request.rewrite(&mut parts, &destination)?;
+    let path = checked.rewrite(&mut parts, &destination)?;
     let permit = connection.acquire_permit(&client)?;
-    let request = exchange::upstream_request(parts, path, body);
-    let Destination { upstream, timeouts, proxy_rewrite, global_rewrite, .. } = destination;
-    let rewritten =
-        proxy_rewrite.and_then(ProxyRewrite::host).or(global_rewrite.and_then(ProxyRewrite::host));
-    let authority = rewritten.or(target.authority.as_deref());
-    let upstream_target = UpstreamTarget { snapshot: &snapshot, upstream, timeouts, authority };
-    let mut status = UpstreamStatus::default();
-    let result = worker.upstreams.send_request(&upstream_target, request, &mut status).await;
-    let route = &destination.route.id;
-    let checked = match result {
-        Ok(response) => config.head_limits.check_response(&response).map(|()| response).map_err(|error| {
-            log::response_rejected(client, route, &error);
-            Reason::UpstreamInvalid
-        }),
-        Err(error) => {
-            log::upstream_failed(client, route, &error);
-            Err(error.reason())
-        }
-    };
-    let mut response = checked.map_or_else(
-        |reason| {
-            worker.counters.record_error(reason);
-            error_response(reason)
-        },
-        |response| client_response(response, permit),
-    );
-    if let Some(status) = status.header_value(config.show_upstream_status) {
-        response.headers_mut().insert(X_APISIX_UPSTREAM_STATUS, status);
+    if let Some(interim) = interim.as_ref().filter(|_| expects_continue) {
+        parts.headers.insert(header::EXPECT, HeaderValue::from_static("100-continue"));
+        body.wait_for_continue(interim.clone());
     }
-    Ok(response)
+    let request = exchange::upstream_request(parts, path, body);
+    Ok(checked.send(&destination, request, interim.as_ref(), permit).await)
 }
 
 /// A request whose client is authorized.
@@ -279,6 +258,49 @@ impl<'a> CheckedRequest<'a> {
             log::client_not_allowed(self.client, &destination.route.id, leaf, uris);
         })?;
         Ok(destination)
+    }
+
+    /// Sends the request to its upstream. Whatever goes wrong there is a response, too.
+    async fn send(
+        &self,
+        destination: &Destination<'_>,
+        request: Request<RequestBody>,
+        interim: Option<&InterimResponses>,
+        permit: Option<RequestPermit>,
+    ) -> Response<ResponseBody> {
+        let (snapshot, client, worker) = (self.snapshot, self.client, &self.connection.worker);
+        let config = &worker.shared.config;
+        let Destination { upstream, timeouts, proxy_rewrite, global_rewrite, .. } = *destination;
+        let rewritten =
+            proxy_rewrite.and_then(ProxyRewrite::host).or(global_rewrite.and_then(ProxyRewrite::host));
+        let authority = rewritten.or(self.target.authority.as_deref());
+        let target = UpstreamTarget { snapshot, upstream, timeouts, authority, interim };
+        let mut status = UpstreamStatus::default();
+        let result = worker.upstreams.send_request(&target, request, &mut status).await;
+        let route = &destination.route.id;
+        let checked = match result {
+            Ok(response) => {
+                config.head_limits.check_response(&response).map(|()| response).map_err(|error| {
+                    log::response_rejected(client, route, &error);
+                    Reason::UpstreamInvalid
+                })
+            }
+            Err(error) => {
+                log::upstream_failed(client, route, &error);
+                Err(error.reason())
+            }
+        };
+        let mut response = checked.map_or_else(
+            |reason| {
+                worker.counters.record_error(reason);
+                error_response(reason)
+            },
+            |response| client_response(response, permit),
+        );
+        if let Some(status) = status.header_value(config.show_upstream_status) {
+            response.headers_mut().insert(X_APISIX_UPSTREAM_STATUS, status);
+        }
+        response
     }
 
     /// Applies the `proxy-rewrite` of the global rules, sets the identity headers, then applies the

@@ -25,6 +25,9 @@ impl UpstreamClient {
         }
         let progress = request.body().progress();
         let (reused, addr) = (connection.reused, connection.addr());
+        if let Some(interim) = target.interim {
+            interim.attach(&mut request);
+        }
         let response = connection.sender.try_send_request(request);
         match response_in_time(response, &progress, &target.timeouts, &self.timers).await {
             Ok(Ok(response)) => {

@@ -15,6 +15,7 @@ use http::{Request, Response};
 
 use super::{ExchangeError, FailedAttempt, response_in_time};
 use crate::http::grpc;
+use crate::http::interim::InterimResponses;
 use crate::upstream::client::{UpstreamClient, UpstreamTarget};
 use crate::upstream::framing;
 use crate::upstream::http2::body::Http2ResponseBody;
@@ -54,7 +55,7 @@ impl UpstreamClient {
             }
         };
         let upload = if body.is_empty() { None } else { Some(Upload::start(send, body)) };
-        let answer = Answer { future: answer, interim: 0, addr };
+        let answer = Answer { future: answer, interim: 0, channel: target.interim, addr };
         match response_in_time(answer, &progress, &target.timeouts, &self.timers).await {
             Ok(Ok(response)) => {
                 self.wrap_http2(target, response, stream, upload).map_err(FailedAttempt::sent)
@@ -109,21 +110,26 @@ fn is_unprocessed(error: &h2::Error) -> bool {
 }
 
 /// Waits for the final response.
-struct Answer {
+struct Answer<'a> {
     future: ResponseFuture,
     /// 1xx responses so far.
     interim: u32,
+    /// Where they go.
+    channel: Option<&'a InterimResponses>,
     addr: SocketAddr,
 }
 
-impl Future for Answer {
+impl Future for Answer<'_> {
     type Output = Result<Response<RecvStream>, ExchangeError>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let addr = self.addr;
         // Before the final one, whose poll would drop them.
         while let Poll::Ready(Some(interim)) = self.future.poll_informational(cx) {
-            interim.map_err(|error| ExchangeError::Http2 { addr, error })?;
+            let interim = interim.map_err(|error| ExchangeError::Http2 { addr, error })?;
+            if let Some(channel) = self.channel {
+                channel.push(interim.status(), interim.headers());
+            }
             self.interim += 1;
             if self.interim > INTERIM_MAX {
                 return Poll::Ready(Err(ExchangeError::InterimResponses { addr, max: INTERIM_MAX }));

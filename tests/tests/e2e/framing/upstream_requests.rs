@@ -145,7 +145,7 @@ async fn hop_by_hop_request_fields_are_not_forwarded() {
     let world = world_to(&upstream).await;
     let head = "POST /x HTTP/1.1\r\nHost: app.test\r\nConnection: close, X-Private\r\nX-Private: 1\r\n\
                 Keep-Alive: timeout=5\r\nProxy-Connection: keep-alive\r\nProxy-Authorization: Basic eA==\r\n\
-                TE: trailers, gzip\r\nTrailer: X-T\r\nExpect: 100-continue\r\nX-Own: kept\r\n\
+                TE: trailers, gzip\r\nTrailer: X-T\r\nExpect: 200-ok\r\nX-Own: kept\r\n\
                 Transfer_Encoding: gzip\r\nTransfer.Encoding: gzip\r\nContent_Length: 3\r\n\
                 Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\nX-T: 1\r\n\r\n";
     let answered = exchange(&world, head).await;
