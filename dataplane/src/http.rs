@@ -19,6 +19,7 @@ pub mod request;
 pub(crate) mod server;
 mod tracked_io;
 pub(crate) mod trailers;
+pub(crate) mod upgrade;
 
 use std::future::Future;
 use std::rc::Rc;
@@ -43,9 +44,22 @@ pub(crate) trait RequestHandler: 'static {
     type Body: Body<Data = Bytes, Error = Self::BodyError> + Unpin + 'static;
     /// A response that is aborted.
     type BodyError: std::error::Error + Send + Sync + 'static;
+    /// The upstream's side of a connection or stream that has switched protocols.
+    type Tunnel: 'static;
 
     /// Responds to a request.
     fn handle(&self, request: Request<IncomingBody>) -> impl Future<Output = Response<Self::Body>>;
+
+    /// Takes the tunnel out of a response that opens one, and the body of its request, which is the
+    /// client's direction over HTTP/2.
+    fn take_tunnel(
+        &self,
+        response: &mut Response<Self::Body>,
+    ) -> Option<(Self::Tunnel, Option<IncomingBody>)>;
+
+    /// Relays between the client and a tunnel until both have closed, and closes them.
+    fn relay(&self, client: impl ChunkRead + Write + Unpin, tunnel: Self::Tunnel)
+    -> impl Future<Output = ()>;
 
     /// Records a head that [`HeadScanner`](head::HeadScanner) rejects. Returns the response
     /// as it goes over the wire; the connection closes after it.

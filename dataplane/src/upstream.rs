@@ -4,7 +4,7 @@
 //! the addresses of `resolver`; `pool` keeps connections and limits them, `connector` makes new
 //! ones with the identity of `client_tls` and the names of `host_header`. `exchange` sends the
 //! request (`request_body`), over HTTP/1 or `http2`, checks the response (`framing`) and hands its
-//! body on (`response_body`).
+//! body on (`response_body`); `upgrade` opens a tunnel instead.
 
 pub(crate) mod balancer;
 pub(crate) mod client;
@@ -19,3 +19,4 @@ pub(crate) mod request_body;
 pub(crate) mod resolver;
 pub(crate) mod response_body;
 pub(crate) mod status_header;
+pub(crate) mod upgrade;

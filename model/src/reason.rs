@@ -67,7 +67,7 @@ reasons! {
     NoStreamRoute => "no_stream_route", None;
     /// The stream route is blocked, because another program stored an unsupported document.
     BlockedStreamRoute => "blocked_stream_route", None;
-    /// A stream was idle, or one side accepted no data, for longer than the upstream's timeouts.
+    /// A stream or WebSocket was idle, or one side accepted no data, for longer than the upstream's timeouts.
     TcpTimeout => "tcp_timeout", None;
 
     /// The client sent no complete request head within `client_header_timeout`.
@@ -85,8 +85,10 @@ reasons! {
     MethodNotAllowed => "method_not_allowed", Some(StatusCode::METHOD_NOT_ALLOWED);
     /// The request body has a transfer coding other than `chunked`.
     TransferCoding => "transfer_coding", Some(StatusCode::NOT_IMPLEMENTED);
-    /// The request asks for a protocol upgrade, which the gateway does not support.
+    /// The request asks for a protocol upgrade that is not enabled.
     UpgradeNotSupported => "upgrade_not_supported", Some(StatusCode::UPGRADE_REQUIRED);
+    /// An extended CONNECT of HTTP/2 asks for a protocol that is not enabled.
+    ProtocolNotSupported => "protocol_not_supported", Some(StatusCode::NOT_IMPLEMENTED);
     /// The Host belongs to a site with another client policy than the connection's.
     Misdirected => "misdirected", Some(StatusCode::MISDIRECTED_REQUEST);
     /// The allow-list of the route or its service does not include the client, or the client is not

@@ -31,4 +31,6 @@ pub mod fixtures;
 pub mod settings;
 pub mod world;
 
+pub mod scripted;
+
 pub mod demo;

@@ -4,6 +4,7 @@
 //! connection has been idle for `idle_release_timeout` ([`HibernateTimer`]); an idle connection
 //! hibernates without them, and the next byte starts hyper again.
 
+use std::cell::Cell;
 use std::convert::Infallible;
 use std::future::{Future, poll_fn};
 use std::io;
@@ -11,6 +12,7 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
 
+use bytes::Bytes;
 use http::{Request, Version};
 use hyper::body::{Body, Incoming};
 use hyper::rt::{Read, Write};
@@ -19,12 +21,17 @@ use hyper::service::{HttpService, service_fn};
 
 use super::RequestHandler;
 use super::incoming_body::{BodySource, IncomingBody};
-use super::keep_alive::{HibernateTimer, KeepAliveState, TrackedResponseBody};
+use super::keep_alive::{HibernateTimer, InFlightGuard, KeepAliveState, TrackedResponseBody};
 use super::tracked_io::TrackedIo;
 use super::{error_page, header_case, interim};
 use crate::io::chunk_read::ChunkRead;
 use crate::io::linger::{self, LingerLimits};
+use crate::io::timeouts::Phase;
 use crate::lifecycle::drain::DrainGuard;
+
+/// The tunnel of a request that has switched protocols. The request stays in flight, so that hyper
+/// reads nothing of the new protocol.
+type SwitchedRequest<H> = Cell<Option<(<H as RequestHandler>::Tunnel, InFlightGuard)>>;
 
 /// Serves all requests of a connection.
 pub(super) async fn serve<I, H>(
@@ -44,9 +51,11 @@ pub(super) async fn serve<I, H>(
         .max_headers(server.head_limits.max_fields() + header_case::FIELDS)
         .preserve_header_case(server.preserve_header_case)
         .title_case_headers(server.preserve_header_case);
-    let (requests, requested) = (Rc::clone(state), Rc::clone(&handler));
+    let switched = Rc::<SwitchedRequest<H>>::default();
+    let (requests, requested, switching) = (Rc::clone(state), Rc::clone(&handler), Rc::clone(&switched));
     let service = service_fn(move |request: Request<Incoming>| {
-        let (state, handler) = (Rc::clone(&requests), Rc::clone(&requested));
+        let (state, handler, switching) =
+            (Rc::clone(&requests), Rc::clone(&requested), Rc::clone(&switching));
         let (mut head, body) = request.into_parts();
         if state.take_case_prefix() {
             header_case::strip(&mut head.headers);
@@ -65,10 +74,14 @@ pub(super) async fn serve<I, H>(
             if state.server().lame_duck.get() {
                 error_page::set_connection_close(&mut response);
             }
+            let mut in_flight = Some(in_flight);
+            if let Some((tunnel, _no_body)) = handler.take_tunnel(&mut response) {
+                switching.set(in_flight.take().map(|in_flight| (tunnel, in_flight)));
+            }
             Ok::<_, Infallible>(response.map(|body| TrackedResponseBody::new(body, in_flight)))
         })
     });
-    serve_and_hibernate(io, service, &builder, state, &*handler, drain).await;
+    serve_and_hibernate(io, service, &builder, state, &*handler, &switched, drain).await;
 }
 
 /// Hibernates until the client sends something, serves with hyper until the connection is idle, and
@@ -79,6 +92,7 @@ async fn serve_and_hibernate<I, S, H>(
     builder: &Builder,
     state: &KeepAliveState,
     handler: &H,
+    switched: &SwitchedRequest<H>,
     drain: &DrainGuard,
 ) where
     I: Read + Write + ChunkRead + Unpin + 'static,
@@ -100,15 +114,39 @@ async fn serve_and_hibernate<I, S, H>(
         let may_drain = || state.requests() > served;
         let driven = drive(drain, Pin::new(&mut *connection), may_drain, |cx| timer.is_over(cx)).await;
         let parts = connection.into_parts();
+        let unused = parts.read_buf;
         if let ServeState::Done(result) = driven {
-            return finish(parts.io, state, handler, result).await;
+            // By our own mark: hyper leaves a connection to the next protocol after every request
+            // for an upgrade, whatever the response was.
+            return match (result, switched.take()) {
+                (Ok(()), Some(switched)) => relay(parts.io, unused, state, handler, switched).await,
+                (result, _) => finish(parts.io, state, handler, result).await,
+            };
         }
         (io, service) = (parts.io, parts.service);
-        io.reset(parts.read_buf);
+        io.reset(unused);
         if let Some(error) = state.head_error() {
             return send_error(io, &handler.reject_head(error)).await;
         }
     }
+}
+
+/// Relays a connection that has switched protocols. `unused`: what hyper has read behind the
+/// request.
+async fn relay<I, H>(
+    mut io: TrackedIo<I>,
+    unused: Bytes,
+    state: &KeepAliveState,
+    handler: &H,
+    (tunnel, in_flight): (H::Tunnel, InFlightGuard),
+) where
+    I: ChunkRead + Write + Unpin,
+    H: RequestHandler,
+{
+    io.reset(unused);
+    drop(in_flight);
+    state.timeouts().enter_phase(Phase::Relay);
+    Box::pin(handler.relay(io, tunnel)).await;
 }
 
 /// Closes a connection that hyper has finished with.

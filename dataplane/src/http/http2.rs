@@ -11,6 +11,7 @@
 pub(super) mod frames;
 mod response;
 pub(crate) mod sender;
+mod tunnel;
 
 use std::cell::Cell;
 use std::future::{Future, poll_fn};
@@ -21,10 +22,11 @@ use std::time::Duration;
 use bytes::Bytes;
 use h2::server::{self, SendResponse};
 use h2::{Reason, RecvStream};
-use http::Request;
+use http::{Request, Response};
 use hyper::rt::{Read, Write};
 use hyper_util::rt::TokioIo;
 
+use self::tunnel::Http2Tunnel;
 use super::RequestHandler;
 use super::head::HeadLimits;
 use super::incoming_body::{BodySource, Http2Body, IncomingBody};
@@ -89,7 +91,8 @@ pub(super) async fn serve<I, H>(
         .initial_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_send_buffer_size(SEND_BUFFER)
-        .max_header_list_size(max_header_list_size(server.head_limits));
+        .max_header_list_size(max_header_list_size(server.head_limits))
+        .enable_connect_protocol();
     // A client without a preface has sent no request: a drain waits no longer than
     // `client_header_timeout` for it.
     let Ok(mut connection) = builder.handshake::<_, Bytes>(TokioIo::new(io)).await else { return };
@@ -172,10 +175,26 @@ impl<H: RequestHandler> Streams<H> {
         });
         let response = response.await;
         drop((handling, interim));
-        if let Some(response) = response {
-            response::send(response, respond, &self).await;
+        if let Some(mut response) = response {
+            match self.handler.take_tunnel(&mut response) {
+                Some((tunnel, Some(body))) => self.relay(response, respond, body, tunnel).await,
+                // Without a body there is nothing to relay, and no such response.
+                Some((_, None)) | None => response::send(response, respond, &self).await,
+            }
         }
         drop(in_flight);
+    }
+
+    /// Relays a stream that has become a tunnel. Its time-outs are the relay's.
+    async fn relay(
+        &self,
+        response: Response<H::Body>,
+        mut respond: SendResponse<Bytes>,
+        body: IncomingBody,
+        tunnel: H::Tunnel,
+    ) {
+        let Ok(stream) = respond.send_response(response.map(|_empty| ()), false) else { return };
+        self.handler.relay(Http2Tunnel::new(body, stream), tunnel).await;
     }
 
     fn send_timeout(&self) -> Duration {

@@ -378,11 +378,12 @@ impl Drop for InFlightGuard {
 /// A response body that keeps its request in flight.
 pub(super) struct TrackedResponseBody<B> {
     body: B,
-    _in_flight: InFlightGuard,
+    /// `None`: a tunnel has it.
+    _in_flight: Option<InFlightGuard>,
 }
 
 impl<B> TrackedResponseBody<B> {
-    pub(super) fn new(body: B, in_flight: InFlightGuard) -> Self {
+    pub(super) fn new(body: B, in_flight: Option<InFlightGuard>) -> Self {
         Self { body, _in_flight: in_flight }
     }
 }

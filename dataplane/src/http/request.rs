@@ -9,6 +9,7 @@ use http::{HeaderMap, HeaderValue, Method, Uri, Version, header};
 use model::{PathOptions, RequestTarget, RequestTargetError};
 
 use super::head::{HeadError, HeadLimits};
+use super::upgrade::{self, WebSocketHandshake};
 use crate::observability::HasReason;
 use crate::reason::Reason;
 
@@ -43,6 +44,12 @@ pub enum RequestError {
     RepeatedTransferEncoding,
     #[error("an upgrade to {0:?} is not enabled")]
     Upgrade(HeaderValue),
+    /// The body would be the first bytes of the tunnel to one reader, and not to the next.
+    #[error("a request for another protocol has a body")]
+    UpgradeWithBody,
+    /// An extended CONNECT (RFC 8441): 501, as RFC 9220 section 3 has it.
+    #[error("the protocol {0:?} is not enabled")]
+    Protocol(String),
 }
 
 impl HasReason for RequestError {
@@ -50,11 +57,13 @@ impl HasReason for RequestError {
         match self {
             Self::Head(error) => error.reason(),
             Self::Method(_) => Reason::MethodNotAllowed,
-            Self::NotAPath(_) | Self::RepeatedTransferEncoding | Self::ContentLengthTooLarge(_) => {
-                Reason::BadRequest
-            }
+            Self::NotAPath(_)
+            | Self::RepeatedTransferEncoding
+            | Self::ContentLengthTooLarge(_)
+            | Self::UpgradeWithBody => Reason::BadRequest,
             Self::UnsupportedCoding(_) => Reason::TransferCoding,
             Self::Upgrade(_) => Reason::UpgradeNotSupported,
+            Self::Protocol(_) => Reason::ProtocolNotSupported,
         }
     }
 }
@@ -65,14 +74,21 @@ impl HasReason for RequestTargetError {
     }
 }
 
-/// Checks a request head. `length`: of its body, if known. Joins the `cookie` fields of HTTP/2.
+/// Checks a request head. `length`: of its body, if known. Joins the `cookie` fields of HTTP/2, and
+/// makes an extended CONNECT the GET that it stands for. Returns the handshake that the request is,
+/// which the route has to allow ([`refused`]).
 ///
 /// # Errors
 /// [`RequestError`].
-pub(crate) fn check(parts: &mut Parts, length: Option<u64>, limits: HeadLimits) -> Result<(), RequestError> {
+pub(crate) fn check(
+    parts: &mut Parts,
+    length: Option<u64>,
+    limits: HeadLimits,
+) -> Result<Option<WebSocketHandshake>, RequestError> {
     if let Some(length) = length.filter(|length| *length > CONTENT_LENGTH_MAX) {
         return Err(RequestError::ContentLengthTooLarge(length));
     }
+    let extended_connect = take_extended_connect(parts, length)?;
     if matches!(parts.method, Method::CONNECT | Method::TRACE) {
         return Err(RequestError::Method(parts.method.clone()));
     }
@@ -81,7 +97,8 @@ pub(crate) fn check(parts: &mut Parts, length: Option<u64>, limits: HeadLimits) 
     }
     if parts.version == Version::HTTP_2 {
         join_cookies(&mut parts.headers);
-        return Ok(limits.check_request(&parts.method, &parts.uri, &parts.headers)?);
+        limits.check_request(&parts.method, &parts.uri, &parts.headers)?;
+        return Ok(extended_connect);
     }
     let headers = &parts.headers;
     // Most requests have neither: one pass over their few fields costs less than two look-ups.
@@ -90,7 +107,7 @@ pub(crate) fn check(parts: &mut Parts, length: Option<u64>, limits: HeadLimits) 
             && (name == header::TRANSFER_ENCODING || name == header::UPGRADE)
     };
     if !headers.keys().any(is_checked) {
-        return Ok(());
+        return Ok(None);
     }
     if let Some(coding) = headers.get(header::TRANSFER_ENCODING) {
         if headers.get_all(header::TRANSFER_ENCODING).iter().count() > 1 {
@@ -101,13 +118,51 @@ pub(crate) fn check(parts: &mut Parts, length: Option<u64>, limits: HeadLimits) 
         }
     }
     // HTTP/1.0 has no upgrade.
-    if parts.version == Version::HTTP_11 {
-        let upgrades = headers.get_all(header::UPGRADE).iter();
-        if let Some(protocol) = upgrades.into_iter().find(|value| !is_ignored_upgrade(value)) {
-            return Err(RequestError::Upgrade(protocol.clone()));
-        }
+    if parts.version != Version::HTTP_11 {
+        return Ok(None);
     }
-    Ok(())
+    let Some(protocol) = headers.get_all(header::UPGRADE).iter().find(|value| !is_ignored_upgrade(value))
+    else {
+        return Ok(None);
+    };
+    let is_handshake = parts.method == Method::GET
+        && upgrade::is_websocket(protocol.as_bytes())
+        && upgrade::is_upgrade_listed(headers)
+        && headers.get_all(header::UPGRADE).iter().count() == 1;
+    match length {
+        _ if !is_handshake => Err(RequestError::Upgrade(protocol.clone())),
+        Some(0) => Ok(Some(WebSocketHandshake::Http1)),
+        _ => Err(RequestError::UpgradeWithBody),
+    }
+}
+
+/// Makes an extended CONNECT of HTTP/2 (RFC 8441 section 4) a GET: routes and upstreams know no
+/// other WebSocket.
+fn take_extended_connect(
+    parts: &mut Parts,
+    length: Option<u64>,
+) -> Result<Option<WebSocketHandshake>, RequestError> {
+    if parts.method != Method::CONNECT {
+        return Ok(None);
+    }
+    let Some(protocol) = parts.extensions.remove::<h2::ext::Protocol>() else { return Ok(None) };
+    if !upgrade::is_websocket(protocol.as_str().as_bytes()) {
+        return Err(RequestError::Protocol(protocol.as_str().to_owned()));
+    }
+    // Its DATA is the tunnel: it has no length, and does not end with its head.
+    if length.is_some() {
+        return Err(RequestError::UpgradeWithBody);
+    }
+    parts.method = Method::GET;
+    Ok(Some(WebSocketHandshake::Http2))
+}
+
+/// The error of a handshake that its route does not allow.
+pub(crate) fn refused(handshake: WebSocketHandshake) -> RequestError {
+    match handshake {
+        WebSocketHandshake::Http1 => RequestError::Upgrade(HeaderValue::from_static("websocket")),
+        WebSocketHandshake::Http2 => RequestError::Protocol("websocket".to_owned()),
+    }
 }
 
 /// Whether all protocols of an `Upgrade` may be ignored.
@@ -250,7 +305,7 @@ mod tests {
             let mut parts = http::Request::post("/").body(()).unwrap().into_parts().0;
             check(&mut parts, Some(length), HeadLimits { line: 64, head: 256 })
         };
-        assert_eq!(length(CONTENT_LENGTH_MAX), Ok(()));
+        assert_eq!(length(CONTENT_LENGTH_MAX), Ok(None));
         for above in [CONTENT_LENGTH_MAX + 1, u64::MAX - 2] {
             assert_eq!(length(above), Err(RequestError::ContentLengthTooLarge(above)));
         }
@@ -280,6 +335,65 @@ mod tests {
         assert_eq!(upgrade("GET / 1.0", "websocket"), None);
         let twice = [("upgrade", "h2c"), ("upgrade", "websocket")];
         assert_eq!(reason("GET /", &twice), Some(Reason::UpgradeNotSupported));
+    }
+
+    /// The handshake that the request is.
+    fn handshake(
+        line: &str,
+        fields: &[(&str, &str)],
+        protocol: Option<&'static str>,
+        length: Option<u64>,
+    ) -> Result<Option<WebSocketHandshake>, Reason> {
+        let mut request = http::Request::builder().uri("http://a.com/chat");
+        let (method, version) = line.split_once(' ').unwrap();
+        let version = if version == "2" { Version::HTTP_2 } else { Version::HTTP_11 };
+        request = request.method(method).version(version);
+        for (name, value) in fields {
+            request = request.header(*name, *value);
+        }
+        if let Some(protocol) = protocol {
+            request = request.extension(h2::ext::Protocol::from_static(protocol));
+        }
+        let mut parts = request.body(()).unwrap().into_parts().0;
+        let checked = check(&mut parts, length, HeadLimits { line: 64, head: 256 });
+        if checked.as_ref().is_ok_and(Option::is_some) {
+            assert_eq!(parts.method, Method::GET);
+        }
+        checked.map_err(|error| error.reason())
+    }
+
+    #[test]
+    fn only_a_get_without_a_body_opens_a_web_socket() {
+        let fields = [("upgrade", "websocket"), ("connection", "keep-alive, Upgrade")];
+        let opened = Ok(Some(WebSocketHandshake::Http1));
+        assert_eq!(handshake("GET 1.1", &fields, None, Some(0)), opened);
+        let capital = [("upgrade", "WebSocket"), ("connection", "upgrade")];
+        assert_eq!(handshake("GET 1.1", &capital, None, Some(0)), opened);
+        for length in [Some(5), None] {
+            assert_eq!(handshake("GET 1.1", &fields, None, length), Err(Reason::BadRequest));
+        }
+        let refused = Err(Reason::UpgradeNotSupported);
+        assert_eq!(handshake("POST 1.1", &fields, None, Some(0)), refused);
+        assert_eq!(handshake("GET 1.1", &fields[..1], None, Some(0)), refused, "no Connection");
+        let twice = [fields[0], fields[0], fields[1]];
+        assert_eq!(handshake("GET 1.1", &twice, None, Some(0)), refused);
+        let other = [("upgrade", "websocket, h2c"), fields[1]];
+        assert_eq!(handshake("GET 1.1", &other, None, Some(0)), refused);
+        assert_eq!(handshake("GET 2", &fields, None, Some(0)), Ok(None), "fields are no handshake");
+    }
+
+    #[test]
+    fn an_extended_connect_opens_a_web_socket() {
+        let connect = |protocol, length| handshake("CONNECT 2", &[], protocol, length);
+        assert_eq!(connect(Some("websocket"), None), Ok(Some(WebSocketHandshake::Http2)));
+        assert_eq!(connect(None, None), Err(Reason::MethodNotAllowed));
+        for length in [0, 5] {
+            assert_eq!(connect(Some("websocket"), Some(length)), Err(Reason::BadRequest));
+        }
+        for protocol in ["connect-udp", "websocket/13", ""] {
+            assert_eq!(connect(Some(protocol), None), Err(Reason::ProtocolNotSupported), "{protocol:?}");
+        }
+        assert_eq!(handshake("GET 2", &[], Some("websocket"), None), Ok(None));
     }
 
     #[test]

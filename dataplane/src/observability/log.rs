@@ -185,6 +185,19 @@ pub(crate) fn tcp_failed(
     }
 }
 
+/// A WebSocket that did not end by both sides' close. Without a reason its client broke off.
+pub(crate) fn web_socket_failed(peer: SocketAddr, route: &Id, reason: Option<Reason>, error: &dyn Error) {
+    let route = route.as_str();
+    match reason {
+        Some(reason) if is_allowed(reason) => {
+            let (reason, detail) = (reason.label(), error_text(error));
+            tracing::info!(reason, %peer, route, detail, "WebSocket ended");
+        }
+        Some(_) => {}
+        None => tracing::debug!(%peer, route, detail = %error, "WebSocket ended by its client"),
+    }
+}
+
 /// Logs how many lines were suppressed since the last call. Each worker calls it about once a
 /// second.
 pub(crate) fn log_suppressed() {

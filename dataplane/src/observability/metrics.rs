@@ -90,6 +90,11 @@ pub struct Counters {
     pub tcp_connections: Counter,
     pub tcp_bytes_to_upstream: Counter,
     pub tcp_bytes_to_client: Counter,
+    /// WebSockets that were opened, over HTTP/1 and HTTP/2.
+    pub websockets: Counter,
+    pub websockets_active: Gauge,
+    pub websocket_bytes_to_upstream: Counter,
+    pub websocket_bytes_to_client: Counter,
     /// By status class, 1xx to 5xx.
     responses: [Counter; 5],
     /// By [`Reason`].
@@ -117,6 +122,10 @@ impl Default for Counters {
             tcp_connections: Counter::default(),
             tcp_bytes_to_upstream: Counter::default(),
             tcp_bytes_to_client: Counter::default(),
+            websockets: Counter::default(),
+            websockets_active: Gauge::default(),
+            websocket_bytes_to_upstream: Counter::default(),
+            websocket_bytes_to_client: Counter::default(),
             responses: Default::default(),
             errors: Reason::ALL.iter().map(|_| Counter::default()).collect(),
             certificate_rejections: VerifyReason::ALL.iter().map(|_| Counter::default()).collect(),
@@ -203,6 +212,7 @@ impl Collector for MetricsCollector {
         let out = &mut encoder;
         self.encode_connections(out)?;
         self.encode_tls(out)?;
+        self.encode_websockets(out)?;
         self.encode_requests(out)
     }
 }
@@ -249,6 +259,18 @@ impl MetricsCollector {
             ([("reason", reason.as_str())], count)
         });
         encode_family(out, "client_certificate_rejections", "Client certificates rejected", certificates)
+    }
+
+    fn encode_websockets(&self, out: &mut DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let metrics = &self.0;
+        encode_counter(out, "websockets", "WebSockets opened", metrics.sum(|c| &c.websockets))?;
+        let help = "WebSockets open";
+        encode_gauge(out, "websockets_active", help, metrics.sum_gauge(|c| &c.websockets_active))?;
+        let bytes = [
+            ([("direction", "to_upstream")], metrics.sum(|c| &c.websocket_bytes_to_upstream)),
+            ([("direction", "to_client")], metrics.sum(|c| &c.websocket_bytes_to_client)),
+        ];
+        encode_family(out, "websocket_bytes", "Bytes of WebSockets, by direction", bytes)
     }
 
     fn encode_requests(&self, out: &mut DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {

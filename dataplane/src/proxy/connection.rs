@@ -5,6 +5,7 @@
 //! and do not call each other; `docs/WALKS.md` follows this file.
 
 mod request;
+pub(super) mod tunnel;
 
 use std::cell::OnceCell;
 use std::net::SocketAddr;

@@ -1,4 +1,4 @@
-//! The body of a response: an upstream's, streamed, or a page of our own.
+//! The body of a response: an upstream's, streamed, a page of our own, or a tunnel instead of one.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -7,6 +7,7 @@ use bytes::Bytes;
 use http::{HeaderValue, Response, StatusCode, header};
 use hyper::body::{Body, Frame, SizeHint};
 
+use super::connection::tunnel::WebSocketTunnel;
 use super::request_limit::RequestPermit;
 use crate::upstream::response_body::{UpstreamBodyError, UpstreamResponseBody};
 
@@ -19,6 +20,8 @@ pub(super) enum ResponseBody {
         /// The request is in flight until the body has ended.
         _permit: Option<RequestPermit>,
     },
+    /// No body: the response opens a tunnel. `None` once the server has taken it.
+    Tunnel(Option<Box<WebSocketTunnel>>),
 }
 
 impl ResponseBody {
@@ -57,6 +60,7 @@ impl Body for ResponseBody {
     ) -> Poll<Option<Result<Frame<Bytes>, UpstreamBodyError>>> {
         match &mut *self {
             Self::Full(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
+            Self::Tunnel(_) => Poll::Ready(None),
             Self::Upstream { body, .. } => Pin::new(body).poll_frame(cx),
         }
     }
@@ -64,12 +68,14 @@ impl Body for ResponseBody {
     fn is_end_stream(&self) -> bool {
         match self {
             Self::Full(bytes) => bytes.is_none(),
+            Self::Tunnel(_) => true,
             Self::Upstream { body, .. } => body.is_end_stream(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match self {
+            Self::Tunnel(_) => SizeHint::with_exact(0),
             Self::Full(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64)),
             Self::Upstream { body, .. } => body.size_hint(),
         }

@@ -21,6 +21,7 @@ use super::pool::idle::Http1Connection;
 use super::pool::key::{DialError, UpstreamProtocol};
 use super::pool::node::ConnectionSlot;
 use super::pool::permits::ConnectionPermits;
+use super::request_body::RequestBody;
 use crate::http::head::HeadLimits;
 use crate::io::buffered::BufferedSocket;
 use crate::io::chunk_read::{Chunk, ChunkRead};
@@ -261,21 +262,28 @@ where
     let (sender, connection) =
         builder.handshake(io).await.map_err(|error| ConnectError::Http { addr, error })?;
     let abort = Rc::<Flag>::default();
-    let aborted = Rc::clone(&abort);
+    spawn_connection(connection, Rc::clone(&abort));
+    Ok(Http1Connection { sender, abort, requests: 0 })
+}
+
+/// Drives a connection in a task of its own until its end, or until `abort` is raised.
+pub(super) fn spawn_connection<I>(connection: http1::Connection<I, RequestBody>, abort: Rc<Flag>)
+where
+    I: hyper::rt::Read + hyper::rt::Write + Unpin + 'static,
+{
     runtime::spawn(async move {
         let mut connection = pin!(connection);
-        poll_fn(|cx| match aborted.poll(cx) {
+        poll_fn(|cx| match abort.poll(cx) {
             Poll::Ready(()) => Poll::Ready(()),
             // The exchange on the connection gets its errors; between exchanges an end is none.
             Poll::Pending => connection.as_mut().poll(cx).map(drop),
         })
         .await;
     });
-    Ok(Http1Connection { sender, abort, requests: 0 })
 }
 
 impl UpstreamStream {
-    fn socket(&mut self) -> &mut BufferedSocket {
+    pub(super) fn socket(&mut self) -> &mut BufferedSocket {
         match self {
             Self::Plain(stream) => stream.socket(),
             Self::Tls(stream) => stream.socket(),

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use http::request::Parts;
 use http::uri::PathAndQuery;
-use http::{Extensions, HeaderMap, Method, Request, Response, StatusCode, Uri, Version};
+use http::{Extensions, HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, Version, header};
 use model::{Node, Scheme, Timeouts, Upstream};
 
 use self::checkout::Checkout;
@@ -31,6 +31,7 @@ use super::pool::key::UpstreamProtocol;
 use super::request_body::{RequestBody, SendProgress, WaitState};
 use super::response_body::UpstreamResponseBody;
 use super::status_header::UpstreamStatus;
+use crate::http::upgrade::SwitchError;
 use crate::io::coarse_timer::{CoarseTimer, CoarseTimers};
 use crate::observability::HasReason;
 use crate::reason::Reason;
@@ -55,6 +56,9 @@ pub(crate) enum ExchangeError {
     /// The response cannot be forwarded.
     #[error("{addr}: {error}")]
     Framing { addr: SocketAddr, error: FramingError },
+    /// The response opens no tunnel, though its status does.
+    #[error("{addr}: {error}")]
+    Switch { addr: SocketAddr, error: SwitchError },
     /// The response came while the body was incomplete, and the connection stays open without it.
     #[error("{addr}: responded to a request whose body was not sent")]
     RequestBodyUnsent { addr: SocketAddr },
@@ -70,7 +74,9 @@ impl HasReason for ExchangeError {
     fn reason(&self) -> Reason {
         match self {
             Self::Upstream(error) => error.reason(),
-            Self::Framing { .. } | Self::InterimResponses { .. } => Reason::UpstreamInvalid,
+            Self::Framing { .. } | Self::Switch { .. } | Self::InterimResponses { .. } => {
+                Reason::UpstreamInvalid
+            }
             Self::Http { error, .. } if error.is_parse() => Reason::UpstreamInvalid,
             Self::Http2 { error, .. } if error.is_library() => Reason::UpstreamInvalid,
             Self::Http { .. } | Self::Http2 { .. } | Self::RequestBodyUnsent { .. } => Reason::UpstreamClosed,
@@ -83,7 +89,7 @@ impl HasReason for ExchangeError {
 impl ExchangeError {
     /// The status of a failed attempt in `$upstream_status`: 504 where the node was too slow, else
     /// 502. `None`: no node was dialled, or the client failed.
-    fn attempt_status(&self) -> Option<StatusCode> {
+    pub(super) fn attempt_status(&self) -> Option<StatusCode> {
         match self {
             Self::ClientBody(_) | Self::Authority { .. } => None,
             Self::Upstream(UpstreamError::Connect(_)) => self.reason().status(),
@@ -212,7 +218,7 @@ fn protocol(upstream: &Upstream) -> Result<UpstreamProtocol, UpstreamError> {
 
 /// Waits for the response. The upstream's timeouts run only while it is the upstream that is
 /// waited for, not the client.
-async fn response_in_time<F: Future>(
+pub(super) async fn response_in_time<F: Future>(
     response: F,
     progress: &SendProgress,
     timeouts: &Timeouts,
@@ -244,6 +250,14 @@ async fn response_in_time<F: Future>(
     .await
 }
 
+/// Sets `Host`. With `pass_host: pass` the request has the value already.
+pub(super) fn set_host(request: &mut Request<RequestBody>, host: &str) {
+    let is_set = request.headers().get(header::HOST).is_some_and(|set| set.as_bytes() == host.as_bytes());
+    if let (false, Ok(value)) = (is_set, HeaderValue::from_str(host)) {
+        request.headers_mut().insert(header::HOST, value);
+    }
+}
+
 /// Whether the request may be sent again after a node has seen it.
 fn is_retriable(request: &Request<RequestBody>) -> bool {
     let idempotent = matches!(
@@ -254,7 +268,7 @@ fn is_retriable(request: &Request<RequestBody>) -> bool {
 }
 
 /// A retriable request, which has no body.
-struct RetryTemplate {
+pub(super) struct RetryTemplate {
     method: Method,
     uri: Uri,
     headers: HeaderMap,
@@ -263,7 +277,7 @@ struct RetryTemplate {
 }
 
 impl RetryTemplate {
-    fn new(request: &Request<RequestBody>) -> Self {
+    pub(super) fn new(request: &Request<RequestBody>) -> Self {
         Self {
             method: request.method().clone(),
             uri: request.uri().clone(),
@@ -272,7 +286,7 @@ impl RetryTemplate {
         }
     }
 
-    fn request(&self) -> Request<RequestBody> {
+    pub(super) fn request(&self) -> Request<RequestBody> {
         let mut request = Request::new(RequestBody::empty());
         *request.method_mut() = self.method.clone();
         *request.uri_mut() = self.uri.clone();

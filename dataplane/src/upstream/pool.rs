@@ -22,7 +22,7 @@ use hyper::client::conn::http1::SendRequest;
 use model::KeepalivePool;
 
 use self::idle::Http1Connection;
-use self::key::ConnectionKey;
+use self::key::{ConnectionKey, UpstreamProtocol};
 use self::node::{Available, NodePool, StreamSlot};
 use super::request_body::RequestBody;
 use crate::io::flag::Flag;
@@ -148,6 +148,27 @@ impl Pool {
             reusable: true,
             reused: requests > 0,
         })
+    }
+
+    /// Counts a connection as in use that was opened for one request, and is not kept.
+    pub(crate) fn unpooled(
+        &self,
+        addr: SocketAddr,
+        sender: SendRequest<RequestBody>,
+        abort: Rc<Flag>,
+    ) -> PooledConnection {
+        PooledConnection {
+            sender,
+            abort: AbortOnDrop(Some(abort)),
+            // Of no use to others: the connections of the address are not counted with it.
+            node: Rc::new(NodePool::new(addr, 0, Rc::default())),
+            _in_use: InUseGuard::new(&self.in_use),
+            key: ConnectionKey { protocol: UpstreamProtocol::Http1, tls: None },
+            keepalive: KeepalivePool { size: 0, requests: 1, ..KeepalivePool::default() },
+            requests: 0,
+            reusable: false,
+            reused: false,
+        }
     }
 
     pub(crate) fn idle_count(&self) -> usize {

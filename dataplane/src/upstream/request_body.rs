@@ -143,6 +143,11 @@ impl<B: ClientBody> RequestBody<B> {
         Self { incoming: None, progress, untouched: true, left: 0, client_timeout, timer, gate }
     }
 
+    /// Takes the client's body out, unread: it is the client's half of a tunnel.
+    pub(crate) fn take_incoming(&mut self) -> Option<B> {
+        self.incoming.take()
+    }
+
     pub fn progress(&self) -> SendProgress {
         self.progress.clone()
     }

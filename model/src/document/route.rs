@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::fields::{enabled, flag, id as id_of, signed, string, strings, timeouts};
 use super::plugins::http_plugins;
-use super::service::{client_identity, forbid_unsupported, forbid_websocket, hosts};
+use super::service::{client_identity, forbid_unsupported, hosts};
 use super::upstream;
 use crate::expression::Vars;
 use crate::id::Id;
@@ -46,7 +46,6 @@ pub(super) fn compile(id: &Id, document: &Value, keyring: &Keyring) -> Result<Ro
     };
     let unserved = ["filter_func", "script", "script_id"];
     forbid_unsupported(document, &unserved)?;
-    forbid_websocket(document)?;
     require_http_scheme(route.upstream.as_ref())?;
     Ok(route)
 }

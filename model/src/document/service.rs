@@ -25,7 +25,6 @@ pub(super) fn compile(id: &Id, document: &Value, keyring: &Keyring) -> Result<Se
         blocked: None,
     };
     forbid_unsupported(document, &["script"])?;
-    forbid_websocket(document)?;
     Ok(service)
 }
 
@@ -43,17 +42,6 @@ pub(super) fn hosts(document: &Value, one: &str) -> Result<Vec<HostPattern>, Pro
         }
     }
     Ok(hosts)
-}
-
-/// Upgrades are not forwarded; `false` is the default.
-pub(super) fn forbid_websocket(document: &Value) -> Result<(), Problem> {
-    if flag(document, "enable_websocket") == Some(true) {
-        return Err(unsupported(
-            "enable_websocket",
-            "remove it, or set it to false: upgrades are not forwarded",
-        ));
-    }
-    Ok(())
 }
 
 /// Rejects fields that select or change requests and that the gateway does not support.

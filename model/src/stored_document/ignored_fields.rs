@@ -40,11 +40,6 @@ pub(super) fn strip_ignored(kind: Kind, mut document: Value, mut notes: Findings
             Kind::Upstream => strip_upstream("", members, &mut notes),
             Kind::Service | Kind::PluginConfig | Kind::Route | Kind::StreamRoute | Kind::GlobalRule => {
                 foreign = strip_plugins(kind, members, &mut notes);
-                if members.get("enable_websocket") == Some(&Value::Bool(true)) {
-                    members.remove("enable_websocket");
-                    let hint = "clients that request one get a response without it";
-                    note_ignored(&mut notes, "enable_websocket", "upgrades are not forwarded", hint);
-                }
                 if let Some(upstream) = members.get_mut("upstream").and_then(Value::as_object_mut) {
                     strip_upstream("upstream.", upstream, &mut notes);
                 }

@@ -169,9 +169,9 @@ fn harmless_unsupported_fields_are_ignored_with_a_finding() {
     served(Kind::Upstream, &with(upstream(), checks.clone()), &["checks"]);
     served(Kind::Upstream, &with(upstream(), json!({"type": "chash", "hash_on": "header"})), &["type"]);
     served(Kind::Upstream, &with(upstream(), json!({"type": "chash", "key": "remote_addr"})), &["type"]);
-    let fields = ["plugins.prometheus", "plugins.http-logger", "enable_websocket", "upstream.checks"];
+    let fields = ["plugins.prometheus", "plugins.http-logger", "upstream.checks"];
     let plugins = json!({"prometheus": {}, "http-logger": {"uri": "http://127.0.0.1"}});
-    let more = json!({"plugins": plugins, "enable_websocket": true, "upstream": with(upstream(), checks)});
+    let more = json!({"plugins": plugins, "upstream": with(upstream(), checks)});
     served(Kind::Route, &with(route(), more), &fields);
     let off = json!({"plugins": {"jwt-auth": {"_meta": {"disable": true}}}});
     served(Kind::Route, &with(route(), off.clone()), &["plugins.jwt-auth"]);

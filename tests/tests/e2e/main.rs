@@ -56,3 +56,4 @@ mod stream_cases;
 mod timeouts;
 mod upstream;
 mod upstream_bound;
+mod websocket;

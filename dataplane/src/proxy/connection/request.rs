@@ -11,12 +11,14 @@ use http::request::Parts;
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, header};
 use hyper::body::Body;
+use hyper::rt::Write;
 use model::admission::{self, ClientVerification, ConnectionAuth};
 use model::destination::{self, Destination};
 use model::{ProxyRewrite, RequestTarget, Snapshot, raw_path};
 use pki::Identity;
 
 use super::Connection;
+use super::tunnel::WebSocketTunnel;
 use crate::filters::headers::{self, ForwardedContext, PeerTrust};
 use crate::filters::real_ip::ClientAddress;
 use crate::filters::rewrite::{self, EvaluatedRewrite, RewriteError};
@@ -26,21 +28,25 @@ use crate::http::RequestHandler;
 use crate::http::head::HeadError;
 use crate::http::incoming_body::IncomingBody;
 use crate::http::interim::InterimResponses;
+use crate::http::upgrade::WebSocketHandshake;
 use crate::http::{error_page, request};
+use crate::io::chunk_read::ChunkRead;
 use crate::observability::HasReason;
 use crate::observability::log::{self, ClientDenial};
 use crate::proxy::request_limit::RequestPermit;
 use crate::proxy::response_body::{self, ResponseBody};
 use crate::reason::Reason;
 use crate::upstream::client::UpstreamTarget;
-use crate::upstream::exchange;
+use crate::upstream::exchange::{self, ExchangeError};
 use crate::upstream::request_body::RequestBody;
 use crate::upstream::response_body::{UpstreamBodyError, UpstreamResponseBody};
 use crate::upstream::status_header::{UpstreamStatus, X_APISIX_UPSTREAM_STATUS};
+use crate::upstream::upgrade::UpgradeReply;
 
 impl RequestHandler for Connection {
     type Body = ResponseBody;
     type BodyError = UpstreamBodyError;
+    type Tunnel = WebSocketTunnel;
 
     async fn handle(&self, request: Request<IncomingBody>) -> Response<ResponseBody> {
         let counters = &self.worker.counters;
@@ -57,6 +63,20 @@ impl RequestHandler for Connection {
         counters.record_response(response.status());
         response.headers_mut().insert(header::SERVER, self.server_header());
         response
+    }
+
+    fn take_tunnel(
+        &self,
+        response: &mut Response<ResponseBody>,
+    ) -> Option<(WebSocketTunnel, Option<IncomingBody>)> {
+        let ResponseBody::Tunnel(tunnel) = response.body_mut() else { return None };
+        let mut tunnel = *tunnel.take()?;
+        let body = tunnel.body.take();
+        Some((tunnel, body))
+    }
+
+    async fn relay(&self, client: impl ChunkRead + Write + Unpin, tunnel: WebSocketTunnel) {
+        self.relay_web_socket(client, tunnel).await;
     }
 
     fn reject_head(&self, error: HeadError) -> Vec<u8> {
@@ -189,7 +209,7 @@ async fn forward(
         log::request_rejected(client, error);
         error.reason()
     };
-    request::check(&mut parts, body.size_hint().exact(), config.head_limits)
+    let handshake = request::check(&mut parts, body.size_hint().exact(), config.head_limits)
         .map_err(|error| rejected(&error))?;
     let target = request::parse_target(parts.version, &parts.uri, &parts.headers, config.path_options)
         .map_err(|error| rejected(&error))?;
@@ -205,11 +225,24 @@ async fn forward(
         verification: &verification,
     };
     let destination = checked.find_destination(&parts)?;
+    if let Some(handshake) = handshake.filter(|_| !destination.enable_websocket) {
+        return Err(rejected(&request::refused(handshake)));
+    }
     if config.body_max > 0 && content_length(&parts.headers).is_some_and(|length| length > config.body_max) {
         return Err(Reason::BodyTooLarge);
     }
     let path = checked.rewrite(&mut parts, &destination)?;
     let permit = connection.acquire_permit(&client)?;
+    if let Some(handshake) = handshake {
+        // Boxed: rare, and large.
+        return Ok(Box::pin(checked.open_web_socket(
+            &destination,
+            handshake,
+            (parts, path),
+            (body, interim.as_ref(), permit),
+        ))
+        .await);
+    }
     if let Some(interim) = interim.as_ref().filter(|_| expects_continue) {
         parts.headers.insert(header::EXPECT, HeaderValue::from_static("100-continue"));
         body.wait_for_continue(interim.clone());
@@ -268,16 +301,65 @@ impl<'a> CheckedRequest<'a> {
         interim: Option<&InterimResponses>,
         permit: Option<RequestPermit>,
     ) -> Response<ResponseBody> {
-        let (snapshot, client, worker) = (self.snapshot, self.client, &self.connection.worker);
-        let config = &worker.shared.config;
+        let target = self.upstream_target(destination, interim);
+        let mut status = UpstreamStatus::default();
+        let result = self.connection.worker.upstreams.send_request(&target, request, &mut status).await;
+        self.respond(destination, result, &status, |response| client_response(response, permit))
+    }
+
+    /// Performs the handshake of a WebSocket with its upstream.
+    async fn open_web_socket(
+        &self,
+        destination: &Destination<'_>,
+        handshake: WebSocketHandshake,
+        (mut parts, path): (Parts, PathAndQuery),
+        (mut body, interim, permit): (RequestBody, Option<&InterimResponses>, Option<RequestPermit>),
+    ) -> Response<ResponseBody> {
+        handshake.set_request_fields(&mut parts.headers);
+        let request = exchange::upstream_request(parts, path, RequestBody::empty());
+        let target = self.upstream_target(destination, interim);
+        let mut status = UpstreamStatus::default();
+        let result = self.connection.worker.upstreams.request_upgrade(&target, &request, &mut status).await;
+        self.respond(destination, result, &status, |response| {
+            let (head, reply) = response.into_parts();
+            let upstream = match reply {
+                UpgradeReply::Switched(upstream) => upstream,
+                UpgradeReply::Refused(body) => {
+                    return client_response(Response::from_parts(head, body), permit);
+                }
+            };
+            let (timeouts, route) = (target.timeouts, destination.route.id.clone());
+            let body = body.take_incoming();
+            let tunnel = WebSocketTunnel { upstream, body, timeouts, route, _permit: permit };
+            let mut response = Response::from_parts(head, ResponseBody::Tunnel(Some(Box::new(tunnel))));
+            headers::prepare_response(response.headers_mut());
+            handshake.set_response_head(&mut response);
+            response
+        })
+    }
+
+    fn upstream_target<'t>(
+        &'t self,
+        destination: &'t Destination<'_>,
+        interim: Option<&'t InterimResponses>,
+    ) -> UpstreamTarget<'t> {
         let Destination { upstream, timeouts, proxy_rewrite, global_rewrite, .. } = *destination;
         let rewritten =
             proxy_rewrite.and_then(ProxyRewrite::host).or(global_rewrite.and_then(ProxyRewrite::host));
         let authority = rewritten.or(self.target.authority.as_deref());
-        let target = UpstreamTarget { snapshot, upstream, timeouts, authority, interim };
-        let mut status = UpstreamStatus::default();
-        let result = worker.upstreams.send_request(&target, request, &mut status).await;
-        let route = &destination.route.id;
+        UpstreamTarget { snapshot: self.snapshot, upstream, timeouts, authority, interim }
+    }
+
+    /// The client's response to what the upstream has answered, or has failed to.
+    fn respond<B>(
+        &self,
+        destination: &Destination<'_>,
+        result: Result<Response<B>, ExchangeError>,
+        status: &UpstreamStatus,
+        make: impl FnOnce(Response<B>) -> Response<ResponseBody>,
+    ) -> Response<ResponseBody> {
+        let (client, route) = (self.client, &destination.route.id);
+        let config = &self.connection.worker.shared.config;
         let checked = match result {
             Ok(response) => {
                 config.head_limits.check_response(&response).map(|()| response).map_err(|error| {
@@ -290,13 +372,13 @@ impl<'a> CheckedRequest<'a> {
                 Err(error.reason())
             }
         };
-        let mut response = checked.map_or_else(
-            |reason| {
-                worker.counters.record_error(reason);
+        let mut response = match checked {
+            Ok(response) => make(response),
+            Err(reason) => {
+                self.connection.worker.counters.record_error(reason);
                 error_response(reason)
-            },
-            |response| client_response(response, permit),
-        );
+            }
+        };
         if let Some(status) = status.header_value(config.show_upstream_status) {
             response.headers_mut().insert(X_APISIX_UPSTREAM_STATUS, status);
         }

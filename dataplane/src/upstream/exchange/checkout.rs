@@ -107,7 +107,7 @@ impl UpstreamClient {
         }
     }
 
-    fn http1_builder(&self) -> http1::Builder {
+    pub(in crate::upstream) fn http1_builder(&self) -> http1::Builder {
         let mut builder = http1::Builder::new();
         builder.max_buf_size(self.head.buffer_size()).max_headers(self.head.max_fields());
         builder.preserve_header_case(self.preserve_header_case).title_case_headers(self.preserve_header_case);

@@ -1,9 +1,9 @@
 //! One attempt over an HTTP/1 connection.
 
-use http::{HeaderValue, Request, Response, header};
+use http::{Request, Response};
 use hyper::body::Incoming;
 
-use super::{ExchangeError, FailedAttempt, response_in_time};
+use super::{ExchangeError, FailedAttempt, response_in_time, set_host};
 use crate::upstream::client::{UpstreamClient, UpstreamTarget};
 use crate::upstream::framing;
 use crate::upstream::pool::PooledConnection;
@@ -18,11 +18,7 @@ impl UpstreamClient {
         mut request: Request<RequestBody>,
         host: &str,
     ) -> Result<Response<UpstreamResponseBody>, FailedAttempt> {
-        // With `pass_host: pass` the request has the value already.
-        let is_set = request.headers().get(header::HOST).is_some_and(|set| set.as_bytes() == host.as_bytes());
-        if let (false, Ok(value)) = (is_set, HeaderValue::from_str(host)) {
-            request.headers_mut().insert(header::HOST, value);
-        }
+        set_host(&mut request, host);
         let progress = request.body().progress();
         let (reused, addr) = (connection.reused, connection.addr());
         if let Some(interim) = target.interim {
@@ -48,7 +44,7 @@ impl UpstreamClient {
     }
 
     /// Checks the response and makes its head the gateway's own.
-    fn wrap_http1(
+    pub(in crate::upstream) fn wrap_http1(
         &self,
         target: &UpstreamTarget<'_>,
         mut response: Response<Incoming>,

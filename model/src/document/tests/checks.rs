@@ -390,7 +390,7 @@ fn unsupported_upstream_fields_are_rejected() {
 fn a_valid_route_keeps_every_field() {
     let document = json!({
         "uris": ["/a/*", "/b"], "hosts": ["A.com", "*.b.com"], "methods": ["GET"], "remote_addrs": ["10.1.2.3/8", "::1", "::ffff:127.0.0.0/104"],
-        "priority": -3, "status": 0, "upstream_id": 7, "service_id": "s", "enable_websocket": false, "plugins": {}, "vars": [],
+        "priority": -3, "status": 0, "upstream_id": 7, "service_id": "s", "enable_websocket": true, "plugins": {}, "vars": [],
         "upstream": upstream(json!({}))
     });
     let Resource::Route(resource) = checked(Kind::Route, &document).unwrap() else { panic!("not a route") };
@@ -467,13 +467,11 @@ fn unsupported_route_fields_are_rejected() {
         (json!({"script_id": 1}), "script_id"),
         (json!({"upstream": upstream(json!({"checks": {"active": {}}}))}), "upstream.checks"),
         (json!({"uri": "$env://URI"}), "uri"),
-        (json!({"enable_websocket": true}), "enable_websocket"),
     ] {
         let problem = problem_of(Kind::Route, &route(changes));
         assert_eq!(problem.field, field);
         assert!(problem.message.contains("not supported"), "{problem}");
     }
-    assert_eq!(problem_of(Kind::Service, &json!({"enable_websocket": true})).field, "enable_websocket");
     assert_eq!(problem_of(Kind::Route, &route(json!({"uri": "/a*b/c"}))).field, "uri");
     assert_eq!(problem_of(Kind::Route, &route(json!({"host": "a.com:8443"}))).field, "hosts");
 }

@@ -4,13 +4,11 @@
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use e2e::client::{Http, bounded};
+use e2e::client::bounded;
 use e2e::raw;
-use e2e::world::World;
+use e2e::scripted::{Scripted, read_until};
 use http::{Request, Response, StatusCode};
-use serde_json::json;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::io::AsyncWriteExt;
 
 /// The final response of every test.
 const WHOLE: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nwhole";
@@ -19,51 +17,6 @@ const HINTS: &[u8] = b"HTTP/1.1 103 Early Hints\r\nLink: </style.css>; rel=prelo
 const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
 const EXPECTING: &str =
     "POST /up HTTP/1.1\r\nHost: app.test\r\nExpect: 100-continue\r\nContent-Length: 5\r\n\r\n";
-
-/// A gateway in front of an upstream whose connections the test serves itself.
-struct Scripted {
-    world: World,
-    upstream: TcpListener,
-}
-
-impl Scripted {
-    async fn start() -> Self {
-        let upstream = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let settings = json!({"countersign": {"workers": 1}});
-        let world = World::builder().settings(settings).open(upstream.local_addr().unwrap()).start().await;
-        Self { world, upstream }
-    }
-
-    /// The next connection of the gateway, and the head of its request.
-    async fn request(&self) -> (TcpStream, String) {
-        bounded("a request at the upstream", async {
-            let (mut stream, _) = self.upstream.accept().await.unwrap();
-            stream.set_nodelay(true).unwrap();
-            let head = read_until(&mut stream, "\r\n\r\n").await;
-            (stream, head)
-        })
-        .await
-    }
-
-    /// A client's HTTP/2 connection.
-    async fn http2(&self) -> h2::client::SendRequest<Bytes> {
-        let tls = self.world.client("app.test").http(Http::Two).handshake().await.unwrap();
-        let (sender, connection) = h2::client::handshake(tls).await.unwrap();
-        tokio::spawn(connection);
-        sender.ready().await.unwrap()
-    }
-}
-
-async fn read_until(stream: &mut (impl AsyncRead + Unpin), end: &str) -> String {
-    let mut read = Vec::new();
-    bounded("bytes that end as expected", async {
-        while !read.ends_with(end.as_bytes()) {
-            read.push(stream.read_u8().await.expect("the connection stays open"));
-        }
-    })
-    .await;
-    String::from_utf8(read).unwrap()
-}
 
 fn get() -> Request<()> {
     Request::get("https://app.test/").body(()).unwrap()
