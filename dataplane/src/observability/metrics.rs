@@ -358,6 +358,8 @@ mod tests {
             "countersign_tls_tickets_rejected_total{reason=\"expired\"} 1",
             "countersign_tls_tickets_rejected_total{reason=\"unknown_key\"} 0",
             "countersign_tcp_bytes_total{direction=\"to_client\"} 0",
+            "countersign_websockets_active 0",
+            "countersign_websocket_bytes_total{direction=\"to_upstream\"} 0",
             "countersign_client_connections_active 0",
         ] {
             assert!(text.lines().any(|exported| exported == line), "{line}\n{text}");
