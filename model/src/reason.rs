@@ -147,6 +147,8 @@ reasons! {
     UpstreamSendTimeout => "upstream_send_timeout", Some(StatusCode::GATEWAY_TIMEOUT);
     /// The node did not respond in time.
     UpstreamReadTimeout => "upstream_read_timeout", Some(StatusCode::GATEWAY_TIMEOUT);
+    /// The deadline of a gRPC call (`grpc-timeout`) passed before its response.
+    DeadlineExceeded => "deadline_exceeded", Some(StatusCode::GATEWAY_TIMEOUT);
     /// `retry_timeout` elapsed before a node responded.
     RetryTimeout => "retry_timeout", Some(StatusCode::BAD_GATEWAY);
 }

@@ -300,7 +300,7 @@ async fn proxy_tcp(
         .map_err(|reason| failed(TcpProxyError::Denied(reason)))?;
     let (upstream, timeouts) = (destination.upstream, destination.timeouts);
     let authority = Some(destination.authority);
-    let target = UpstreamTarget { snapshot: &snapshot, upstream, timeouts, authority, interim: None };
+    let target = UpstreamTarget { snapshot: &snapshot, upstream, timeouts, authority, deadline: None };
     let connected = Box::pin(worker.upstreams.connect(&target)).await;
     let mut stream = connected.map_err(|error| failed(error.into()))?;
     let counters = &worker.counters;

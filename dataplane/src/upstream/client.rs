@@ -54,8 +54,8 @@ pub(crate) struct UpstreamTarget<'a> {
     /// The client's name for the server, for `pass_host: pass`: the authority of a request, the SNI
     /// of a TCP connection.
     pub authority: Option<&'a str>,
-    /// Where interim responses go. `None`: nowhere.
-    pub interim: Option<&'a InterimResponses>,
+    /// The end of a gRPC call.
+    pub deadline: Option<Instant>,
 }
 
 /// No connection to the upstream.

@@ -49,7 +49,7 @@ pub enum ConnectError {
     /// The node has as many connections of this worker as it may have, and none became free in
     /// time.
     #[error(
-        "connect to {addr}: {max} connections are open (countersign.limits.upstream_connections_per_node), and none became free within {within:?}"
+        "connect to {addr}: {max} connections are open (countersign.limits.upstream_connections_per_node, or keepalive_pool.max_connections), and none became free within {within:?}"
     )]
     NodeLimit { addr: SocketAddr, max: u32, within: Duration },
     #[error("connect to {addr}: {error}")]

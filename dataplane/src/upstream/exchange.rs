@@ -65,6 +65,9 @@ pub(crate) enum ExchangeError {
     /// One of the two timeouts, of sending and of reading, passed.
     #[error("{addr}: {} after {within:?}", .reason.label())]
     Timeout { addr: SocketAddr, reason: Reason, within: Duration },
+    /// The deadline of a gRPC call passed.
+    #[error("the deadline of the call (grpc-timeout) passed")]
+    Deadline,
     /// The client's body failed, which is no fault of a node.
     #[error("the client's body: {}", .0.label())]
     ClientBody(Reason),
@@ -81,6 +84,7 @@ impl HasReason for ExchangeError {
             Self::Http2 { error, .. } if error.is_library() => Reason::UpstreamInvalid,
             Self::Http { .. } | Self::Http2 { .. } | Self::RequestBodyUnsent { .. } => Reason::UpstreamClosed,
             Self::Authority { .. } => Reason::BadRequest,
+            Self::Deadline => Reason::DeadlineExceeded,
             Self::Timeout { reason, .. } | Self::ClientBody(reason) => *reason,
         }
     }
@@ -91,7 +95,7 @@ impl ExchangeError {
     /// 502. `None`: no node was dialled, or the client failed.
     pub(super) fn attempt_status(&self) -> Option<StatusCode> {
         match self {
-            Self::ClientBody(_) | Self::Authority { .. } => None,
+            Self::ClientBody(_) | Self::Authority { .. } | Self::Deadline => None,
             Self::Upstream(UpstreamError::Connect(_)) => self.reason().status(),
             Self::Upstream(_) => None,
             _ => self.reason().status(),
@@ -124,6 +128,23 @@ impl UpstreamClient {
     /// # Errors
     /// [`ExchangeError`] of the last attempt.
     pub(crate) async fn send_request(
+        &self,
+        target: &UpstreamTarget<'_>,
+        request: Request<RequestBody>,
+        status: &mut UpstreamStatus,
+    ) -> Result<Response<UpstreamResponseBody>, ExchangeError> {
+        let Some(deadline) = target.deadline else { return self.try_nodes(target, request, status).await };
+        let mut timer = self.timers.after(deadline.saturating_duration_since(Instant::now()));
+        let mut response = Box::pin(self.try_nodes(target, request, status));
+        // Dropping the exchange resets its stream.
+        poll_fn(|cx| match response.as_mut().poll(cx) {
+            Poll::Pending => timer.poll(cx).map(|()| Err(ExchangeError::Deadline)),
+            ready => ready,
+        })
+        .await
+    }
+
+    async fn try_nodes(
         &self,
         target: &UpstreamTarget<'_>,
         request: Request<RequestBody>,
@@ -310,25 +331,4 @@ pub fn upstream_request(mut parts: Parts, path: PathAndQuery, body: RequestBody)
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::upstream::connector::ConnectError;
-
-    #[test]
-    fn only_attempts_that_reached_a_node_have_a_status() {
-        let addr = "192.0.2.1:80".parse().unwrap();
-        let within = Duration::from_secs(1);
-        let connect = ConnectError::Timeout { addr, within };
-        for (error, status) in [
-            (ExchangeError::Timeout { addr, reason: Reason::UpstreamReadTimeout, within }, Some(504)),
-            (ExchangeError::RequestBodyUnsent { addr }, Some(502)),
-            (UpstreamError::Connect(connect).into(), Some(504)),
-            (UpstreamError::Resolve("a".into()).into(), None),
-            (UpstreamError::NoNode.into(), None),
-            (UpstreamError::RetryTimeout(1).into(), None),
-            (ExchangeError::ClientBody(Reason::BodyTimeout), None),
-        ] {
-            assert_eq!(error.attempt_status().map(|status| status.as_u16()), status, "{error}");
-        }
-    }
-}
+mod tests;

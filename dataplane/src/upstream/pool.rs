@@ -114,14 +114,16 @@ impl Pool {
         Rc::clone(node)
     }
 
-    /// Takes an open connection for this key, or a stream on one.
+    /// Takes an open connection for this key, or a stream on one. `fresh`: no HTTP/1 connection
+    /// that has served a request.
     pub(crate) fn checkout(
         &self,
         node: &Rc<NodePool>,
         key: &ConnectionKey,
         keepalive: KeepalivePool,
+        fresh: bool,
     ) -> Option<Lease> {
-        let available = node.take(key)?;
+        let available = node.take(key, fresh)?;
         Some(self.check_out(node, key.clone(), keepalive, available))
     }
 

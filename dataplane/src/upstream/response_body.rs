@@ -7,20 +7,22 @@
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::HeaderMap;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 
+use super::client::UpstreamTarget;
 use super::http2::body::Http2ResponseBody;
 use super::http2::upload::Upload;
 use super::pool::PooledConnection;
 use super::pool::node::StreamSlot;
 use super::request_body::SendProgress;
 use crate::http::head::{HeadError, HeadLimits};
-use crate::http::trailers;
+use crate::http::{grpc, trailers};
 use crate::io::coarse_timer::{CoarseTimer, CoarseTimers};
+use crate::reason::Reason;
 
 /// A response that is being read, and what it holds until its end.
 pub(crate) enum ResponseSource {
@@ -39,14 +41,33 @@ pub(crate) enum ResponseSource {
     },
 }
 
+/// The limits on the body of a response.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct ResponseLimits {
+    /// The longest pause between two frames.
+    read_timeout: Duration,
+    /// Of a gRPC call.
+    deadline: Option<Instant>,
+    /// How large the trailers may be.
+    trailers: HeadLimits,
+}
+
+impl ResponseLimits {
+    pub(crate) fn new(target: &UpstreamTarget<'_>, trailers: HeadLimits) -> Self {
+        Self { read_timeout: target.timeouts.read, deadline: target.deadline, trailers }
+    }
+}
+
 pub(crate) struct UpstreamResponseBody {
     source: ResponseSource,
-    read_timeout: Duration,
-    /// For trailers.
-    limits: HeadLimits,
+    limits: ResponseLimits,
     timers: Rc<CoarseTimers>,
     /// Runs while the upstream pauses.
     timer: Option<CoarseTimer>,
+    /// Runs until the deadline of a gRPC call.
+    deadline: Option<CoarseTimer>,
+    /// Cut off at its deadline.
+    is_cut: bool,
 }
 
 /// The response ended early, and so does the one to the client.
@@ -116,17 +137,14 @@ impl ResponseSource {
 }
 
 impl UpstreamResponseBody {
-    /// `read_timeout`: the longest pause between two frames.
-    pub(crate) fn new(
-        mut source: ResponseSource,
-        (read_timeout, limits): (Duration, HeadLimits),
-        timers: &Rc<CoarseTimers>,
-    ) -> Self {
+    pub(crate) fn new(mut source: ResponseSource, limits: ResponseLimits, timers: &Rc<CoarseTimers>) -> Self {
         if source.is_end_stream() {
             // `exchange` has just checked the progress, so there is no error.
             let _no_frame_follows = source.end();
         }
-        Self { source, read_timeout, limits, timers: Rc::clone(timers), timer: None }
+        let until = limits.deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        let deadline = until.map(|left| timers.after(left));
+        Self { source, limits, timers: Rc::clone(timers), timer: None, deadline, is_cut: false }
     }
 
     /// The last frame, if there is one to forward.
@@ -134,7 +152,7 @@ impl UpstreamResponseBody {
         if let Err(error) = self.source.end() {
             return Some(Err(error));
         }
-        match trailers::forwardable(trailers, self.limits) {
+        match trailers::forwardable(trailers, self.limits.trailers) {
             Ok(trailers) => trailers.map(|trailers| Ok(Frame::trailers(trailers))),
             Err(error) => Some(Err(UpstreamBodyError::Trailers(error))),
         }
@@ -150,9 +168,18 @@ impl Body for UpstreamResponseBody {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, UpstreamBodyError>>> {
         let this = &mut *self;
+        if this.is_cut {
+            return Poll::Ready(None);
+        }
         match this.source.poll_frame(cx) {
+            Poll::Pending if this.deadline.as_mut().is_some_and(|timer| timer.poll(cx).is_ready()) => {
+                this.source.abort();
+                this.is_cut = true;
+                let trailers = grpc::status_trailers(Reason::DeadlineExceeded);
+                Poll::Ready(Some(Ok(Frame::trailers(trailers))))
+            }
             Poll::Pending => {
-                let timeout = this.read_timeout;
+                let timeout = this.limits.read_timeout;
                 let timer = this.timer.get_or_insert_with(|| this.timers.after(timeout));
                 match timer.poll(cx) {
                     Poll::Pending => Poll::Pending,
@@ -180,7 +207,7 @@ impl Body for UpstreamResponseBody {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.source.is_end_stream()
+        self.is_cut || self.source.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {

@@ -59,8 +59,9 @@ pub(super) fn compile(own: Option<&Id>, document: &Value, keyring: &Keyring) -> 
 
 fn scheme(document: &Value) -> Result<Scheme, Problem> {
     let Some(text) = string(document, "scheme") else { return Ok(Scheme::Http) };
-    Scheme::parse(text).filter(|scheme| !scheme.is_grpc()).ok_or_else(|| {
-        let hint = format!("found {text}; expected http or https, or tcp or tls for stream_routes");
+    Scheme::parse(text).ok_or_else(|| {
+        let hint =
+            format!("found {text}; expected http, https, grpc or grpcs, or tcp or tls for stream_routes");
         unsupported("scheme", &hint)
     })
 }
@@ -208,11 +209,10 @@ fn forbid_unsupported(document: &Value) -> Result<(), Problem> {
     if document.get("checks").is_some() {
         return Err(unsupported("checks", "remove it: a failing node is retried on the next one"));
     }
-    if flag(document, "http2") == Some(true) {
-        return Err(unsupported("http2", "remove it: requests are sent over HTTP/1.1"));
-    }
-    if document.pointer("/keepalive_pool/max_connections").is_some() {
-        return Err(unsupported("keepalive_pool.max_connections", "remove it"));
+    for field in ["tls/ca_certs", "tls/verify_identity"] {
+        if document.pointer(&format!("/{field}")).is_some() {
+            return Err(unsupported(&field.replace('/', "."), "remove it"));
+        }
     }
     Ok(())
 }

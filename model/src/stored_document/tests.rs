@@ -231,7 +231,7 @@ fn unsupported_protection_and_routing_fields_block() {
         (json!({"host": "a.com:8080"}), &["hosts"]),
         (json!({"uri": "/a*b/c"}), &["uri"]),
         (json!({"new_member_of_a_newer_apisix": true}), &["new_member_of_a_newer_apisix"]),
-        (json!({"upstream": with(upstream(), json!({"scheme": "grpcs"}))}), &["upstream.scheme"]),
+        (json!({"upstream": with(upstream(), json!({"scheme": "kafka"}))}), &["upstream.scheme"]),
         (json!({"upstream": with(upstream(), json!({"scheme": "tcp"}))}), &["upstream.scheme"]),
         (json!({"upstream": {"service_name": "x", "discovery_type": "dns"}}), &["upstream.service_name"]),
     ] {
@@ -241,7 +241,7 @@ fn unsupported_protection_and_routing_fields_block() {
 
 #[test]
 fn fields_that_block_a_route_block_other_kinds() {
-    for scheme in ["grpc", "grpcs", "udp", "kafka"] {
+    for scheme in ["udp", "kafka"] {
         blocked(Kind::Upstream, &with(upstream(), json!({"scheme": scheme})), &["scheme"]);
     }
     blocked(Kind::Service, &json!({"plugins": {"key-auth": {}}}), &["plugins.key-auth"]);
@@ -404,7 +404,7 @@ fn a_blocked_route_shadows_broader_ones() {
     assert_eq!(found(&of_service, "a.com", "/").as_deref(), Ok("other"));
 
     let upstream_id = json!({"uri": "/u", "upstream_id": "1"});
-    let grpc = by(Kind::Upstream, with(upstream(), json!({"scheme": "grpcs"})));
+    let grpc = by(Kind::Upstream, with(upstream(), json!({"scheme": "kafka"})));
     let of_upstream = snapshot([other_route(), grpc, by(Kind::Route, upstream_id.clone())]);
     assert_eq!(found(&of_upstream, "a.com", "/u"), Err(Reason::BlockedUpstream));
     let absent = snapshot([other_route(), by(Kind::Route, upstream_id)]);

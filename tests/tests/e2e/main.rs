@@ -24,6 +24,7 @@ mod extension;
 mod first_steps;
 mod framing;
 mod graceful;
+mod grpc;
 mod harness;
 mod heartbeats;
 mod hostile;

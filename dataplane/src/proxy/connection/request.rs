@@ -6,6 +6,7 @@
 
 use std::mem;
 use std::sync::Arc;
+use std::time::Instant;
 
 use http::request::Parts;
 use http::uri::PathAndQuery;
@@ -25,6 +26,7 @@ use crate::filters::rewrite::{self, EvaluatedRewrite, RewriteError};
 use crate::filters::variables::RequestContext;
 use crate::filters::{identity, path};
 use crate::http::RequestHandler;
+use crate::http::grpc::{self, CountedStatus};
 use crate::http::head::HeadError;
 use crate::http::incoming_body::IncomingBody;
 use crate::http::interim::InterimResponses;
@@ -51,16 +53,18 @@ impl RequestHandler for Connection {
     async fn handle(&self, request: Request<IncomingBody>) -> Response<ResponseBody> {
         let counters = &self.worker.counters;
         let is_head = *request.method() == Method::HEAD;
-        let mut response = forward(self, request).await.unwrap_or_else(|reason| {
+        let is_call = grpc::is_call(&request);
+        let mut response = forward(self, request, is_call).await.unwrap_or_else(|reason| {
             counters.record_error(reason);
-            let mut response = error_response(reason);
+            let mut response = error_response(reason, is_call);
             if reason == Reason::Misdirected && self.is_site_removed() {
                 error_page::set_connection_close(&mut response);
             }
             response
         });
         response_body::adjust_to_method(is_head, &mut response);
-        counters.record_response(response.status());
+        let counted = response.extensions().get().map(|CountedStatus(status)| *status);
+        counters.record_response(counted.unwrap_or_else(|| response.status()));
         response.headers_mut().insert(header::SERVER, self.server_header());
         response
     }
@@ -195,6 +199,7 @@ impl Connection {
 async fn forward(
     connection: &Connection,
     request: Request<IncomingBody>,
+    is_call: bool,
 ) -> Result<Response<ResponseBody>, Reason> {
     let worker = &connection.worker;
     let config = &worker.shared.config;
@@ -211,6 +216,9 @@ async fn forward(
     };
     let handshake = request::check(&mut parts, body.size_hint().exact(), config.head_limits)
         .map_err(|error| rejected(&error))?;
+    let deadline =
+        if is_call { grpc::timeout(&parts.headers).map_err(|error| rejected(&error))? } else { None };
+    let deadline = deadline.and_then(|timeout| Instant::now().checked_add(timeout));
     let target = request::parse_target(parts.version, &parts.uri, &parts.headers, config.path_options)
         .map_err(|error| rejected(&error))?;
     let verification = connection.authorize(&snapshot, &target, &client)?;
@@ -233,15 +241,34 @@ async fn forward(
     }
     let path = checked.rewrite(&mut parts, &destination)?;
     let permit = connection.acquire_permit(&client)?;
-    if let Some(handshake) = handshake {
-        // Boxed: rare, and large.
-        return Ok(Box::pin(checked.open_web_socket(
-            &destination,
-            handshake,
-            (parts, path),
-            (body, interim.as_ref(), permit),
-        ))
-        .await);
+    let request = exchange::upstream_request(parts, path, body);
+    let Destination { upstream, timeouts, proxy_rewrite, global_rewrite, .. } = destination;
+    let rewritten =
+        proxy_rewrite.and_then(ProxyRewrite::host).or(global_rewrite.and_then(ProxyRewrite::host));
+    let authority = rewritten.or(target.authority.as_deref());
+    let upstream_target = UpstreamTarget { snapshot: &snapshot, upstream, timeouts, authority, deadline };
+    let mut status = UpstreamStatus::default();
+    let result = worker.upstreams.send_request(&upstream_target, request, &mut status).await;
+    let route = &destination.route.id;
+    let checked = match result {
+        Ok(response) => config.head_limits.check_response(&response).map(|()| response).map_err(|error| {
+            log::response_rejected(client, route, &error);
+            Reason::UpstreamInvalid
+        }),
+        Err(error) => {
+            log::upstream_failed(client, route, &error);
+            Err(error.reason())
+        }
+    };
+    let mut response = checked.map_or_else(
+        |reason| {
+            worker.counters.record_error(reason);
+            error_response(reason, is_call)
+        },
+        |response| client_response(response, permit),
+    );
+    if let Some(status) = status.header_value(config.show_upstream_status) {
+        response.headers_mut().insert(X_APISIX_UPSTREAM_STATUS, status);
     }
     if let Some(interim) = interim.as_ref().filter(|_| expects_continue) {
         parts.headers.insert(header::EXPECT, HeaderValue::from_static("100-continue"));
@@ -442,8 +469,9 @@ impl<'a> CheckedRequest<'a> {
     }
 }
 
-fn error_response(reason: Reason) -> Response<ResponseBody> {
-    error_page::error_response(reason).map(ResponseBody::full)
+fn error_response(reason: Reason, is_call: bool) -> Response<ResponseBody> {
+    let response = if is_call { grpc::error_response(reason) } else { error_page::error_response(reason) };
+    response.map(ResponseBody::full)
 }
 
 fn content_length(headers: &HeaderMap) -> Option<u64> {

@@ -29,7 +29,7 @@ pub(super) struct Checkout<'a> {
     /// The most open connections to one node.
     pub max_connections: u32,
     pub connect_timeout: Duration,
-    /// No connection that has served a request.
+    /// No HTTP/1 connection that has served a request.
     pub fresh: bool,
 }
 
@@ -46,9 +46,7 @@ impl UpstreamClient {
         };
         let key = ConnectionKey { protocol: checkout.protocol, tls: tls.as_ref().map(generation) };
         let node = self.pool.node(addr, checkout.max_connections);
-        if !checkout.fresh
-            && let Some(lease) = self.pool.checkout(&node, &key, checkout.keepalive)
-        {
+        if let Some(lease) = self.pool.checkout(&node, &key, checkout.keepalive, checkout.fresh) {
             return Ok(lease);
         }
         let alpn = match checkout.protocol {

@@ -8,7 +8,7 @@ use crate::upstream::client::{UpstreamClient, UpstreamTarget};
 use crate::upstream::framing;
 use crate::upstream::pool::PooledConnection;
 use crate::upstream::request_body::{RequestBody, SendProgress};
-use crate::upstream::response_body::{ResponseSource, UpstreamResponseBody};
+use crate::upstream::response_body::{ResponseLimits, ResponseSource, UpstreamResponseBody};
 
 impl UpstreamClient {
     pub(super) async fn attempt_http1(
@@ -59,7 +59,7 @@ impl UpstreamClient {
         }
         let accepted = framing::accept_response(&mut response);
         connection.reusable = accepted.map_err(|error| ExchangeError::Framing { addr, error })?;
-        let limits = (target.timeouts.read, self.head);
+        let limits = ResponseLimits::new(target, self.head);
         Ok(response.map(|incoming| {
             let source = ResponseSource::Http1 { incoming, connection: Some(connection), progress };
             UpstreamResponseBody::new(source, limits, &self.timers)

@@ -23,7 +23,7 @@ use crate::upstream::http2::head::http2_head;
 use crate::upstream::http2::upload::Upload;
 use crate::upstream::pool::node::StreamSlot;
 use crate::upstream::request_body::RequestBody;
-use crate::upstream::response_body::{ResponseSource, UpstreamResponseBody};
+use crate::upstream::response_body::{ResponseLimits, ResponseSource, UpstreamResponseBody};
 
 /// More 1xx responses than this are an attack.
 const INTERIM_MAX: u32 = 16;
@@ -85,7 +85,7 @@ impl UpstreamClient {
         let (head, body) = response.into_parts();
         let body = Http2ResponseBody::new(&head.headers, body);
         let source = ResponseSource::Http2 { body, exchange: Some((upload, stream)) };
-        let limits = (target.timeouts.read, self.head);
+        let limits = ResponseLimits::new(target, self.head);
         Ok(Response::from_parts(head, UpstreamResponseBody::new(source, limits, &self.timers)))
     }
 }

@@ -182,15 +182,15 @@ impl NodePool {
         Self { addr, max, queued, state: RefCell::default() }
     }
 
-    /// A stream or an idle connection of this key, if there is one.
-    pub(super) fn take(self: &Rc<Self>, key: &ConnectionKey) -> Option<Available> {
+    /// A stream or an idle connection of this key, if there is one. `fresh`: a stream only.
+    pub(super) fn take(self: &Rc<Self>, key: &ConnectionKey, fresh: bool) -> Option<Available> {
         let mut state = self.state.borrow_mut();
         let state = &mut *state;
         let pool = state.keys.get_mut(key)?;
         if let Some(connection) = pool.open_http2() {
             return Some(Available::Stream(StreamSlot::new(self, key, connection)));
         }
-        let connection = pool.idle.take();
+        let connection = if fresh { None } else { pool.idle.take() };
         if state.keys.len() > EMPTY_KEYS_MAX {
             state.remove_unused(key);
         }
@@ -487,7 +487,7 @@ mod tests {
         /// A request: served from the pool, by a new connection, or waiting.
         fn request(&mut self, name: &str, fresh: bool) {
             let key = key(name);
-            if !fresh && let Some(lease) = self.pool.checkout(&self.node, &key, KEEPALIVE) {
+            if let Some(lease) = self.pool.checkout(&self.node, &key, KEEPALIVE, fresh) {
                 self.in_use.push(http1(lease));
                 return;
             }
