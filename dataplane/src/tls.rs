@@ -2,6 +2,7 @@
 //! drives the handshake (in full or from a ticket), `pki` verifies the client, and the transport
 //! encrypts what follows.
 
+pub(crate) mod alert;
 #[cfg(feature = "engine-boring")]
 pub(crate) mod boring;
 pub mod client_hello;

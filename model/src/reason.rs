@@ -135,7 +135,7 @@ reasons! {
     UpstreamLimit => "upstream_limit", Some(StatusCode::SERVICE_UNAVAILABLE);
     /// The node refused the connection.
     UpstreamConnect => "upstream_connect", Some(StatusCode::BAD_GATEWAY);
-    /// The TLS handshake with the node failed.
+    /// The TLS handshake with the node failed, or the node ended it afterwards with an alert.
     UpstreamTls => "upstream_tls", Some(StatusCode::BAD_GATEWAY);
     /// The node closed the connection before its response, or in the middle of a stream.
     UpstreamClosed => "upstream_closed", Some(StatusCode::BAD_GATEWAY);

@@ -24,6 +24,7 @@ use crate::lifecycle::drain::Drain;
 use crate::observability::metrics::Counter;
 use crate::reason::Reason;
 use crate::runtime::Timer;
+use crate::tls::alert::received_alert;
 
 /// Chunks that one direction moves before the worker's other connections run.
 const CHUNKS_PER_POLL: usize = 64;
@@ -41,6 +42,9 @@ pub(crate) enum RelayError {
     Client(io::Error),
     #[error("the upstream broke off: {0}")]
     Upstream(io::Error),
+    /// Before it had sent anything: it rejects the client certificate, for example.
+    #[error("the upstream sent the TLS alert {0}")]
+    UpstreamAlert(String),
     #[error("neither side sent anything for {0:?}")]
     IdleTimeout(Duration),
     #[error("the process stops, and neither side sent anything for {0:?}")]
@@ -55,6 +59,7 @@ impl RelayError {
         match self {
             Self::Client(_) => None,
             Self::Upstream(_) => Some(Reason::UpstreamClosed),
+            Self::UpstreamAlert(_) => Some(Reason::UpstreamTls),
             Self::IdleTimeout(_) | Self::DrainTimeout(_) | Self::WriteTimeout(_) => Some(Reason::TcpTimeout),
         }
     }
@@ -95,7 +100,8 @@ pub(crate) async fn relay(
         up.run(cx, client, upstream);
         down.run(cx, upstream, client);
         let up_error = up.take_error().map(RelayError::Client);
-        if let Some(error) = up_error.or_else(|| down.take_error().map(RelayError::Upstream)) {
+        let down_error = || down.take_error().map(|error| upstream_error(error, down.bytes));
+        if let Some(error) = up_error.or_else(down_error) {
             return Poll::Ready(Err(error));
         }
         if up.is_done() && down.is_done() {
@@ -107,6 +113,14 @@ pub(crate) async fn relay(
         timer.poll(cx, [&up, &down]).map(Err)
     })
     .await
+}
+
+/// The error of an upstream that has sent `received` bytes.
+fn upstream_error(error: io::Error, received: u64) -> RelayError {
+    match received_alert(&error).filter(|_| received == 0) {
+        Some(alert) => RelayError::UpstreamAlert(alert),
+        None => RelayError::Upstream(error),
+    }
 }
 
 /// One direction of a relay.

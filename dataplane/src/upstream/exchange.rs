@@ -35,6 +35,7 @@ use crate::http::upgrade::SwitchError;
 use crate::io::coarse_timer::{CoarseTimer, CoarseTimers};
 use crate::observability::HasReason;
 use crate::reason::Reason;
+use crate::tls::alert::received_alert;
 
 /// There is no response for the client.
 #[derive(Debug, thiserror::Error)]
@@ -44,15 +45,10 @@ pub(crate) enum ExchangeError {
     /// The exchange failed on a connection.
     #[error("{addr}: {error}")]
     Http { addr: SocketAddr, error: hyper::Error },
-    /// The exchange failed on its stream, or with its connection.
-    #[error("{addr}: HTTP/2: {error}")]
-    Http2 { addr: SocketAddr, error: h2::Error },
-    /// The node sends 1xx responses without end.
-    #[error("{addr}: more than {max} interim responses")]
-    InterimResponses { addr: SocketAddr, max: u32 },
-    /// The request has no `:authority`.
-    #[error("{addr}: {error}")]
-    Authority { addr: SocketAddr, error: AuthorityError },
+    /// The node ended the TLS connection before it responded: it rejects the client certificate,
+    /// for example.
+    #[error("{addr}: the node sent the TLS alert {alert}")]
+    Alert { addr: SocketAddr, alert: String },
     /// The response cannot be forwarded.
     #[error("{addr}: {error}")]
     Framing { addr: SocketAddr, error: FramingError },
@@ -77,9 +73,8 @@ impl HasReason for ExchangeError {
     fn reason(&self) -> Reason {
         match self {
             Self::Upstream(error) => error.reason(),
-            Self::Framing { .. } | Self::Switch { .. } | Self::InterimResponses { .. } => {
-                Reason::UpstreamInvalid
-            }
+            Self::Framing { .. } => Reason::UpstreamInvalid,
+            Self::Alert { .. } => Reason::UpstreamTls,
             Self::Http { error, .. } if error.is_parse() => Reason::UpstreamInvalid,
             Self::Http2 { error, .. } if error.is_library() => Reason::UpstreamInvalid,
             Self::Http { .. } | Self::Http2 { .. } | Self::RequestBodyUnsent { .. } => Reason::UpstreamClosed,
@@ -217,11 +212,32 @@ impl UpstreamClient {
         };
         let port = node.port.or(target.upstream.scheme.default_port());
         let checkout = async |addr: SocketAddr| self.checkout(addr, &checkout).await;
-        match self.connect_node(node, port, checkout).await {
-            Ok(Lease::Http1(connection)) => self.attempt_http1(target, connection, request, &host).await,
-            // Boxed: not every request pays for the larger state.
-            Ok(Lease::Http2(stream)) => Box::pin(self.attempt_http2(target, stream, request, &host)).await,
-            Err(error) => Err(FailedAttempt::unsent(error, request)),
+        let mut connection = match self.connect_node(node, port, checkout).await {
+            Ok(connection) => connection,
+            Err(error) => return Err(FailedAttempt::unsent(error, request)),
+        };
+        let progress = request.body().progress();
+        let (reused, addr) = (connection.reused, connection.addr());
+        let response = connection.sender.try_send_request(request);
+        match response_in_time(response, &progress, &target.timeouts, &self.timers).await {
+            Ok(Ok(response)) => {
+                self.wrap_response(target, response, connection, progress).map_err(FailedAttempt::sent)
+            }
+            Ok(Err(mut failed)) => {
+                let unsent = failed.take_message();
+                if let Some(reason) = progress.failed() {
+                    return Err(FailedAttempt::sent(ExchangeError::ClientBody(reason)));
+                }
+                let error = failed.into_error();
+                let error = match received_alert(&error) {
+                    Some(alert) => ExchangeError::Alert { addr, alert },
+                    None => ExchangeError::Http { addr, error },
+                };
+                Err(FailedAttempt { error, unsent, stale: reused })
+            }
+            Err((reason, within)) => {
+                Err(FailedAttempt::sent(ExchangeError::Timeout { addr, reason, within }))
+            }
         }
     }
 }
