@@ -166,7 +166,10 @@ async fn chunked_is_case_insensitive() {
             let response = session.send(request).await.unwrap();
             let (head, body) = response.into_parts();
             let body = http_body_util::BodyExt::collect(body).await.unwrap();
-            assert!(body.trailers().is_none(), "{http:?} {answer:?}: {:?}", body.trailers());
+            // HTTP/1 has no way to say that a client takes them; those of a head are dropped.
+            let trailers = body.trailers().map(|trailers| format!("{trailers:?}"));
+            let expected = (http == Http::Two).then(|| r#"{"x-t": "trailer"}"#.to_owned());
+            assert_eq!(trailers, expected, "{http:?} {answer:?}");
             assert_eq!(body.to_bytes(), "helloworld", "{http:?} {answer:?}");
             assert!(!head.headers.contains_key("trailer"), "{http:?} {answer:?}");
         }
