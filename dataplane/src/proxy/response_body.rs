@@ -12,6 +12,7 @@ use super::request_limit::RequestPermit;
 use crate::upstream::response_body::{UpstreamBodyError, UpstreamResponseBody};
 
 /// The body of a response.
+#[expect(clippy::large_enum_variant, reason = "nearly every body is an upstream's")]
 pub(super) enum ResponseBody {
     /// A page of our own; `None` once it is read.
     Full(Option<Bytes>),

@@ -593,7 +593,7 @@ prop_compose! {
 
 prop_compose! {
     fn some_service()(own in some_id(), hosts in some_names(0, 1), client_identity in some_identity()) -> Resource {
-        let service = Service { id: own, hosts, upstream: None, client_identity, proxy_rewrite: None, blocked: None };
+        let service = Service { id: own, hosts, upstream: None, client_identity, proxy_rewrite: None, enable_websocket: false, blocked: None };
         Resource::Service(Arc::new(service))
     }
 }
