@@ -52,6 +52,7 @@ mod scenarios;
 mod settings;
 mod signals;
 mod sites_gone;
+mod smuggling;
 mod stream;
 mod stream_cases;
 mod timeouts;
