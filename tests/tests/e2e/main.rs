@@ -28,6 +28,7 @@ mod grpc;
 mod harness;
 mod heartbeats;
 mod hostile;
+mod hostile_upstreams;
 mod http2_drips;
 mod http2_floods;
 mod http2_windows;
