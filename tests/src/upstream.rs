@@ -4,6 +4,7 @@
 //! has bodies to stream, hold and check. The last segment of the path selects the behaviour: see
 //! [`answer`]. A held response waits until the test opens the gate.
 
+mod echo;
 pub mod faulty;
 mod fixed;
 pub mod raw;

@@ -32,6 +32,7 @@ pub mod http1;
 pub mod idle;
 mod pace;
 mod phase;
+mod websocket;
 mod worker;
 
 pub use dial::Dialler;
@@ -53,6 +54,13 @@ pub enum Mode {
         /// Requests in flight on one connection.
         streams: usize,
     },
+    /// One unary gRPC call, so many at once on each connection.
+    Grpc {
+        /// Calls in flight on one connection.
+        streams: usize,
+    },
+    /// One message over a WebSocket and back.
+    WebSocket,
 }
 
 impl Mode {
@@ -63,6 +71,8 @@ impl Mode {
             Self::Resumed => "resumed",
             Self::KeepAlive => "keepalive",
             Self::KeepAliveH2 { .. } => "keepalive-h2",
+            Self::Grpc { .. } => "grpc",
+            Self::WebSocket => "websocket",
         }
     }
 }

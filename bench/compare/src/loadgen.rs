@@ -60,6 +60,16 @@ enum Command {
         #[arg(long, default_value_t = 1, requires = "h2", value_parser = clap::value_parser!(u16).range(1..=100))]
         streams: u16,
     },
+    /// Unary gRPC calls of a method that echoes its message, over HTTP/2.
+    Grpc {
+        #[command(flatten)]
+        load: Load,
+        /// Calls at once on each connection.
+        #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=100))]
+        streams: u16,
+    },
+    /// Messages over WebSockets that echo them.
+    Websocket(Load),
     /// Opens connections, keeps them idle and reports the server's memory for each.
     Idle {
         #[command(flatten)]
@@ -155,6 +165,8 @@ fn measure(cli: Cli) -> anyhow::Result<()> {
         Command::Keepalive { load, h2: true, streams } => {
             run_load(load, Mode::KeepAliveH2 { streams: usize::from(streams) })
         }
+        Command::Grpc { load, streams } => run_load(load, Mode::Grpc { streams: usize::from(streams) }),
+        Command::Websocket(load) => run_load(load, Mode::WebSocket),
         Command::Idle { client, connections, handshake_only, hold, pid } => {
             let json = client.json;
             let report = load::idle::run(IdlePlan {

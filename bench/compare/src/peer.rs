@@ -3,7 +3,8 @@
 //!
 //! A peer serves `https://bench.test/hello` from the plain upstream and `/hello-mtls` from the one
 //! that requires a certificate, responds to other paths with its own 404, presents an RSA
-//! certificate for `rsa.bench.test`, and requires a client certificate everywhere. Each peer has a
+//! certificate for `rsa.bench.test`, and requires a client certificate everywhere. Those that serve
+//! gRPC and WebSocket ([`Kind::proxies_echo`]) have a path for each. Each peer has a
 //! file that finds, configures and starts it; [`Kind`] lists them.
 //!
 //! Invariant: a dropped peer is gone, with all its children.
@@ -22,7 +23,7 @@ pub mod pingora;
 pub mod program;
 mod server;
 
-pub use kind::{HOST, Kind, PROXIED, PROXIED_MTLS, PeerError, RSA_HOST, UNROUTED};
+pub use kind::{CALL, HOST, Kind, PROXIED, PROXIED_MTLS, PeerError, RSA_HOST, SOCKET, UNROUTED};
 pub use server::{Cores, Installed, ManySites, Peer, StartContext, Upstreams};
 
 /// Looks for a peer's program; `beside` is the folder of the workspace's programs, by default that

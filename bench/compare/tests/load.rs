@@ -15,6 +15,7 @@ use compare::load::idle::{self, IdlePlan};
 use compare::load::{self, Amount, LoadError, Mode, Plan};
 use compare::report::Stopped;
 use compare::target::Target;
+use e2e::upstream::FixedUpstream;
 use pki::ca::{Authority, AuthoritySpec, LeafSpec};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{HandshakeKind, RootCertStore, ServerConfig};
@@ -37,6 +38,8 @@ struct Server {
     seen: Arc<Seen>,
     roots: Authority,
     clients: Authority,
+    /// What listens at `address` instead of the server of this file.
+    _echo: Option<FixedUpstream>,
 }
 
 impl Server {
@@ -66,7 +69,17 @@ impl Server {
                 }
             });
         });
-        Self { address, seen, roots, clients }
+        Self { address, seen, roots, clients, _echo: None }
+    }
+
+    /// Echoes calls and frames.
+    fn echo() -> Self {
+        let mut server = Self::start(true, u64::MAX);
+        let config = server_config(&server.roots, &server.clients, true);
+        let echo = FixedUpstream::echo(0, (*config).clone());
+        server.address = echo.address();
+        server._echo = Some(echo);
+        server
     }
 
     fn identity(&self, issuer: &Authority) -> Arc<ClientIdentity> {
@@ -168,6 +181,26 @@ fn resumed_connections_reuse_the_session() {
     let report = load::run(server.plan(Mode::Resumed, Amount::Count(40))).unwrap();
     assert_eq!((report.operations, report.failures.total()), (40, 0));
     assert_eq!(server.saw(), (3, 45, 48), "only the first handshake of each lane was a full one");
+}
+
+#[test]
+fn calls_and_frames_come_back() {
+    let server = Server::echo();
+    for mode in [Mode::Grpc { streams: 2 }, Mode::WebSocket] {
+        let report = load::run(server.plan(mode, Amount::Count(40))).unwrap();
+        assert_eq!((report.operations, report.failures.total()), (40, 0), "{mode:?}");
+        let alpn = report.negotiated.unwrap().alpn.unwrap();
+        assert_eq!(alpn, if mode == Mode::WebSocket { "http/1.1" } else { "h2" });
+    }
+}
+
+#[test]
+fn a_server_without_calls_and_sockets_has_no_figures() {
+    let server = Server::start(true, u64::MAX);
+    for mode in [Mode::Grpc { streams: 1 }, Mode::WebSocket] {
+        let error = load::run(server.plan(mode, Amount::Count(40))).unwrap_err();
+        assert!(matches!(error, LoadError::Refused { .. }), "{error}");
+    }
 }
 
 #[test]

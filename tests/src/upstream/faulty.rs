@@ -78,7 +78,7 @@ impl FaultyUpstream {
         let task = tokio::spawn(async move {
             let mut connections = JoinSet::new();
             while let Ok((tcp, _)) = listener.accept().await {
-                let script = Script { point, fault, heads: Arc::clone(&counter) };
+                let script = FaultScript { point, fault, heads: Arc::clone(&counter) };
                 let acceptor = acceptor.clone();
                 // The gateway may close first.
                 connections.spawn(async move { drop(script.run(tcp, acceptor).await) });
@@ -103,18 +103,19 @@ impl Drop for FaultyUpstream {
     }
 }
 
-struct Script {
+struct FaultScript {
     point: FaultPoint,
     fault: Fault,
     heads: Arc<AtomicU64>,
 }
 
-impl Script {
+impl FaultScript {
     async fn run(self, mut tcp: TcpStream, acceptor: Option<TlsAcceptor>) -> io::Result<()> {
         match self.point {
             FaultPoint::Accepted => return fail(tcp, self.fault).await,
             FaultPoint::FirstBytes => {
-                tcp.read(&mut [0; 16 * 1024]).await?;
+                // However many they are.
+                let _ = tcp.read(&mut [0; 16 * 1024]).await?;
                 return fail(tcp, self.fault).await;
             }
             _ => {}

@@ -1,4 +1,5 @@
-//! An upstream for measurements: HTTP/1.1 in clear or over TLS, keep-alive, one fixed answer.
+//! An upstream for measurements: HTTP/1.1 in clear or over TLS, keep-alive, one fixed answer; or an
+//! echo of gRPC calls and WebSocket frames over TLS.
 //!
 //! It runs on a thread of its own, pinned to the load generator's core, and does as little as
 //! possible: its CPU time is not measured, but taken from the load generator.
@@ -13,6 +14,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::oneshot;
 use tokio_rustls::TlsAcceptor;
 
+use super::echo;
 use crate::resources::pin_current_thread;
 
 const RESPONSE: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 6\r\n\r\nhello\n";
@@ -29,24 +31,38 @@ pub struct FixedUpstream {
 impl FixedUpstream {
     /// Listens on a free port of 127.0.0.1 and serves from this core.
     pub fn start(cpu: usize, tls: Option<ServerConfig>) -> Self {
+        let acceptor = tls.map(|config| TlsAcceptor::from(Arc::new(config)));
+        Self::serve(cpu, move |stream| answer(stream, acceptor.clone()))
+    }
+
+    /// As [`Self::start`], with echoes: gRPC where ALPN chooses `h2`, else WebSocket.
+    pub fn echo(cpu: usize, mut tls: ServerConfig) -> Self {
+        tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        let acceptor = TlsAcceptor::from(Arc::new(tls));
+        Self::serve(cpu, move |stream| echoes(stream, acceptor.clone()))
+    }
+
+    fn serve<F>(cpu: usize, connection: impl Fn(TcpStream) -> F + Send + 'static) -> Self
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
         let listener = std::net::TcpListener::bind(("127.0.0.1", 0)).expect("a free port");
         listener.set_nonblocking(true).expect("a socket can be non-blocking");
         let address = listener.local_addr().expect("a listener has an address");
-        let acceptor = tls.map(|config| TlsAcceptor::from(Arc::new(config)));
         let (stop, stopped) = oneshot::channel();
-        let serve = move || {
+        let run = move || {
             // Without its core it serves all the same; the load generator reports a core that is
             // not available.
             let _ = pin_current_thread(cpu);
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
             runtime.expect("a runtime can be made").block_on(async {
                 tokio::select! {
-                    () = accept(listener, acceptor) => {}
+                    () = accept(listener, connection) => {}
                     _ = stopped => {}
                 }
             });
         };
-        let thread = std::thread::Builder::new().name("upstream".to_owned()).spawn(serve);
+        let thread = std::thread::Builder::new().name("upstream".to_owned()).spawn(run);
         Self { address, stop: Some(stop), thread: Some(thread.expect("a thread can be started")) }
     }
 
@@ -64,19 +80,24 @@ impl Drop for FixedUpstream {
     }
 }
 
-async fn accept(listener: std::net::TcpListener, acceptor: Option<TlsAcceptor>) {
+async fn accept<F>(listener: std::net::TcpListener, connection: impl Fn(TcpStream) -> F)
+where
+    F: Future<Output = ()> + Send + 'static,
+{
     let listener = TcpListener::from_std(listener).expect("a listener of this process");
     loop {
         match listener.accept().await {
-            Ok((stream, _)) => drop(tokio::spawn(connection(stream, acceptor.clone()))),
+            Ok((stream, _)) => {
+                let _ = stream.set_nodelay(true);
+                drop(tokio::spawn(connection(stream)));
+            }
             // The process is out of descriptors until some connection closes.
             Err(_) => tokio::task::yield_now().await,
         }
     }
 }
 
-async fn connection(stream: TcpStream, acceptor: Option<TlsAcceptor>) {
-    let _ = stream.set_nodelay(true);
+async fn answer(stream: TcpStream, acceptor: Option<TlsAcceptor>) {
     match acceptor {
         None => respond(stream).await,
         Some(acceptor) => {
@@ -84,6 +105,16 @@ async fn connection(stream: TcpStream, acceptor: Option<TlsAcceptor>) {
                 respond(stream).await;
             }
         }
+    }
+}
+
+async fn echoes(stream: TcpStream, acceptor: TlsAcceptor) {
+    let Ok(stream) = acceptor.accept(stream).await else { return };
+    if stream.get_ref().1.alpn_protocol() == Some(b"h2") {
+        echo::grpc(stream).await;
+    } else {
+        // Its error is that the peer went away.
+        let _ = echo::websocket(stream).await;
     }
 }
 

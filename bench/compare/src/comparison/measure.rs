@@ -29,6 +29,10 @@ pub enum Measure {
     KeptMtls,
     /// Kept HTTP/2 connection, request to the mTLS upstream
     KeptMtlsH2,
+    /// Unary gRPC calls, mutual TLS on both sides
+    GrpcUnary,
+    /// A message over a WebSocket and back, mutual TLS on both sides
+    WebSocketEcho,
     /// Memory of an idle connection
     Idle,
     /// Many certificates: a start from what is on disk until the last is served
@@ -90,6 +94,8 @@ impl Measure {
             Self::KeptH2 => "keep-alive h2 request, plain upstream: server CPU",
             Self::KeptMtls => "keep-alive h1 request, mTLS upstream: server CPU",
             Self::KeptMtlsH2 => "keep-alive h2 request, mTLS upstream: server CPU",
+            Self::GrpcUnary => "unary gRPC call, mTLS upstream: server CPU",
+            Self::WebSocketEcho => "WebSocket message and its echo, mTLS upstream: server CPU",
             Self::Idle => "idle mTLS connection (one request was made): resident memory",
             Self::ManyStart => "many certificates: start from what is on disk until the last is served",
             Self::ManyPushed => "many certificates: start with nothing on disk until the last is served",
@@ -132,11 +138,18 @@ impl Measure {
         )
     }
 
+    /// Whether a peer takes part.
+    pub fn includes(self, peer: Kind) -> bool {
+        !matches!(self, Self::GrpcUnary | Self::WebSocketEcho) || peer.proxies_echo()
+    }
+
     pub fn goals(self) -> &'static [Goal] {
         match self {
             Self::New => &[Goal::OfBest(0.45), Goal::Of(Kind::Nginx, 0.2)],
             Self::Resumed => &[Goal::OfOwn(Self::New, 0.45), Goal::OfBest(0.55)],
             Self::Kept | Self::KeptMtls => &[Goal::Of(Kind::Nginx, 0.8), Goal::Of(Kind::Haproxy, 0.8)],
+            Self::GrpcUnary => &[Goal::Of(Kind::Envoy, 0.6)],
+            Self::WebSocketEcho => &[Goal::Of(Kind::Nginx, 0.8)],
             Self::Idle => &[Goal::AtMost(12.0)],
             Self::ManyPushed => &[Goal::AtMost(5000.0)],
             Self::ChangeServed => &[Goal::AtMost(5.0)],

@@ -15,7 +15,7 @@ use crate::failure::Failures;
 use crate::identity::{Group, Version};
 use crate::load::idle::IdlePlan;
 use crate::load::{self, Amount, LoadError, Mode, Plan};
-use crate::peer::{HOST, Kind, PROXIED, PROXIED_MTLS, Peer, RSA_HOST, UNROUTED};
+use crate::peer::{CALL, HOST, Kind, PROXIED, PROXIED_MTLS, Peer, RSA_HOST, SOCKET, UNROUTED};
 
 /// Runs with more failures than this have no figure.
 const FAILED_SHARE: f64 = 0.001;
@@ -39,7 +39,10 @@ const fn unrouted(measure: Measure, mode: Mode) -> Scenario {
 /// One request at a time on each connection, as over HTTP/1.1.
 const H2: Mode = Mode::KeepAliveH2 { streams: 1 };
 
-const SCENARIOS: [Scenario; 10] = [
+/// Calls at once on each connection, as gRPC clients share theirs.
+const GRPC: Mode = Mode::Grpc { streams: 4 };
+
+const SCENARIOS: [Scenario; 12] = [
     scenario(Measure::New, Mode::New, PROXIED),
     Scenario { host: RSA_HOST, ..scenario(Measure::NewRsa, Mode::New, PROXIED) },
     unrouted(Measure::NewUnrouted, Mode::New),
@@ -50,6 +53,8 @@ const SCENARIOS: [Scenario; 10] = [
     scenario(Measure::KeptH2, H2, PROXIED),
     scenario(Measure::KeptMtls, Mode::KeepAlive, PROXIED_MTLS),
     scenario(Measure::KeptMtlsH2, H2, PROXIED_MTLS),
+    scenario(Measure::GrpcUnary, GRPC, CALL),
+    scenario(Measure::WebSocketEcho, Mode::WebSocket, SOCKET),
 ];
 
 /// All rounds of all scenarios, then the memory rounds.
@@ -64,7 +69,7 @@ pub(super) fn run(options: &Options, bench: &mut Workbench, figures: &mut Figure
         for scenario in SCENARIOS.iter().filter(|scenario| options.wants(scenario.measure)) {
             for peer in in_turn(&bench.peers, round) {
                 let what = (scenario.measure, peer.kind());
-                if given_up.contains(&what) {
+                if given_up.contains(&what) || !scenario.measure.includes(peer.kind()) {
                     continue;
                 }
                 let plan = Plan {

@@ -22,6 +22,7 @@ pub(crate) struct Workbench {
     pub runtime: tokio::runtime::Runtime,
     plain: FixedUpstream,
     mtls: FixedUpstream,
+    echo: FixedUpstream,
     folder: TempDir,
 }
 
@@ -45,7 +46,8 @@ impl Workbench {
         let credentials = Credentials::generate();
         let plain = FixedUpstream::start(cores.load, None);
         let mtls = FixedUpstream::start(cores.load, Some(credentials.upstream_tls()));
-        let mut bench = Self { peers: Vec::new(), credentials, cores, runtime, plain, mtls, folder };
+        let echo = FixedUpstream::echo(cores.load, credentials.upstream_tls());
+        let mut bench = Self { peers: Vec::new(), credentials, cores, runtime, plain, mtls, echo, folder };
         for program in installed {
             let folder = bench.folder_for(program.kind(), "")?;
             match program.start(&bench.context(&folder, &[])) {
@@ -67,7 +69,11 @@ impl Workbench {
         StartContext {
             folder,
             cores: self.cores,
-            upstreams: Upstreams { plain: self.plain.address(), mtls: self.mtls.address() },
+            upstreams: Upstreams {
+                plain: self.plain.address(),
+                mtls: self.mtls.address(),
+                echo: self.echo.address(),
+            },
             credentials: &self.credentials,
             runtime: &self.runtime,
             more,

@@ -6,7 +6,9 @@
 use std::rc::Rc;
 use std::time::Duration;
 
-use http_body_util::{BodyExt, Empty};
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Method, Request, header};
+use http_body_util::{BodyExt, Full};
 use hyper::client::conn::http2::SendRequest;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::io::AsyncWriteExt;
@@ -17,12 +19,23 @@ use tokio_rustls::client::TlsStream;
 use super::dial::{Dialler, closing, negotiated, resumed};
 use super::pace::Pace;
 use super::phase::{Phase, Sample};
+use super::websocket::Socket;
 use super::{Mode, Plan, http1};
 use crate::failure::{Failure, FailureKind};
 use crate::identity::IdentityError;
 use crate::report::Negotiated;
+use crate::target::Target;
 
-type H2 = SendRequest<Empty<bytes::Bytes>>;
+type H2 = SendRequest<Full<Bytes>>;
+
+/// Bytes of a gRPC message; its prefix says that it is not compressed, and its length.
+const MESSAGE: u8 = 100;
+
+fn message() -> Bytes {
+    let mut message = vec![0, 0, 0, 0, MESSAGE];
+    message.extend(0..MESSAGE);
+    message.into()
+}
 
 /// Why a lane could not start.
 #[derive(Debug)]
@@ -41,6 +54,7 @@ impl From<Failure> for PrepareError {
 
 pub(super) struct Worker {
     dialler: Dialler,
+    target: Rc<Target>,
     request: Rc<[u8]>,
     uri: http::Uri,
     expect_status: u16,
@@ -51,18 +65,23 @@ pub(super) struct Worker {
 
 enum Lane {
     /// A connection for each operation; `resume` requires a resumed session.
-    New { resume: bool },
+    New {
+        resume: bool,
+    },
     /// A kept connection; `None` when it must be dialled again.
     Kept(Option<Box<TlsStream<TcpStream>>>),
     /// A share in an HTTP/2 connection.
     KeptH2(Option<H2>),
+    /// The same for gRPC calls.
+    Calls(Option<H2>),
+    Socket(Option<Socket>),
 }
 
 impl Worker {
     /// Dials a connection (or obtains the first ticket), and returns the lanes that use it.
     pub(super) async fn prepare(plan: &Plan) -> Result<Vec<Self>, PrepareError> {
         let alpn: &[&[u8]] = match plan.mode {
-            Mode::KeepAliveH2 { .. } => &[b"h2"],
+            Mode::KeepAliveH2 { .. } | Mode::Grpc { .. } => &[b"h2"],
             _ => &[b"http/1.1"],
         };
         let resume = plan.mode == Mode::Resumed;
@@ -81,6 +100,7 @@ impl Worker {
             .map_err(|error| Failure::new(FailureKind::Send, error))?;
         let mut worker = Self {
             dialler,
+            target: Rc::new(plan.target.clone()),
             request: http1::get(&plan.target.host, &plan.target.path).into(),
             uri,
             expect_status: plan.expect_status,
@@ -98,15 +118,27 @@ impl Worker {
                 worker.lane = Lane::Kept(None);
                 worker.operate().await?;
             }
-            Mode::KeepAliveH2 { streams } => {
-                let sender = worker.dial_h2().await?;
-                worker.lane = Lane::KeptH2(Some(sender.clone()));
+            Mode::KeepAliveH2 { streams } => return worker.shared(streams, Lane::KeptH2).await,
+            Mode::Grpc { streams } => return worker.shared(streams, Lane::Calls).await,
+            Mode::WebSocket => {
+                worker.lane = Lane::Socket(None);
                 worker.operate().await?;
-                let more = (1..streams.max(1)).map(|_| worker.share(sender.clone())).collect::<Vec<_>>();
-                return Ok(std::iter::once(worker).chain(more).collect());
             }
         }
         Ok(vec![worker])
+    }
+
+    /// Dials an HTTP/2 connection, and returns the lanes that share it.
+    async fn shared(
+        mut self,
+        streams: usize,
+        lane: fn(Option<H2>) -> Lane,
+    ) -> Result<Vec<Self>, PrepareError> {
+        let sender = self.dial_h2().await?;
+        self.lane = lane(Some(sender.clone()));
+        self.operate().await?;
+        let more = (1..streams.max(1)).map(|_| self.share(lane(Some(sender.clone())))).collect::<Vec<_>>();
+        Ok(std::iter::once(self).chain(more).collect())
     }
 
     /// The parameters of the lane's first connection.
@@ -136,15 +168,16 @@ impl Worker {
         self
     }
 
-    fn share(&self, sender: H2) -> Self {
+    fn share(&self, lane: Lane) -> Self {
         Self {
             dialler: self.dialler.clone(),
+            target: self.target.clone(),
             request: self.request.clone(),
             uri: self.uri.clone(),
             expect_status: self.expect_status,
             buffer: Vec::new(),
             negotiated: None,
-            lane: Lane::KeptH2(Some(sender)),
+            lane,
         }
     }
 
@@ -162,7 +195,8 @@ impl Worker {
         match &mut self.lane {
             Lane::New { .. } => {}
             Lane::Kept(kept) => *kept = None,
-            Lane::KeptH2(kept) => *kept = None,
+            Lane::KeptH2(kept) | Lane::Calls(kept) => *kept = None,
+            Lane::Socket(kept) => *kept = None,
         }
     }
 
@@ -179,6 +213,14 @@ impl Worker {
             Lane::KeptH2(kept) => {
                 let kept = kept.take();
                 self.h2_request(kept).await
+            }
+            Lane::Calls(kept) => {
+                let kept = kept.take();
+                self.call(kept).await
+            }
+            Lane::Socket(kept) => {
+                let kept = kept.take();
+                self.echo(kept).await
             }
         }
     }
@@ -234,23 +276,75 @@ impl Worker {
 
     async fn h2_request(&mut self, kept: Option<H2>) -> Result<Sample, Failure> {
         let started = Instant::now();
+        let (sender, answer) = self.send(kept, Request::new(Full::default())).await?;
+        let status = answer.status().as_u16();
+        let mut body = answer.into_body();
+        while let Some(frame) = body.frame().await {
+            frame.map_err(received)?;
+        }
+        let total = started.elapsed();
+        self.check(status)?;
+        self.lane = Lane::KeptH2(Some(sender));
+        Ok(Sample { total, handshake: None })
+    }
+
+    async fn send(
+        &mut self,
+        kept: Option<H2>,
+        mut request: Request<Full<Bytes>>,
+    ) -> Result<(H2, http::Response<hyper::body::Incoming>), Failure> {
         let mut sender = match kept {
             Some(sender) => sender,
             None => self.dial_h2().await?,
         };
         sender.ready().await.map_err(|error| Failure::new(FailureKind::Send, error))?;
-        let mut request = http::Request::new(Empty::new());
         *request.uri_mut() = self.uri.clone();
-        let receive = |error| Failure::new(FailureKind::Receive, error);
-        let answer = sender.send_request(request).await.map_err(receive)?;
+        let answer = sender.send_request(request).await.map_err(received)?;
+        Ok((sender, answer))
+    }
+
+    /// A unary call, whose answer is its message.
+    async fn call(&mut self, kept: Option<H2>) -> Result<Sample, Failure> {
+        let started = Instant::now();
+        let message = message();
+        let mut request = Request::new(Full::new(message.clone()));
+        *request.method_mut() = Method::POST;
+        let fields = [(header::CONTENT_TYPE, "application/grpc"), (header::TE, "trailers")];
+        request.headers_mut().extend(fields.map(|(name, value)| (name, HeaderValue::from_static(value))));
+        let (sender, answer) = self.send(kept, request).await?;
         let status = answer.status().as_u16();
-        let mut body = answer.into_body();
+        let (mut body, mut data, mut trailers) = (answer.into_body(), Vec::new(), HeaderMap::new());
         while let Some(frame) = body.frame().await {
-            frame.map_err(receive)?;
+            match frame.map_err(received)?.into_data() {
+                Ok(piece) => data.extend_from_slice(&piece),
+                Err(frame) => trailers = frame.into_trailers().unwrap_or_default(),
+            }
         }
         let total = started.elapsed();
         self.check(status)?;
-        self.lane = Lane::KeptH2(Some(sender));
+        if trailers.get("grpc-status").is_none_or(|status| status != "0") {
+            return Err(Failure::new(FailureKind::Status, "no grpc-status 0 in the trailers"));
+        }
+        if data != message {
+            return Err(Failure::new(FailureKind::Malformed, "another message came back"));
+        }
+        self.lane = Lane::Calls(Some(sender));
+        Ok(Sample { total, handshake: None })
+    }
+
+    async fn echo(&mut self, kept: Option<Socket>) -> Result<Sample, Failure> {
+        let started = Instant::now();
+        let mut socket = match kept {
+            Some(socket) => socket,
+            None => {
+                let socket = Socket::open(&self.dialler, &self.target).await?;
+                self.negotiated = negotiated(&socket.stream);
+                socket
+            }
+        };
+        socket.echo().await?;
+        let total = started.elapsed();
+        self.lane = Lane::Socket(Some(socket));
         Ok(Sample { total, handshake: None })
     }
 
@@ -260,6 +354,10 @@ impl Worker {
         }
         Err(Failure::new(FailureKind::Status, format!("{status} instead of {}", self.expect_status)))
     }
+}
+
+fn received(error: hyper::Error) -> Failure {
+    Failure::new(FailureKind::Receive, error)
 }
 
 /// The failure of an operation over its time limit.

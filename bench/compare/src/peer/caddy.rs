@@ -84,7 +84,7 @@ fn configuration(folder: &Path, port: u16, upstreams: Upstreams) -> String {
 }
 
 fn site(folder: &str, port: u16, name: &str, file: &str, upstreams: Upstreams) -> String {
-    let Upstreams { plain, mtls } = upstreams;
+    let Upstreams { plain, mtls, .. } = upstreams;
     format!(
         "
 https://{name}:{port} {{

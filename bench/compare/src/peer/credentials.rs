@@ -166,7 +166,8 @@ pub(super) mod tests {
 
     /// Addresses for tests of configuration files.
     pub(crate) fn upstreams() -> Upstreams {
-        Upstreams { plain: ([127, 0, 0, 1], 8001).into(), mtls: ([127, 0, 0, 1], 8002).into() }
+        let [plain, mtls, echo] = [8001, 8002, 8003].map(|port| ([127, 0, 0, 1], port).into());
+        Upstreams { plain, mtls, echo }
     }
 
     #[test]

@@ -10,7 +10,8 @@ use serde_json::{Value, json};
 
 use super::program::{Configured, free_port, from_wheel, output_of, with};
 use super::{
-    HOST, Installed, Kind, PROXIED, PROXIED_MTLS, Peer, PeerError, RSA_HOST, StartContext, Upstreams,
+    CALL, HOST, Installed, Kind, PROXIED, PROXIED_MTLS, Peer, PeerError, RSA_HOST, SOCKET, StartContext,
+    Upstreams,
 };
 
 const TYPES: &str = "type.googleapis.com/envoy.extensions";
@@ -69,7 +70,23 @@ fn configuration(folder: &Path, port: u16, upstreams: Upstreams) -> Value {
         }],
         "filter_chains": [rsa, chain(folder, "site")],
     });
-    let verified = json!({
+    let mtls = with(cluster("mtls", upstreams.mtls), "transport_socket", verified(folder, &[]));
+    let sockets = verified(folder, &["http/1.1"]);
+    let sockets = with(cluster("sockets", upstreams.echo), "transport_socket", sockets);
+    let calls = with(cluster("calls", upstreams.echo), "transport_socket", verified(folder, &["h2"]));
+    let protocol = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
+    let options = json!({
+        "@type": format!("type.googleapis.com/{protocol}"),
+        "explicit_http_config": {"http2_protocol_options": {}},
+    });
+    let calls = with(calls, "typed_extension_protocol_options", json!({protocol: options}));
+    let clusters = [cluster("plain", upstreams.plain), mtls, calls, sockets];
+    json!({"static_resources": {"listeners": [listener], "clusters": clusters}})
+}
+
+/// The transport to an upstream with mutual TLS, which is offered these protocols.
+fn verified(folder: &Path, alpn: &[&str]) -> Value {
+    json!({
         "name": "envoy.transport_sockets.tls",
         "typed_config": {
             "@type": format!("{TYPES}.transport_sockets.tls.v3.UpstreamTlsContext"),
@@ -81,12 +98,9 @@ fn configuration(folder: &Path, port: u16, upstreams: Upstreams) -> Value {
                     "match_typed_subject_alt_names": [{"san_type": "DNS", "matcher": {"exact": HOST}}],
                 },
                 "tls_params": {"tls_maximum_protocol_version": "TLSv1_3"},
+                "alpn_protocols": alpn,
             },
         },
-    });
-    let mtls = with(cluster("mtls", upstreams.mtls), "transport_socket", verified);
-    json!({
-        "static_resources": {"listeners": [listener], "clusters": [cluster("plain", upstreams.plain), mtls]},
     })
 }
 
@@ -116,10 +130,16 @@ fn chain(folder: &Path, name: &str) -> Value {
                 // No other peer generates request ids.
                 "generate_request_id": false,
                 "common_http_protocol_options": {"idle_timeout": "600s"},
+                "upgrade_configs": [{"upgrade_type": "websocket"}],
                 "route_config": {"virtual_hosts": [{
                     "name": "bench",
                     "domains": ["*"],
-                    "routes": [route(PROXIED, "plain"), route(PROXIED_MTLS, "mtls")],
+                    "routes": [
+                        route(PROXIED, "plain"),
+                        route(PROXIED_MTLS, "mtls"),
+                        route(CALL, "calls"),
+                        route(SOCKET, "sockets"),
+                    ],
                 }]},
                 "http_filters": [{
                     "name": "envoy.filters.http.router",

@@ -17,7 +17,8 @@ use super::child::version_line;
 use super::credentials::{together, write_secret};
 use super::program::{Configured, debian_package, free_port, on_path, output_of};
 use super::{
-    HOST, Installed, Kind, ManySites, PROXIED, PROXIED_MTLS, Peer, PeerError, StartContext, Upstreams,
+    CALL, HOST, Installed, Kind, ManySites, PROXIED, PROXIED_MTLS, Peer, PeerError, SOCKET, StartContext,
+    Upstreams,
 };
 
 /// Limit of one command of the runtime API.
@@ -151,7 +152,11 @@ impl ManySites for Haproxy {
 
 fn configuration(folder: &Path, port: u16, upstreams: Upstreams, many: bool) -> String {
     let folder = folder.display();
-    let Upstreams { plain, mtls } = upstreams;
+    let Upstreams { plain, mtls, echo } = upstreams;
+    let verified = format!(
+        "pool-max-conn 320 ssl verify required ca-file {folder}/upstream-ca.crt verifyhost {HOST} sni str({HOST}) \
+         crt {folder}/gateway.pem"
+    );
     let mut certificates = String::new();
     for file in ["site.pem", "rsa.pem"].into_iter().chain(many.then_some(MANY)) {
         let _ = write!(certificates, " crt {folder}/{file}");
@@ -177,20 +182,28 @@ defaults
 
 frontend https
     bind 127.0.0.1:{port} ssl{certificates} alpn h2,http/1.1 verify required ca-file {folder}/client-ca.crt
-    http-request return status 404 unless {{ path {PROXIED} {PROXIED_MTLS} }}
+    http-request return status 404 unless {{ path {PROXIED} {PROXIED_MTLS} {CALL} {SOCKET} }}
     http-request set-header X-Real-IP %[src]
     http-request set-header X-Forwarded-Proto https
     http-request set-header X-Forwarded-Host %[req.hdr(host)]
     http-request set-header X-Forwarded-Port %[dst_port]
     option forwardfor
     use_backend mtls if {{ path {PROXIED_MTLS} }}
+    use_backend calls if {{ path {CALL} }}
+    use_backend sockets if {{ path {SOCKET} }}
     default_backend plain
 
 backend plain
     server one {plain} pool-max-conn 320
 
 backend mtls
-    server one {mtls} pool-max-conn 320 ssl verify required ca-file {folder}/upstream-ca.crt verifyhost {HOST} sni str({HOST}) crt {folder}/gateway.pem
+    server one {mtls} {verified}
+
+backend calls
+    server one {echo} {verified} alpn h2
+
+backend sockets
+    server one {echo} {verified} alpn http/1.1
 "
     )
 }
@@ -204,7 +217,8 @@ mod tests {
     fn clients_and_upstreams_are_verified() {
         let text = configuration(Path::new("/x"), 443, upstreams(), false);
         assert!(text.contains("verify required ca-file /x/client-ca.crt"));
-        assert!(text.contains("ssl verify required ca-file /x/upstream-ca.crt verifyhost bench.test"));
+        let verified = "ssl verify required ca-file /x/upstream-ca.crt verifyhost bench.test";
+        assert_eq!(text.matches(verified).count(), 3);
         assert!(!text.contains("/x/many"));
         assert!(configuration(Path::new("/x"), 443, upstreams(), true).contains("crt /x/many alpn"));
     }

@@ -13,6 +13,10 @@ pub const RSA_HOST: &str = "rsa.bench.test";
 pub const PROXIED: &str = "/hello";
 /// Proxied to the upstream with mutual TLS.
 pub const PROXIED_MTLS: &str = "/hello-mtls";
+/// A gRPC method, proxied to the upstream of calls and sockets, with mutual TLS.
+pub const CALL: &str = "/bench.Echo/Unary";
+/// A WebSocket, proxied to the same upstream.
+pub const SOCKET: &str = "/socket";
 /// The gateway responds to it with its own 404.
 pub const UNROUTED: &str = "/nothing-here";
 
@@ -49,6 +53,13 @@ impl Kind {
             Self::Caddy => "caddy",
             Self::Pingora => "pingora",
         }
+    }
+}
+
+impl Kind {
+    /// Whether it is configured to proxy [`CALL`] and [`SOCKET`].
+    pub fn proxies_echo(self) -> bool {
+        matches!(self, Self::Nginx | Self::Haproxy | Self::Envoy)
     }
 }
 

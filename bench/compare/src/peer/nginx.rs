@@ -15,8 +15,8 @@ use e2e::credentials::Credential;
 use super::credentials::write_pair;
 use super::program::{Configured, debian_package, free_port, on_path};
 use super::{
-    HOST, Installed, Kind, ManySites, PROXIED, PROXIED_MTLS, Peer, PeerError, RSA_HOST, StartContext,
-    Upstreams,
+    CALL, HOST, Installed, Kind, ManySites, PROXIED, PROXIED_MTLS, Peer, PeerError, RSA_HOST, SOCKET,
+    StartContext, Upstreams,
 };
 
 pub struct NginxProgram {
@@ -100,7 +100,7 @@ impl ManySites for Nginx {
 fn configuration(folder: &Path, cpu: usize, port: u16, upstreams: Upstreams, more: &[String]) -> String {
     let sites = sites(folder, port, more);
     let folder = folder.display();
-    let Upstreams { plain, mtls } = upstreams;
+    let Upstreams { plain, mtls, echo } = upstreams;
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get).max(cpu + 1);
     let mask: String = (0..cores).rev().map(|core| if core == cpu { '1' } else { '0' }).collect();
     format!(
@@ -136,7 +136,14 @@ http {{
         server {mtls};
         keepalive 320;
         keepalive_requests 1000000000;
-    }}{sites}
+    }}
+    # Apart, because kept connections of one block serve HTTP/2 and HTTP/1 alike.
+    upstream calls {{
+        server {echo};
+        keepalive 320;
+        keepalive_requests 1000000000;
+    }}
+    upstream sockets {{ server {echo}; }}{sites}
 }}
 "
     )
@@ -145,7 +152,7 @@ http {{
 /// The two names of every peer, and `more` that respond with 404.
 fn sites(folder: &Path, port: u16, more: &[String]) -> String {
     let folder = folder.display();
-    let proxied = proxied();
+    let (proxied, calls, sockets) = (proxied(), verified(&folder, "grpc"), verified(&folder, "proxy"));
     let mut sites = String::new();
     for (name, file, default) in [(HOST, "site", " default_server"), (RSA_HOST, "rsa", "")] {
         let _ = write!(
@@ -161,14 +168,17 @@ fn sites(folder: &Path, port: u16, more: &[String]) -> String {
             proxy_pass http://plain;{proxied}
         }}
         location = {PROXIED_MTLS} {{
-            proxy_pass https://mtls;{proxied}
-            proxy_ssl_verify on;
-            proxy_ssl_trusted_certificate {folder}/upstream-ca.crt;
-            proxy_ssl_name {HOST};
-            proxy_ssl_server_name on;
-            proxy_ssl_protocols TLSv1.2 TLSv1.3;
-            proxy_ssl_certificate {folder}/gateway.crt;
-            proxy_ssl_certificate_key {folder}/gateway.key;
+            proxy_pass https://mtls;{proxied}{sockets}
+        }}
+        location = {CALL} {{
+            grpc_pass grpcs://calls;{calls}
+        }}
+        location = {SOCKET} {{
+            proxy_pass https://sockets;{sockets}
+            proxy_http_version 1.1;
+            proxy_set_header Upgrade $http_upgrade;
+            proxy_set_header Connection upgrade;
+            proxy_set_header Host $http_host;
         }}
     }}"
         );
@@ -187,6 +197,20 @@ fn sites(folder: &Path, port: u16, more: &[String]) -> String {
         );
     }
     sites
+}
+
+/// The directives of a module (`proxy`, `grpc`) about an upstream with mutual TLS.
+fn verified(folder: &impl std::fmt::Display, module: &str) -> String {
+    format!(
+        "
+            {module}_ssl_verify on;
+            {module}_ssl_trusted_certificate {folder}/upstream-ca.crt;
+            {module}_ssl_name {HOST};
+            {module}_ssl_server_name on;
+            {module}_ssl_protocols TLSv1.2 TLSv1.3;
+            {module}_ssl_certificate {folder}/gateway.crt;
+            {module}_ssl_certificate_key {folder}/gateway.key;"
+    )
 }
 
 fn proxied() -> &'static str {
@@ -218,6 +242,7 @@ mod tests {
     fn clients_and_upstreams_are_verified() {
         let text = configuration(Path::new("/x"), 1, 443, upstreams(), &[]);
         assert!(text.contains("ssl_verify_client on;") && text.contains("/x/client-ca.crt"));
-        assert_eq!(text.matches("proxy_ssl_verify on;").count(), 2, "for both names");
+        assert_eq!(text.matches("proxy_ssl_verify on;").count(), 4, "for both names");
+        assert_eq!(text.matches("grpc_ssl_verify on;").count(), 2, "for both names");
     }
 }

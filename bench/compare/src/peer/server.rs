@@ -40,6 +40,8 @@ pub struct Upstreams {
     pub plain: SocketAddr,
     /// Presents a certificate for [`HOST`](super::HOST) and requires the gateway's.
     pub mtls: SocketAddr,
+    /// The same for [`CALL`](super::CALL) and [`SOCKET`](super::SOCKET).
+    pub echo: SocketAddr,
 }
 
 /// A peer whose program is installed.
