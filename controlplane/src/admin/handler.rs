@@ -194,11 +194,13 @@ impl AdminApi {
         let method = request.operation.method.clone();
         let call = request.operation.call;
         let unknown = request.query.unknown(&WRITE_ARGUMENTS);
-        let reply = match call {
-            Call::Documents(kind) => self.write(client, caller, kind, resource, request).await,
-            Call::Batch => self.batch(client, caller, request).await,
-            Call::PutConfigs => self.put_configs(client, caller, request).await,
-            _ => match reject_arguments(&request, &WRITE_ARGUMENTS) {
+        // Of `dry_run=false&dry_run=true` one would not hold.
+        let reply = match (request.query.repeated(&WRITE_ARGUMENTS), call) {
+            (Some(name), _) => Err(rejected_argument(name, "it is given more than once")),
+            (None, Call::Documents(kind)) => self.write(client, caller, kind, resource, request).await,
+            (None, Call::Batch) => self.batch(client, caller, request).await,
+            (None, Call::PutConfigs) => self.put_configs(client, caller, request).await,
+            (None, _) => match reject_arguments(&request, &WRITE_ARGUMENTS) {
                 Some(rejection) => Err(rejection),
                 None => Err(self.call(client, request).await),
             },
@@ -358,8 +360,12 @@ fn reject_arguments(request: &AdminRequest, arguments: &[&str]) -> Option<Reply>
     let headers = [IF_MATCH, IF_NONE_MATCH];
     let header = headers.iter().find(|name| request.headers.contains_key(*name)).map(HeaderName::as_str);
     let name = argument.or(header)?;
-    let message = format!("invalid argument {name}: this operation does not take it");
-    Some(reply::error(StatusCode::BAD_REQUEST, &message, Some("leave it out; nothing was written")))
+    Some(rejected_argument(name, "this operation does not take it"))
+}
+
+fn rejected_argument(name: &str, why: &str) -> Reply {
+    let message = format!("invalid argument {name}: {why}");
+    reply::error(StatusCode::BAD_REQUEST, &message, Some("leave it out; nothing was written"))
 }
 
 /// Whether a browser says that another site's page made the request. A client certificate goes with

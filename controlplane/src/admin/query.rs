@@ -1,6 +1,7 @@
 //! The arguments of a request's query. Of several with one name the first counts.
 
-use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::collections::{BTreeSet, HashMap};
 
 /// Characters of a name that a warning repeats, and warnings of one query.
 const NAME_MAX: usize = 24;
@@ -8,22 +9,34 @@ const UNKNOWN_MAX: usize = 8;
 
 /// Decoded arguments, by name.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Query(HashMap<String, String>);
+pub struct Query {
+    arguments: HashMap<String, String>,
+    /// The names of those that are given more than once.
+    repeated: BTreeSet<String>,
+}
 
 impl Query {
     /// Reads `a=1&b=x%20y`; bytes that are not UTF-8 are replaced. An argument without `=` is
     /// empty.
     pub fn parse(text: Option<&str>) -> Self {
-        let mut arguments = HashMap::new();
+        let mut query = Self::default();
         for (name, value) in form_urlencoded::parse(text.unwrap_or_default().as_bytes()) {
-            arguments.entry(name.into_owned()).or_insert_with(|| value.into_owned());
+            match query.arguments.entry(name.into_owned()) {
+                Entry::Vacant(slot) => drop(slot.insert(value.into_owned())),
+                Entry::Occupied(first) => drop(query.repeated.insert(first.key().clone())),
+            }
         }
-        Self(arguments)
+        query
+    }
+
+    /// The first of `names` that is given more than once.
+    pub fn repeated<'a>(&self, names: &[&'a str]) -> Option<&'a str> {
+        names.iter().copied().find(|name| self.repeated.contains(*name))
     }
 
     /// The names of the arguments.
     pub fn names(&self) -> impl Iterator<Item = &str> {
-        self.0.keys().map(String::as_str)
+        self.arguments.keys().map(String::as_str)
     }
 
     /// Warnings of the arguments that are neither `known` nor the caller's key. A long name may be
@@ -47,7 +60,7 @@ impl Query {
 
     /// The first argument of that name.
     pub fn get(&self, name: &str) -> Option<&str> {
-        self.0.get(name).map(String::as_str)
+        self.arguments.get(name).map(String::as_str)
     }
 }
 
@@ -67,6 +80,7 @@ mod tests {
         assert_eq!(query.get("flag"), Some(""));
         assert_eq!(query.get("filter"), Some("service_id=1&upstream_id=2"));
         assert_eq!(query.get("none"), None);
+        assert_eq!((query.repeated(&["b", "flag"]), query.repeated(&["b", "a"])), (None, Some("a")));
         assert_eq!(Query::parse(None).get("a"), None);
     }
 

@@ -258,6 +258,12 @@ async fn a_write_rejects_arguments_that_it_does_not_take() {
         world.put(&format!("/denied_nodes/1?{argument}"), entry).await.assert_error(&message);
         world.post(&format!("/dataplanes/accept_store?{argument}"), json!({})).await.assert_error(&message);
     }
+    for (argument, name) in [("dry_run=false&dry_run=true", "dry_run"), ("ttl=1&ttl=2", "ttl")] {
+        let message = format!("invalid argument {name}: it is given more than once");
+        world.put(&format!("/routes/1?{argument}"), json!({})).await.assert_error(&message);
+        let path = format!("/batch?{argument}");
+        world.post(&path, json!({"operations": []})).await.assert_error(&message);
+    }
     for path in ["/denied_nodes/1", "/batch", "/configs"] {
         let method = if path == "/batch" { Method::POST } else { Method::PUT };
         let refused = world.call_with(("if-match", "\"1\""), method, path, "{}").await;

@@ -403,6 +403,9 @@ fn parse_operation(operation: BatchOperation) -> Result<NamedChange, Problem> {
             argument_problem(&message).with_hint("dry_run, weaken and wait are arguments of the batch")
         );
     }
+    if let Some(name) = query.repeated(&["force", "ttl"]) {
+        return Err(argument_problem(&format!("invalid argument {name}: it is given more than once")));
+    }
     let action = action(&method, &query, found.sub_path, body)?;
     let request = ChangeRequest { kind, id: found.id, action, precondition, ttl: ttl(&query)? };
     Ok(NamedChange { method, resource: below, request })

@@ -59,6 +59,11 @@ impl DocumentCache {
         }
     }
 
+    /// No watch follows the store until the next load: a reconnect may have led to another cluster.
+    pub(super) fn watch_failed(&self) {
+        self.lock().epoch = None;
+    }
+
     /// All documents, if they were loaded in this epoch: the same revision may have other documents
     /// in another one.
     pub(super) fn of_epoch(&self, epoch: u64) -> Option<RecentDocuments> {
@@ -141,5 +146,8 @@ mod tests {
         // The connection was lost before the load began.
         memory.replace(&DocumentList { revision: 5, items: Vec::new() }, &memory.start_load(None));
         assert!(memory.of_epoch(1).is_none());
+        memory.replace(&DocumentList { revision: 5, items: Vec::new() }, &memory.start_load(Some(2)));
+        memory.watch_failed();
+        assert!(memory.of_epoch(2).is_none(), "nothing follows the store");
     }
 }

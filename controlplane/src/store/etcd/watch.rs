@@ -46,7 +46,10 @@ pub(super) fn events(cluster: Weak<Cluster>, after: u64) -> EventStream {
             match cluster.run_watch_round(&mut position, &sender).await {
                 RoundEnd::Reopen => {}
                 RoundEnd::ReaderGone => return,
-                RoundEnd::Failed(error) => return drop(sender.send(Err(error)).await),
+                RoundEnd::Failed(error) => {
+                    cluster.cache.watch_failed();
+                    return drop(sender.send(Err(error)).await);
+                }
             }
         }
     });
