@@ -25,8 +25,8 @@ use hyper::body::{Frame, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
-use rustls::ServerConfig;
 use rustls::server::danger::ClientCertVerifier;
+use rustls::{ServerConfig, SupportedProtocolVersion};
 use serde_json::{Value, json};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
@@ -80,6 +80,15 @@ impl Upstream {
     pub async fn tls(name: &str, credential: &Credential) -> Self {
         let config = server_config(rustls::DEFAULT_VERSIONS, credential, None);
         Self::start(name, any_port(), Some(config), None).await
+    }
+
+    /// TLS of these versions, without client certificates.
+    pub async fn tls_of(
+        name: &str,
+        credential: &Credential,
+        versions: &[&'static SupportedProtocolVersion],
+    ) -> Self {
+        Self::start(name, any_port(), Some(server_config(versions, credential, None)), None).await
     }
 
     /// TLS that rejects clients without a certificate of `clients`.

@@ -58,5 +58,4 @@ mod stream;
 mod stream_cases;
 mod timeouts;
 mod upstream;
-mod upstream_bound;
-mod websocket;
+mod upstream_verified;
