@@ -92,18 +92,7 @@ impl From<FileError> for PushClientError {
 /// [`PushClientError`] when the settings or files cannot work. A last-good file that cannot be used
 /// is only a warning.
 pub fn start(options: PushClientOptions) -> Result<PushClientHandle, PushClientError> {
-    let PushClientOptions {
-        settings,
-        accept_new_store,
-        version,
-        snapshot,
-        upstream_tls,
-        ticket_ring,
-        status,
-        heartbeats,
-        shutdown,
-        reload,
-    } = options;
+    let PushClientOptions { settings, snapshot, status, reload, .. } = options;
     let tls_files = files::load(&settings)?;
     let mut certificates = CertificateMonitor::default();
     certificates.add(&tls_files.files);
@@ -120,14 +109,14 @@ pub fn start(options: PushClientOptions) -> Result<PushClientHandle, PushClientE
     let mut node = applier::NodeState {
         snapshot_handle: snapshot,
         snapshot: Arc::default(),
-        upstream_tls,
-        ring_handle: ticket_ring,
+        upstream_tls: options.upstream_tls,
+        ring_handle: options.ticket_ring,
         status: Arc::clone(&status),
         store: None,
         tickets: None,
         pending_save,
         held_stores,
-        accept_new_store,
+        accept_new_store: options.accept_new_store,
         max_age,
     };
     let mut on_disk = None;
@@ -143,7 +132,12 @@ pub fn start(options: PushClientOptions) -> Result<PushClientHandle, PushClientE
     let sync_loop = sync_loop::SyncLoop {
         endpoints,
         diagnostics: diagnostics::Diagnostics::new(&settings),
-        node_info: session::NodeInfo::new(&settings, version, node.ring_handle.is_some(), shutdown),
+        node_info: session::NodeInfo::new(
+            &settings,
+            options.version,
+            node.ring_handle.is_some(),
+            options.shutdown,
+        ),
         applier: applier::Applier::new(node),
         certificates: certificates.clone(),
         reload,
@@ -153,7 +147,7 @@ pub fn start(options: PushClientOptions) -> Result<PushClientHandle, PushClientE
     };
     // Without them a data plane serves the snapshot it has, so it stays ready.
     let [sync_heartbeat, saver_heartbeat] =
-        ["push-client", "saver"].map(|name| heartbeats.add(name, Readiness::Ignored));
+        ["push-client", "saver"].map(|name| options.heartbeats.add(name, Readiness::Ignored));
     let threads = vec![
         spawn(
             "push-client",

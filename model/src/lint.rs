@@ -5,6 +5,7 @@
 //! anything; unsupported documents are a [`crate::Problem`]. Findings have a total order, so equal
 //! states give equal lists.
 
+mod certificate;
 mod paths;
 mod resource;
 mod snapshot;

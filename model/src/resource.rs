@@ -10,6 +10,7 @@ mod cache_slot;
 mod method;
 mod plugins;
 mod reference;
+mod upstream_tls;
 
 use std::fmt;
 use std::sync::{Arc, LazyLock};
@@ -21,13 +22,13 @@ use ipnet::IpNet;
 pub use method::{MethodSet, RouteMethod};
 pub use plugins::{GlobalRule, PluginConfig};
 pub use reference::{Reference, Referrers, references, referrers};
+pub use upstream_tls::{UpstreamIdentity, UpstreamTls};
 
 use crate::client_identity::ClientIdentity;
 use crate::expression::Vars;
 use crate::id::{Id, Key, Kind};
 use crate::pattern::{HostPattern, SniPattern};
 use crate::proxy_rewrite::ProxyRewrite;
-use crate::server_identity::ServerIdentity;
 use crate::uri::UriPattern;
 
 /// A resource of any kind. Cheap to clone.
@@ -370,36 +371,6 @@ impl Default for KeepalivePool {
             max_connections: None,
         }
     }
-}
-
-/// TLS settings of an upstream.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct UpstreamTls {
-    /// The client certificate.
-    pub identity: Option<UpstreamIdentity>,
-    /// Whether the server certificate is verified; `None` uses the settings file.
-    pub verify: Option<bool>,
-    /// `ca_certs`: the trust anchors; `None` uses those of the settings file.
-    pub anchors: Option<Arc<pki::TrustAnchors>>,
-    /// The servers that are accepted, in place of those for the name in the handshake.
-    pub verify_identity: Option<Arc<ServerIdentity>>,
-}
-
-impl UpstreamTls {
-    /// Whether the server certificate is verified, where `default` is what the settings file says
-    /// for upstreams that say nothing. A server that is accepted by its identity always is.
-    pub fn verifies(&self, default: bool) -> bool {
-        self.verify_identity.is_some() || self.verify.unwrap_or(default)
-    }
-}
-
-/// The client certificate for an upstream.
-#[derive(Debug, Clone, PartialEq)]
-pub enum UpstreamIdentity {
-    /// `client_cert` and `client_key`.
-    Inline(KeyPair),
-    /// `client_cert_id`: an ssl of `type: client`.
-    Ssl(Id),
 }
 
 /// Settings that several routes share.

@@ -1,5 +1,5 @@
-//! Alerts that end established connections. In TLS 1.3 a server rejects a client certificate, or the
-//! lack of one, only after the client's handshake is complete.
+//! Alerts that end established connections. In TLS 1.3 a server rejects a client certificate, or
+//! the lack of one, only after the client's handshake is complete.
 
 use std::error::Error;
 use std::io;

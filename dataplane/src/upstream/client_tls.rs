@@ -41,14 +41,14 @@ pub struct PreparedUpstream {
 struct ResolvedTls {
     /// The ssl with its client certificate.
     ssl: Option<Weak<Ssl>>,
-    lease: Result<Arc<Lease>, ClientTlsError>,
+    lease: Result<Arc<ConfigLease>, ClientTlsError>,
 }
 
 /// The use of a configuration by resources of the current snapshot. The last one that is dropped
 /// retires it.
-struct Lease(Arc<ClientTlsConfig>);
+struct ConfigLease(Arc<ClientTlsConfig>);
 
-impl Drop for Lease {
+impl Drop for ConfigLease {
     fn drop(&mut self) {
         self.0.retired.store(true, Ordering::Relaxed);
     }
@@ -84,7 +84,7 @@ struct ClientCertificate<'a> {
 pub struct ClientTlsConfigs {
     factory: ConfigFactory,
     /// The configurations in use. Locked when an upstream has none yet, not for each request.
-    by_key: Mutex<HashMap<TlsKey, Weak<Lease>>>,
+    by_key: Mutex<HashMap<TlsKey, Weak<ConfigLease>>>,
 }
 
 impl ClientTlsConfigs {
@@ -137,7 +137,7 @@ impl ClientTlsConfigs {
     }
 
     /// The configuration with this content, made now if it is not in use.
-    fn lease(&self, upstream: &Upstream, pair: Option<&KeyPair>) -> Result<Arc<Lease>, ClientTlsError> {
+    fn lease(&self, upstream: &Upstream, pair: Option<&KeyPair>) -> Result<Arc<ConfigLease>, ClientTlsError> {
         let key = self.factory.key(&upstream.tls, pair);
         let mut by_key = lock(&self.by_key);
         if let Some(lease) = by_key.get(&key).and_then(Weak::upgrade) {
@@ -147,7 +147,7 @@ impl ClientTlsConfigs {
         if by_key.len() == by_key.capacity() {
             by_key.retain(|_, lease| lease.strong_count() > 0);
         }
-        let lease = Arc::new(Lease(Arc::new(config)));
+        let lease = Arc::new(ConfigLease(Arc::new(config)));
         by_key.insert(key, Arc::downgrade(&lease));
         Ok(lease)
     }

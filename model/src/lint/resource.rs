@@ -1,18 +1,16 @@
 //! Findings about one resource alone: dates, names, patterns, and contradictory settings.
 
-use pki::{Certificate, ClientAuth};
+use pki::ClientAuth;
 use rustls_pki_types::UnixTime;
 
+use super::certificate::{check_dates, check_key_pair};
 use super::upstream::{check_upstream, check_upstream_ref};
 use super::{Findings, Severity};
 use crate::pattern::SniPattern;
 use crate::resource::{KeyPair, Resource, Ssl};
 
-const DAY: u64 = 24 * 3600;
-/// Certificates are reported this many seconds before they expire.
-const CERTIFICATE_SOON: u64 = 14 * DAY;
 /// CRLs are reported this many seconds before they become stale.
-const CRL_SOON: u64 = DAY;
+const CRL_SOON: u64 = 24 * 3600;
 /// A path that no rule names: a pattern that exempts it exempts all.
 const ANY_PATH: &str = "/6f1c/countersign-lint";
 
@@ -102,12 +100,6 @@ fn check_policy(policy: &ClientAuth, now: UnixTime, notes: &mut Findings) {
     }
 }
 
-pub(super) fn check_key_pair(field: &str, pair: &KeyPair, now: UnixTime, notes: &mut Findings) {
-    for certificate in &pair.chain {
-        check_dates(field, "certificate", certificate, now, "put the renewed certificate there", notes);
-    }
-}
-
 /// Clients compare the requested name with those of the certificate.
 fn check_certificate_names(field: &str, pair: &KeyPair, names: &[SniPattern], notes: &mut Findings) {
     let Some(leaf) = pair.leaf() else { return };
@@ -126,26 +118,5 @@ fn check_certificate_names(field: &str, pair: &KeyPair, names: &[SniPattern], no
             );
             notes.add(Severity::Warning, field, what, "use a certificate whose subjectAltName has the name");
         }
-    }
-}
-
-pub(super) fn check_dates(
-    field: &str,
-    role: &str,
-    certificate: &Certificate,
-    now: UnixTime,
-    hint: &str,
-    notes: &mut Findings,
-) {
-    let (now, end) = (now.as_secs(), certificate.not_after().as_secs());
-    let subject = certificate.subject();
-    if now < certificate.not_before().as_secs() {
-        let what = format!("{role} \"{subject}\" is not valid yet");
-        notes.add(Severity::Error, field, what, "check the clocks, or wait");
-    } else if now > end {
-        notes.add(Severity::Error, field, format!("{role} \"{subject}\" is expired"), hint);
-    } else if end - now < CERTIFICATE_SOON {
-        let what = format!("{role} \"{subject}\" expires in {} days", (end - now) / DAY);
-        notes.add(Severity::Warning, field, what, hint);
     }
 }

@@ -2,7 +2,7 @@
 
 use rustls_pki_types::UnixTime;
 
-use super::resource::{check_dates, check_key_pair};
+use super::certificate::{check_dates, check_key_pair};
 use super::{Findings, LintSettings, Severity};
 use crate::pattern::HostPattern;
 use crate::resource::{PassHost, Resource, Route, Scheme, Upstream, UpstreamIdentity, UpstreamRef};
@@ -60,7 +60,7 @@ pub(super) fn check_verification(resource: &Resource, settings: LintSettings, no
         true => (Severity::Warning, "the settings verify upstreams, and this one is excepted: "),
         false => (Severity::Notice, ""),
     };
-    let what = format!("{what}whoever answers at a node's address is accepted as its server");
+    let what = format!("{what}any server at a node's address is accepted");
     notes.add(severity, format!("{outer}tls.verify"), what, hint);
     if upstream.tls.anchors.is_some() {
         let what = "they have no effect: the servers are not verified".to_owned();
