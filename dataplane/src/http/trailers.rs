@@ -1,7 +1,7 @@
 //! The trailers of a response that a gateway forwards (RFC 9110 section 6.5.1).
 //!
-//! Invariant: no trailer passes that would have framed, routed, authenticated, cached or changed the
-//! response had it come in its head: the head's checks have not seen it, and a client may merge it.
+//! Invariant: no trailer passes that would have framed, routed, authenticated, cached or changed
+//! the response had it come in its head: no check of the head covers it, and a client may merge it.
 
 use http::{HeaderMap, HeaderName, header};
 

@@ -26,7 +26,7 @@ use super::client_tls::ClientTlsConfig;
 use super::framing::{self, FramingError};
 use super::host_header;
 use super::http2::head::AuthorityError;
-use super::pool::Lease;
+use super::pool::PoolLease;
 use super::pool::key::UpstreamProtocol;
 use super::request_body::{RequestBody, SendProgress, WaitState};
 use super::response_body::UpstreamResponseBody;
@@ -212,32 +212,13 @@ impl UpstreamClient {
         };
         let port = node.port.or(target.upstream.scheme.default_port());
         let checkout = async |addr: SocketAddr| self.checkout(addr, &checkout).await;
-        let mut connection = match self.connect_node(node, port, checkout).await {
-            Ok(connection) => connection,
-            Err(error) => return Err(FailedAttempt::unsent(error, request)),
-        };
-        let progress = request.body().progress();
-        let (reused, addr) = (connection.reused, connection.addr());
-        let response = connection.sender.try_send_request(request);
-        match response_in_time(response, &progress, &target.timeouts, &self.timers).await {
-            Ok(Ok(response)) => {
-                self.wrap_response(target, response, connection, progress).map_err(FailedAttempt::sent)
+        match self.connect_node(node, port, checkout).await {
+            Ok(PoolLease::Http1(connection)) => self.attempt_http1(target, connection, request, &host).await,
+            // Boxed: not every request pays for the larger state.
+            Ok(PoolLease::Http2(stream)) => {
+                Box::pin(self.attempt_http2(target, stream, request, &host)).await
             }
-            Ok(Err(mut failed)) => {
-                let unsent = failed.take_message();
-                if let Some(reason) = progress.failed() {
-                    return Err(FailedAttempt::sent(ExchangeError::ClientBody(reason)));
-                }
-                let error = failed.into_error();
-                let error = match received_alert(&error) {
-                    Some(alert) => ExchangeError::Alert { addr, alert },
-                    None => ExchangeError::Http { addr, error },
-                };
-                Err(FailedAttempt { error, unsent, stale: reused })
-            }
-            Err((reason, within)) => {
-                Err(FailedAttempt::sent(ExchangeError::Timeout { addr, reason, within }))
-            }
+            Err(error) => Err(FailedAttempt::unsent(error, request)),
         }
     }
 }

@@ -85,7 +85,7 @@ pub(crate) struct PooledConnection {
 }
 
 /// What one exchange has of a connection.
-pub(crate) enum Lease {
+pub(crate) enum PoolLease {
     Http1(PooledConnection),
     Http2(StreamSlot),
 }
@@ -122,7 +122,7 @@ impl Pool {
         key: &ConnectionKey,
         keepalive: KeepalivePool,
         fresh: bool,
-    ) -> Option<Lease> {
+    ) -> Option<PoolLease> {
         let available = node.take(key, fresh)?;
         Some(self.check_out(node, key.clone(), keepalive, available))
     }
@@ -134,12 +134,12 @@ impl Pool {
         key: ConnectionKey,
         keepalive: KeepalivePool,
         available: Available,
-    ) -> Lease {
-        let Http1Connection { sender, abort, requests } = match available {
+    ) -> PoolLease {
+        let Http1Connection { sender, abort, requests, config } = match available {
             Available::Connection(connection) => connection,
-            Available::Stream(stream) => return Lease::Http2(stream),
+            Available::Stream(stream) => return PoolLease::Http2(stream),
         };
-        Lease::Http1(PooledConnection {
+        PoolLease::Http1(PooledConnection {
             sender,
             abort: AbortOnDrop(Some(abort)),
             node: Rc::clone(node),

@@ -1,5 +1,5 @@
-//! gRPC and HTTP/2 to upstreams: calls of another implementation under mutual TLS, the gateway's own
-//! errors and deadlines as statuses, one connection for many streams, and slow peers beside others.
+//! gRPC and HTTP/2 to upstreams: calls of another implementation under mutual TLS, the gateway's
+//! own errors and deadlines as statuses, one connection for many streams, and slow peers.
 
 use std::fs;
 use std::time::{Duration, Instant};
@@ -167,7 +167,7 @@ async fn errors_of_the_gateway_are_statuses() {
         assert!(!headers.contains_key("content-length") && body.trailers().is_none());
         assert!(body.to_bytes().is_empty());
     }
-    // What an upstream answers is its own, and no page goes to whoever makes no call.
+    // What an upstream answers is its own; a request that is no call gets a page.
     let response = send(&mut client, call("/status?code=503", None)).await;
     assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
     let request = Request::post("http://app.test/gone").body(full("")).unwrap();

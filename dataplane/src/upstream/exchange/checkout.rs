@@ -16,7 +16,7 @@ use crate::upstream::connector::{
     self, ConnectDeadline, ConnectError, HttpOptions, NewConnection, TlsParams,
 };
 use crate::upstream::host_header;
-use crate::upstream::pool::Lease;
+use crate::upstream::pool::PoolLease;
 use crate::upstream::pool::key::{ConnectionKey, DialError, UpstreamProtocol};
 use crate::upstream::pool::node::{Dial, Grant, NodePool};
 
@@ -39,7 +39,7 @@ impl UpstreamClient {
         &self,
         addr: SocketAddr,
         checkout: &Checkout<'_>,
-    ) -> Result<Lease, ConnectError> {
+    ) -> Result<PoolLease, ConnectError> {
         let tls = checkout.tls_config.map(|tls| (tls, host_header::server_name(checkout.host, addr.ip())));
         let generation = |(tls, name): &(&Arc<ClientTlsConfig>, ServerName<'_>)| {
             (Rc::from(&*name.to_str()), tls.generation)
@@ -67,7 +67,7 @@ impl UpstreamClient {
         key: ConnectionKey,
         tls: TlsParams<'_>,
         checkout: &Checkout<'_>,
-    ) -> Result<Lease, ConnectError> {
+    ) -> Result<PoolLease, ConnectError> {
         let deadline = ConnectDeadline::start(checkout.connect_timeout);
         let limited = |within| ConnectError::NodeLimit { addr: node.addr, max: node.max, within };
         match deadline.limit(node.wait(&key, checkout.fresh), limited).await? {
@@ -84,7 +84,7 @@ impl UpstreamClient {
         key: ConnectionKey,
         tls: TlsParams<'_>,
         (deadline, checkout): (ConnectDeadline, &Checkout<'_>),
-    ) -> Result<Lease, ConnectError> {
+    ) -> Result<PoolLease, ConnectError> {
         let options = HttpOptions {
             protocol: checkout.protocol,
             http1: self.http1_builder(),
@@ -97,7 +97,7 @@ impl UpstreamClient {
                 dial.opened_http1();
                 Ok(self.pool.check_out(node, key, checkout.keepalive, connection.into()))
             }
-            Ok(NewConnection::Http2(connection)) => Ok(Lease::Http2(dial.opened_http2(connection))),
+            Ok(NewConnection::Http2(connection)) => Ok(PoolLease::Http2(dial.opened_http2(connection))),
             Err(error) => {
                 dial.failed(|| DialError { reason: error.reason(), detail: error.to_string().into() });
                 Err(error)

@@ -2,7 +2,7 @@
 //! not read its response must not stop its own upload.
 //!
 //! Invariants: a body that its client breaks off ends with RST_STREAM, never with END_STREAM; the
-//! body is dropped with the exchange, whoever ends it, and what the client still sends is discarded
+//! body is dropped when either side ends the exchange, and what the client still sends is discarded
 //! by the body's own rule.
 
 use std::cell::RefCell;

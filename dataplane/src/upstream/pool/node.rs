@@ -427,7 +427,7 @@ mod tests {
     use super::*;
     use crate::io::flag::Flag;
     use crate::upstream::pool::key::UpstreamProtocol;
-    use crate::upstream::pool::{Lease, Pool, PooledConnection};
+    use crate::upstream::pool::{Pool, PoolLease, PooledConnection};
 
     const KEEPALIVE: KeepalivePool = KeepalivePool {
         size: 8,
@@ -440,10 +440,10 @@ mod tests {
         ConnectionKey { protocol: UpstreamProtocol::Http1, tls: Some((name.into(), 1)) }
     }
 
-    fn http1(lease: Lease) -> PooledConnection {
+    fn http1(lease: PoolLease) -> PooledConnection {
         match lease {
-            Lease::Http1(connection) => connection,
-            Lease::Http2(_) => panic!("a stream"),
+            PoolLease::Http1(connection) => connection,
+            PoolLease::Http2(_) => panic!("a stream"),
         }
     }
 
