@@ -67,7 +67,8 @@ reasons! {
     NoStreamRoute => "no_stream_route", None;
     /// The stream route is blocked, because another program stored an unsupported document.
     BlockedStreamRoute => "blocked_stream_route", None;
-    /// A stream or WebSocket was idle, or one side accepted no data, for longer than the upstream's timeouts.
+    /// A stream or WebSocket was idle, or one side accepted no data, for longer than the upstream's
+    /// timeouts.
     TcpTimeout => "tcp_timeout", None;
 
     /// The client sent no complete request head within `client_header_timeout`.

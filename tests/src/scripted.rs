@@ -12,12 +12,12 @@ use crate::client::{Http, HttpClient, bounded};
 use crate::documents::route;
 use crate::world::World;
 
-pub struct Scripted {
+pub struct ScriptedGateway {
     pub world: World,
     upstream: TcpListener,
 }
 
-impl Scripted {
+impl ScriptedGateway {
     /// Serves `app.test` without client certificates, with one worker.
     pub async fn start() -> Self {
         let settings = json!({"countersign": {"workers": 1}});
@@ -80,7 +80,7 @@ impl Scripted {
 pub async fn http2(client: &HttpClient) -> SendRequest<Bytes> {
     let tls = client.clone().http(Http::Two).handshake().await.expect("the handshake succeeds");
     let (sender, mut connection) = h2::client::handshake(tls).await.expect("HTTP/2 begins");
-    let mut ping = connection.ping_pong().expect("nobody else has it");
+    let mut ping = connection.ping_pong().expect("taken once");
     tokio::spawn(connection);
     // SETTINGS precede the answer.
     bounded("an answer to PING", ping.ping(h2::Ping::opaque())).await.expect("the connection is open");

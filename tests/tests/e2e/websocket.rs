@@ -9,7 +9,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
 use e2e::client::{Http, HttpClient, bounded};
-use e2e::scripted::{self, Scripted, read_until};
+use e2e::scripted::{self, ScriptedGateway, read_until};
 use h2::client::SendRequest;
 use h2::{RecvStream, SendStream};
 use http::{Request, Response, StatusCode};
@@ -23,8 +23,8 @@ const HANDSHAKE: &str = "GET /chat?room=1 HTTP/1.1\r\nHost: app.test\r\nUpgrade:
                          Sec-WebSocket-Protocol: chat\r\nSec-WebSocket-Version: 13\r\n\r\n";
 
 /// A gateway with a WebSocket route.
-async fn enabled() -> Scripted {
-    let gateway = Scripted::start().await;
+async fn enabled() -> ScriptedGateway {
+    let gateway = ScriptedGateway::start().await;
     gateway.route(json!({"enable_websocket": true})).await;
     gateway
 }
@@ -46,7 +46,7 @@ fn switching(head: &str) -> String {
 }
 
 /// Sends the handshake over HTTP/1, and accepts it at the upstream.
-async fn open<S: AsyncRead + AsyncWrite + Unpin>(gateway: &Scripted, client: &mut S) -> TcpStream {
+async fn open<S: AsyncRead + AsyncWrite + Unpin>(gateway: &ScriptedGateway, client: &mut S) -> TcpStream {
     client.write_all(HANDSHAKE.as_bytes()).await.unwrap();
     client.flush().await.unwrap();
     let (mut upstream, head) = gateway.request().await;
@@ -99,7 +99,7 @@ impl Stream {
 }
 
 /// The same over HTTP/2.
-async fn open_http2(gateway: &Scripted, client: &HttpClient) -> (Stream, TcpStream) {
+async fn open_http2(gateway: &ScriptedGateway, client: &HttpClient) -> (Stream, TcpStream) {
     let mut connection = scripted::http2(client).await;
     let (response, send) = connection.send_request(connect("websocket"), false).unwrap();
     let (mut upstream, head) = gateway.request().await;
@@ -110,7 +110,7 @@ async fn open_http2(gateway: &Scripted, client: &HttpClient) -> (Stream, TcpStre
 }
 
 /// A client's connection in clear text.
-async fn plain(gateway: &Scripted) -> TcpStream {
+async fn plain(gateway: &ScriptedGateway) -> TcpStream {
     TcpStream::connect(gateway.world.http()).await.unwrap()
 }
 

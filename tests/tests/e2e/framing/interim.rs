@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use e2e::client::bounded;
 use e2e::raw;
-use e2e::scripted::{Scripted, read_until};
+use e2e::scripted::{ScriptedGateway, read_until};
 use http::{Request, Response, StatusCode};
 use tokio::io::AsyncWriteExt;
 
@@ -34,7 +34,7 @@ async fn informational(response: &mut h2::client::ResponseFuture) -> Response<()
 
 #[tokio::test]
 async fn early_hints_arrive_before_the_response() {
-    let gateway = Scripted::start().await;
+    let gateway = ScriptedGateway::start().await;
     let mut client = raw::send(gateway.world.http(), b"GET / HTTP/1.1\r\nHost: app.test\r\n\r\n").await;
     let (mut upstream, _) = gateway.request().await;
     for _ in 0..2 {
@@ -51,7 +51,7 @@ async fn early_hints_arrive_before_the_response() {
 
 #[tokio::test]
 async fn early_hints_arrive_over_http_2() {
-    let gateway = Scripted::start().await;
+    let gateway = ScriptedGateway::start().await;
     let mut sender = gateway.http2().await;
     let (mut response, _) = sender.send_request(get(), true).unwrap();
     let (mut upstream, _) = gateway.request().await;
@@ -66,7 +66,7 @@ async fn early_hints_arrive_over_http_2() {
 
 #[tokio::test]
 async fn http_1_0_gets_no_interim_response() {
-    let gateway = Scripted::start().await;
+    let gateway = ScriptedGateway::start().await;
     let mut client = raw::send(gateway.world.http(), b"GET / HTTP/1.0\r\nHost: app.test\r\n\r\n").await;
     let (mut upstream, _) = gateway.request().await;
     upstream.write_all(&[HINTS, WHOLE].concat()).await.unwrap();
@@ -76,7 +76,7 @@ async fn http_1_0_gets_no_interim_response() {
 
 #[tokio::test]
 async fn a_flood_of_interim_responses_is_cut() {
-    let gateway = Scripted::start().await;
+    let gateway = ScriptedGateway::start().await;
     let mut client = raw::send(gateway.world.http(), b"GET / HTTP/1.1\r\nHost: app.test\r\n\r\n").await;
     let (mut upstream, _) = gateway.request().await;
     upstream.write_all(&[HINTS.repeat(1000), WHOLE.to_vec()].concat()).await.unwrap();
@@ -91,7 +91,7 @@ async fn a_flood_of_interim_responses_is_cut() {
 
 #[tokio::test]
 async fn a_body_waits_for_the_upstreams_100() {
-    let gateway = Scripted::start().await;
+    let gateway = ScriptedGateway::start().await;
     let mut client = raw::send(gateway.world.http(), EXPECTING.as_bytes()).await;
     let (mut upstream, head) = gateway.request().await;
     assert!(head.contains("\r\nexpect: 100-continue\r\n"), "{head}");
@@ -106,7 +106,7 @@ async fn a_body_waits_for_the_upstreams_100() {
 
 #[tokio::test]
 async fn a_body_of_http_2_waits_for_the_upstreams_100() {
-    let gateway = Scripted::start().await;
+    let gateway = ScriptedGateway::start().await;
     let mut sender = gateway.http2().await;
     let (mut response, mut body) = sender.send_request(expecting(), false).unwrap();
     let (mut upstream, head) = gateway.request().await;
@@ -122,7 +122,7 @@ async fn a_body_of_http_2_waits_for_the_upstreams_100() {
 #[tokio::test]
 async fn a_rejected_body_is_never_sent() {
     const REJECTION: &[u8] = b"HTTP/1.1 417 Expectation Failed\r\nContent-Length: 0\r\n\r\n";
-    let gateway = Scripted::start().await;
+    let gateway = ScriptedGateway::start().await;
     let mut client = raw::send(gateway.world.http(), EXPECTING.as_bytes()).await;
     let (mut upstream, _) = gateway.request().await;
     upstream.write_all(REJECTION).await.unwrap();
@@ -144,7 +144,7 @@ async fn a_rejected_body_is_never_sent() {
 
 #[tokio::test]
 async fn an_upstream_without_100_gets_the_body_late() {
-    let gateway = Scripted::start().await;
+    let gateway = ScriptedGateway::start().await;
     let mut client = raw::send(gateway.world.http(), EXPECTING.as_bytes()).await;
     let started = Instant::now();
     let (mut upstream, _) = gateway.request().await;
@@ -159,7 +159,7 @@ async fn an_upstream_without_100_gets_the_body_late() {
 
 #[tokio::test]
 async fn an_expectation_without_a_body_is_dropped() {
-    let gateway = Scripted::start().await;
+    let gateway = ScriptedGateway::start().await;
     for (version, fields) in [
         ("1.1", "Expect: 100-continue\r\n"),
         ("1.1", "Expect: 100-continue\r\nContent-Length: 0\r\n"),

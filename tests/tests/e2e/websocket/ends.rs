@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use e2e::client::{Http, bounded};
 use e2e::raw;
-use e2e::scripted::{Scripted, read_until};
+use e2e::scripted::{ScriptedGateway, read_until};
 use h2::Reason;
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
@@ -31,7 +31,7 @@ async fn assert_closed(mut upstream: TcpStream) {
     assert!(raw::until_closed(&mut upstream).await.is_empty());
 }
 
-async fn log_line(gateway: &Scripted, mark: usize, reason: &str) {
+async fn log_line(gateway: &ScriptedGateway, mark: usize, reason: &str) {
     let words = ["WebSocket ended", reason, "route=\"app\""];
     gateway.world.node_log().line_after(mark, &words).await;
 }
@@ -70,8 +70,8 @@ async fn an_upstream_that_breaks_off_cuts_the_client() {
 }
 
 /// A gateway that demands client certificates.
-async fn protected(settings: Value) -> Scripted {
-    let gateway = Scripted::with(settings).await;
+async fn protected(settings: Value) -> ScriptedGateway {
+    let gateway = ScriptedGateway::with(settings).await;
     gateway.world.apply(&[("ssls/app", gateway.world.protected_site())]).await;
     gateway.route(json!({"enable_websocket": true})).await;
     gateway
@@ -98,7 +98,7 @@ async fn a_revoked_client_is_cut_within_a_second() {
 
 #[tokio::test]
 async fn an_idle_web_socket_ends_after_timeout_read() {
-    let gateway = Scripted::start().await;
+    let gateway = ScriptedGateway::start().await;
     let timeout = json!({"connect": 6, "send": 6, "read": 0.5});
     gateway.route(json!({"enable_websocket": true, "timeout": timeout})).await;
     let mark = gateway.world.node_log().mark();
@@ -117,7 +117,7 @@ async fn an_idle_web_socket_ends_after_timeout_read() {
 
 #[tokio::test]
 async fn a_client_that_reads_nothing_is_cut_after_timeout_send() {
-    let gateway = Scripted::start().await;
+    let gateway = ScriptedGateway::start().await;
     let timeout = json!({"connect": 6, "send": 0.5, "read": 60});
     gateway.route(json!({"enable_websocket": true, "timeout": timeout})).await;
     let (mut stream, mut upstream) = open_http2(&gateway, &gateway.world.client("app.test")).await;
@@ -186,7 +186,8 @@ async fn assert_passes(client: &mut tokio_rustls::client::TlsStream<TcpStream>, 
 #[tokio::test]
 async fn a_web_socket_counts_among_the_requests_of_its_client() {
     let gateway =
-        Scripted::with(json!({"countersign": {"workers": 1, "limits": {"requests_per_client": 1}}})).await;
+        ScriptedGateway::with(json!({"countersign": {"workers": 1, "limits": {"requests_per_client": 1}}}))
+            .await;
     gateway.world.apply(&[("ssls/app", gateway.world.open_site())]).await;
     gateway.route(json!({"enable_websocket": true})).await;
     let client = gateway.world.client("app.test");

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use e2e::client::bounded;
 use e2e::raw;
-use e2e::scripted::{Scripted, read_until};
+use e2e::scripted::{ScriptedGateway, read_until};
 use http::{Request, StatusCode};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -147,7 +147,7 @@ async fn megabytes_pass_unchanged() {
 
 #[tokio::test]
 async fn the_route_decides_before_its_service() {
-    let gateway = Scripted::start().await;
+    let gateway = ScriptedGateway::start().await;
     for (of_service, of_route, opens) in [
         (json!(null), json!(null), false),
         (json!(true), json!(null), true),
