@@ -127,11 +127,11 @@ fn routing(criterion: &mut Criterion, client: &ClientVerification) {
     let mut parts = ordinary();
     let target = request::parse_target(parts.version, &parts.uri, &parts.headers, PathOptions::default())
         .expect("a target");
-    let info = ConnectionInfo {
-        peer: "192.0.2.7:1234".parse().expect("an address"),
-        local: "10.0.0.1:9443".parse().expect("an address"),
-        protocol: ListenerProtocol::Https,
-    };
+    let info = ConnectionInfo::new(
+        "192.0.2.7:1234".parse().expect("an address"),
+        "10.0.0.1:9443".parse().expect("an address"),
+        ListenerProtocol::Https,
+    );
     let sni = HostName::from_sni("bench.test").expect("a name");
     let params =
         NegotiatedParams { protocol: "TLSv1.3", cipher: "", curve: None, alpn: None, resumed: false };

@@ -33,8 +33,9 @@ pub use secret::Secret;
 pub use settings::{
     AdminKey, AdminKeyValue, AdminListener, AdminRole, AdminSettings, AdminTlsSettings, ApisixSettings,
     ClientRole, ConfigProvider, CountersignSettings, DeploymentRole, DeploymentSettings, EtcdSettings,
-    EtcdTlsSettings, HttpLimits, LimitSettings, NodeSettings, PathSettings, ProxyMode, PushSettings,
-    RealIpSettings, Settings, SslSettings, StoreSettings, StreamListener, TlsSettings,
+    EtcdTlsSettings, HttpLimits, LimitSettings, NodeSettings, PathSettings, ProxyMode, ProxyProtocolListen,
+    ProxyProtocolVersion, PushSettings, RealIpSettings, Settings, SslSettings, StoreSettings, StreamListener,
+    TlsSettings,
 };
 
 const DEFAULTS: &str = include_str!("defaults.yaml");
@@ -101,8 +102,10 @@ pub fn load_text(
         apisix: reader.apisix(),
         http: reader.http(),
         real_ip: reader.real_ip(),
+        stream_real_ip_from: reader.stream_real_ip_from(),
         countersign: reader.countersign(),
     };
+    reader.check_proxy_protocol(&settings);
     reader::port_conflicts(&mut reader, &listeners(&settings));
 
     let reader::Reader { mut problems, mut warnings, .. } = reader;
@@ -138,6 +141,11 @@ fn listeners(settings: &Settings) -> Vec<(&'static str, std::net::SocketAddr)> {
     if settings.apisix.ssl.enable {
         listeners.extend(settings.apisix.ssl.listen.iter().map(|address| ("apisix.ssl.listen", *address)));
     }
+    let with_proxy_protocol = &settings.apisix.proxy_protocol;
+    let http = with_proxy_protocol.http.iter();
+    listeners.extend(http.map(|address| ("apisix.proxy_protocol.listen_http_port", *address)));
+    let https = with_proxy_protocol.https.iter();
+    listeners.extend(https.map(|address| ("apisix.proxy_protocol.listen_https_port", *address)));
     listeners
 }
 

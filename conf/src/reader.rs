@@ -9,6 +9,7 @@ mod admin_listen;
 pub(crate) mod countersign;
 mod nginx;
 mod paths;
+mod proxy_protocol;
 mod real_ip;
 mod ssl;
 mod stream;
@@ -146,13 +147,15 @@ impl Reader<'_> {
         });
         let trusted = self.trusted_addresses();
         let proxy_mode = self.proxy_mode();
+        let ssl = self.ssl(enable_ipv6);
         ApisixSettings {
             node_listen: node_listen.concat(),
             enable_ipv6,
             proxy_mode,
             streams: self.streams(proxy_mode),
+            proxy_protocol: self.proxy_protocol_listen(proxy_mode, ssl.enable, enable_ipv6),
             enable_http2: self.flag("apisix.enable_http2"),
-            ssl: self.ssl(enable_ipv6),
+            ssl,
             keyring: self.keyring(),
             status,
             server_tokens: self.flag("apisix.enable_server_tokens"),

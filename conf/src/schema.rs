@@ -31,12 +31,10 @@ const NO_UDP: &str = "UDP is not proxied, this is ignored";
 const LOGS: &str = "logs go to stderr; RUST_LOG sets their level, this is ignored";
 const NO_LUA: &str = "it sizes what Lua code keeps in memory, and there is none";
 const NO_PATH: &str = "Lua code cannot be loaded, this is ignored";
-const NO_PROXY: &str = "the PROXY protocol is not supported; remove it";
 const NO_CONTROL: &str = "there is no control API, so nothing listens for it";
 const LOG_FORM: &str = "it only shapes a log file that is not written";
 const LOADING: &str = "it only says when an APISIX loads what it stored";
 const NEVER: [&str; 2] = ["", "null"];
-const FALSE: [&str; 2] = ["false", "null"];
 
 /// Dotted paths; `[]` is each element of a list. A path that is a prefix of another is a map (or a
 /// list of maps); a path without others below it may have any value, which its reader checks.
@@ -110,12 +108,15 @@ const KEYS: &[(&str, KeySupport)] = &[
         "apisix.proxy_cache",
         Ignored("only the plugin proxy-cache uses it, and a route with that plugin is not accepted"),
     ),
-    ("apisix.proxy_protocol", Only(&["null"], NO_PROXY)),
+    ("apisix.proxy_protocol.listen_http_port", Read),
+    ("apisix.proxy_protocol.listen_https_port", Read),
+    ("apisix.proxy_protocol.enable_tcp_pp", Read),
+    ("apisix.proxy_protocol.enable_tcp_pp_to_upstream", Read),
     ("apisix.proxy_mode", Read),
     ("apisix.stream_proxy.tcp[].addr", Read),
     ("apisix.stream_proxy.tcp[].tls", Read),
-    ("apisix.stream_proxy.tcp[].proxy_protocol", Only(&FALSE, NO_PROXY)),
-    ("apisix.stream_proxy.tcp[].proxy_protocol_to_upstream", Only(&FALSE, NO_PROXY)),
+    ("apisix.stream_proxy.tcp[].proxy_protocol", Read),
+    ("apisix.stream_proxy.tcp[].proxy_protocol_to_upstream", Read),
     ("apisix.stream_proxy.udp", Warn(NO_UDP)),
     (
         "apisix.router.http",
@@ -191,10 +192,7 @@ const KEYS: &[(&str, KeySupport)] = &[
     ("nginx_config.stream.access_log_format_escape", Ignored(LOG_FORM)),
     ("nginx_config.stream.lua_shared_dict", Ignored(NO_LUA)),
     ("nginx_config.stream.metrics_zone_size", Ignored(NO_LUA)),
-    (
-        "nginx_config.stream.real_ip_from",
-        Ignored("it takes effect with the PROXY protocol only, which is not supported"),
-    ),
+    ("nginx_config.stream.real_ip_from", Read),
     ("nginx_config.main_configuration_snippet", Read),
     ("nginx_config.http_configuration_snippet", Read),
     ("nginx_config.http_server_configuration_snippet", Read),
@@ -473,10 +471,6 @@ mod tests {
             (
                 "apisix:\n  lua_module_hook: my.hook",
                 "2: apisix.lua_module_hook: the text \"my.hook\" cannot be obeyed: Lua",
-            ),
-            (
-                "apisix: {proxy_protocol: {enable_tcp_pp: true}}",
-                "1: apisix.proxy_protocol: a map of keys cannot be obeyed",
             ),
             (
                 "apisix: {router: {http: radixtree_uri}}",

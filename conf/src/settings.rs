@@ -42,6 +42,9 @@ pub struct Settings {
     pub http: HttpLimits,
     /// `nginx_config.http.real_ip_*`
     pub real_ip: RealIpSettings,
+    /// `nginx_config.stream.real_ip_from`: the proxies whose PROXY protocol header names the client
+    /// on a stream listener. Empty: none.
+    pub stream_real_ip_from: Vec<IpNet>,
     /// `countersign`: the keys that APISIX does not have.
     pub countersign: CountersignSettings,
 }
@@ -132,6 +135,8 @@ pub struct ApisixSettings {
     pub proxy_mode: ProxyMode,
     /// `stream_proxy.tcp`, ranges expanded; opened only when `proxy_mode` includes streams.
     pub streams: Vec<StreamListener>,
+    /// `proxy_protocol.listen_http_port` and `listen_https_port`.
+    pub proxy_protocol: ProxyProtocolListen,
     /// `enable_http2`: by ALPN on TLS, by prior knowledge on plain listeners.
     pub enable_http2: bool,
     /// `ssl`
@@ -188,6 +193,25 @@ impl ProxyMode {
     }
 }
 
+/// `apisix.proxy_protocol`: the HTTP listeners whose connections begin with a header of the PROXY
+/// protocol. See `ApisixSettings::node_listen` about `[::]`.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ProxyProtocolListen {
+    /// `listen_http_port`: plain HTTP.
+    pub http: Vec<SocketAddr>,
+    /// `listen_https_port`; empty without `ssl.enable`.
+    pub https: Vec<SocketAddr>,
+}
+
+/// A version of the PROXY protocol.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ProxyProtocolVersion {
+    /// One line of text.
+    V1,
+    /// Binary.
+    V2,
+}
+
 /// One address of `apisix.stream_proxy.tcp`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct StreamListener {
@@ -195,6 +219,12 @@ pub struct StreamListener {
     pub addr: SocketAddr,
     /// `tls`: TLS is terminated there, for the same sites as on `ssl.listen`.
     pub tls: bool,
+    /// `proxy_protocol`, else `apisix.proxy_protocol.enable_tcp_pp`: each connection begins with a
+    /// header of the PROXY protocol.
+    pub proxy_protocol: bool,
+    /// `proxy_protocol_to_upstream`, else `apisix.proxy_protocol.enable_tcp_pp_to_upstream`: the
+    /// header that the upstream gets.
+    pub proxy_protocol_to_upstream: Option<ProxyProtocolVersion>,
 }
 
 /// `apisix.ssl`: the TLS listeners.
@@ -252,7 +282,7 @@ pub struct HttpLimits {
 /// `nginx_config.http.real_ip_*`: the proxies in front, and their header for the client's address.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct RealIpSettings {
-    /// `real_ip_header`: a header's name.
+    /// `real_ip_header`: a header's name, or `proxy_protocol`.
     pub header: String,
     /// `real_ip_from`: the proxies. Empty: no proxy is trusted, and a client's address is that of
     /// its connection.

@@ -319,8 +319,8 @@ fn stream_listeners_are_read_and_ports_must_differ() {
             "apisix.stream_proxy.tcp[]: invalid stream_proxy.tcp entry: x",
         ),
         (
-            "apisix: {stream_proxy: {tcp: [{addr: 1, proxy_protocol: true}]}}",
-            "apisix.stream_proxy.tcp[].proxy_protocol: true cannot be obeyed: the PROXY protocol is not supported",
+            "apisix: {stream_proxy: {tcp: [{addr: 1, proxy_protocol: 1}]}}",
+            "apisix.stream_proxy.tcp[].proxy_protocol: expected true or false",
         ),
         ("apisix: {stream_proxy: {tcp: [{adr: 1}]}}", "unknown key (did you mean addr?)"),
     ] {
@@ -400,7 +400,6 @@ fn trusting_every_address_warns() {
 #[test]
 fn invalid_real_ip_settings_are_errors() {
     for (text, message) in [
-        ("real_ip_header: proxy_protocol", "real_ip_header: the PROXY protocol is not supported"),
         ("real_ip_header: 'X Real'", "real_ip_header: expected the name of a header"),
         ("real_ip_header: ''", "real_ip_header: expected the name of a header"),
         ("real_ip_from: 10.0.0.0/8", "real_ip_from: expected a list"),
@@ -512,6 +511,64 @@ fn a_plugin_list_must_contain_proxy_rewrite() {
             .iter()
             .all(|text| !text.contains("plugins"))
     );
+}
+
+#[test]
+fn proxy_protocol_ports_listen_like_node_listen() {
+    let text = "apisix:\n  proxy_protocol: {listen_http_port: 9181, listen_https_port: 0}\n\
+                nginx_config: {http: {real_ip_header: proxy_protocol, real_ip_from: [10.0.0.1]}}\n";
+    let settings = load_with(text, &[]).unwrap();
+    let shown = |listen: &[std::net::SocketAddr]| {
+        listen.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
+    };
+    assert_eq!(shown(&settings.apisix.proxy_protocol.http), "0.0.0.0:9181 [::]:9181");
+    assert_eq!(shown(&settings.apisix.proxy_protocol.https), "0.0.0.0:0");
+    let none = load_with("apisix: {proxy_protocol: null}", &[]).unwrap();
+    assert_eq!(none.apisix.proxy_protocol, ProxyProtocolListen::default());
+    let no_ssl = "apisix: {ssl: {enable: false}, proxy_protocol: {listen_https_port: 9182}}";
+    assert_eq!(load_with(no_ssl, &[]).unwrap().apisix.proxy_protocol.https, []);
+    for (text, message) in [
+        ("listen_http_port: 9080", "port 9080 conflicts with apisix.node_listen"),
+        ("listen_https_port: 9443", "port 9443 conflicts with apisix.ssl.listen"),
+        ("listen_http_port: x", "proxy_protocol.listen_http_port: "),
+        ("enable_tcp_pp: 1", "proxy_protocol.enable_tcp_pp: "),
+        ("listen_port: 1", "unknown key"),
+    ] {
+        let problems = problems(&format!("apisix:\n  proxy_protocol:\n    {text}\n"));
+        assert!(problems.contains(message), "{text}: {problems}");
+    }
+}
+
+/// A header that is read and cannot count looks like a working set-up until an address matters.
+#[test]
+fn proxy_protocol_without_effect_is_warned_about() {
+    let warned = |text: &str| {
+        let warnings = load_with(text, &[]).unwrap().warnings.into_iter();
+        warnings.filter(|text| !text.contains("keyring")).collect::<Vec<_>>().join("\n")
+    };
+    let stream = |more: &str, nginx: &str| {
+        format!(
+            "apisix:\n  proxy_mode: http&stream\n  stream_proxy: {{tcp: [{{addr: 9100{more}}}]}}\n\
+             nginx_config:\n  stream: {{{nginx}}}\n"
+        )
+    };
+    let http = "apisix: {proxy_protocol: {listen_http_port: 9181}}\n";
+    let header = "nginx_config: {http: {real_ip_header: proxy_protocol, real_ip_from: [10.0.0.1]}}\n";
+    let ignored = "headers are read and ignored";
+    for (text, expected) in [
+        (http.to_owned(), Some(ignored)),
+        (format!("{http}{header}"), None),
+        (header.to_owned(), Some("no listener reads the PROXY protocol")),
+        (stream("", ""), None),
+        (stream(", proxy_protocol: true", ""), Some(ignored)),
+        (stream(", proxy_protocol: true", "real_ip_from: [10.0.0.0/8, 'unix:']"), None),
+        (stream("", "real_ip_from: [10.0.0.0/8]"), Some("no stream listener reads the PROXY protocol")),
+        (stream(", proxy_protocol: true", "real_ip_from: [0.0.0.0/0]"), Some("lists every address")),
+    ] {
+        let warnings = warned(&text);
+        let is_expected = expected.map_or(warnings.is_empty(), |expected| warnings.contains(expected));
+        assert!(is_expected, "{text}: {warnings}");
+    }
 }
 
 /// docs/SETTINGS.md must contain the table of unsupported keys.

@@ -67,6 +67,7 @@ pub fn worker_config(settings: &Settings) -> Result<WorkerConfig, SettingsError>
         },
         trusted_addresses: settings.apisix.trusted_addresses.clone(),
         real_ip: RealIp::new(header, from, *recursive),
+        stream_real_ip_from: settings.stream_real_ip_from.clone(),
         show_upstream_status: settings.apisix.show_upstream_status,
         upstream_keepalive: KeepalivePool {
             size: http.upstream_keepalive,

@@ -8,4 +8,5 @@ pub mod connection_info;
 pub(crate) mod flag;
 pub(crate) mod linger;
 pub(crate) mod plain;
+pub mod proxy_protocol;
 pub(crate) mod timeouts;

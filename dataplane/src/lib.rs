@@ -56,7 +56,7 @@ pub mod testing {
         pub use crate::http::request;
     }
     pub mod io {
-        pub use crate::io::{buffered, connection_info};
+        pub use crate::io::{buffered, connection_info, proxy_protocol};
     }
     pub mod lifecycle {
         pub use crate::lifecycle::{ShutdownStage, ShutdownWatch, handles};

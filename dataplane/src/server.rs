@@ -20,7 +20,7 @@ use telemetry::status::StatusServer;
 use telemetry::{Heartbeats, Readiness};
 use tokio::sync::watch;
 
-use crate::io::connection_info::ListenerProtocol;
+use crate::io::connection_info::{ListenerOptions, ListenerProtocol};
 use crate::lifecycle::handles::{SnapshotHandle, TicketRingHandle};
 use crate::lifecycle::{ShutdownStage, ShutdownWatch};
 use crate::observability::metrics::{Counters, Metrics};
@@ -248,18 +248,27 @@ impl BoundListeners {
     fn bind(settings: &Settings, workers: usize, retry: &BindRetry) -> anyhow::Result<Self> {
         let apisix = &settings.apisix;
         let mut all = Self { http: Vec::new(), https: Vec::new(), stream: Vec::new(), sockets: Vec::new() };
+        let mut add = |key, addresses: &[SocketAddr], options: ListenerOptions| {
+            addresses.iter().try_for_each(|&addr| all.add(key, addr, options, workers, retry))
+        };
         if apisix.proxy_mode.http() {
-            for &addr in &apisix.node_listen {
-                all.add("apisix.node_listen", addr, ListenerProtocol::Http, workers, retry)?;
+            let (http, https) = (ListenerProtocol::Http.into(), ListenerProtocol::Https.into());
+            let proxied = |options| ListenerOptions { proxy_protocol: true, ..options };
+            add("apisix.node_listen", &apisix.node_listen, http)?;
+            if apisix.ssl.enable {
+                add("apisix.ssl.listen", &apisix.ssl.listen, https)?;
             }
-            for &addr in apisix.ssl.listen.iter().filter(|_| apisix.ssl.enable) {
-                all.add("apisix.ssl.listen", addr, ListenerProtocol::Https, workers, retry)?;
-            }
+            let listen = &apisix.proxy_protocol;
+            add("apisix.proxy_protocol.listen_http_port", &listen.http, proxied(http))?;
+            add("apisix.proxy_protocol.listen_https_port", &listen.https, proxied(https))?;
         }
-        if apisix.proxy_mode.streams() {
-            for &conf::StreamListener { addr, tls } in &apisix.streams {
-                all.add("apisix.stream_proxy.tcp", addr, ListenerProtocol::Tcp { tls }, workers, retry)?;
-            }
+        for stream in apisix.streams.iter().filter(|_| apisix.proxy_mode.streams()) {
+            let options = ListenerOptions {
+                protocol: ListenerProtocol::Tcp { tls: stream.tls },
+                proxy_protocol: stream.proxy_protocol,
+                proxy_protocol_to_upstream: stream.proxy_protocol_to_upstream,
+            };
+            add("apisix.stream_proxy.tcp", &[stream.addr], options)?;
         }
         Ok(all)
     }
@@ -268,11 +277,12 @@ impl BoundListeners {
         &mut self,
         key: &'static str,
         addr: SocketAddr,
-        protocol: ListenerProtocol,
+        options: ListenerOptions,
         workers: usize,
         retry: &BindRetry,
     ) -> anyhow::Result<()> {
-        let bound = match listener::bind(key, addr, protocol, workers, retry) {
+        let protocol = options.protocol;
+        let bound = match listener::bind(key, addr, options, workers, retry) {
             Ok(bound) => bound,
             Err(error) if is_optional(addr, protocol) && is_ipv6_unavailable(&error.error) => {
                 tracing::warn!("{error}; going on without IPv6");
@@ -298,9 +308,7 @@ impl BoundListeners {
 
 /// `[::]` may be configured only by the default of enable_ipv6, except for `stream_proxy.tcp`.
 fn is_optional(addr: SocketAddr, protocol: ListenerProtocol) -> bool {
-    addr.is_ipv6()
-        && addr.ip().is_unspecified()
-        && matches!(protocol, ListenerProtocol::Http | ListenerProtocol::Https)
+    addr.is_ipv6() && addr.ip().is_unspecified() && protocol.is_http()
 }
 
 fn is_ipv6_unavailable(error: &std::io::Error) -> bool {

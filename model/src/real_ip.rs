@@ -3,7 +3,8 @@
 //!
 //! The data plane uses it for every request, the control plane for `allow_admin`. Invariant: the
 //! header counts only from a peer in `real_ip_from`, and an address in it only across hops in that
-//! list. An unreadable address leaves the last good one.
+//! list. An unreadable address leaves the last good one. With `real_ip_header: proxy_protocol` no
+//! header of a request counts: who passes on bytes does not vouch for them.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -14,25 +15,49 @@ use ipnet::IpNet;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RealIp {
     from: Vec<IpNet>,
-    header: HeaderName,
+    source: RealIpSource,
     recursive: bool,
+}
+
+/// `real_ip_header`: where a proxy names the client.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum RealIpSource {
+    Header(HeaderName),
+    /// The keyword `proxy_protocol`: the header of the PROXY protocol, once for a connection.
+    ProxyProtocol,
 }
 
 impl RealIp {
     /// Builds the settings. `None` if no proxy is trusted (`from` is empty) or `header` is no
     /// header name: then the address of the connection counts.
     pub fn new(header: &str, from: &[IpNet], recursive: bool) -> Option<Self> {
-        let header = HeaderName::from_bytes(header.as_bytes()).ok()?;
-        (!from.is_empty()).then(|| Self { from: from.to_vec(), header, recursive })
+        let source = match header {
+            "proxy_protocol" => RealIpSource::ProxyProtocol,
+            name => RealIpSource::Header(HeaderName::from_bytes(name.as_bytes()).ok()?),
+        };
+        (!from.is_empty()).then(|| Self { from: from.to_vec(), source, recursive })
     }
 
-    /// `real_ip_header`.
-    pub fn header(&self) -> &HeaderName {
-        &self.header
+    /// `real_ip_header`; `None` with the PROXY protocol.
+    pub fn header(&self) -> Option<&HeaderName> {
+        match &self.source {
+            RealIpSource::Header(name) => Some(name),
+            RealIpSource::ProxyProtocol => None,
+        }
+    }
+
+    /// Whether the header of a request from this peer counts.
+    pub fn reads_header_from(&self, peer: IpAddr) -> bool {
+        self.header().is_some() && self.trusts(peer)
+    }
+
+    /// Whether the PROXY protocol header of a connection from this peer counts.
+    pub fn reads_proxy_protocol_from(&self, peer: IpAddr) -> bool {
+        self.source == RealIpSource::ProxyProtocol && self.trusts(peer)
     }
 
     /// Whether `real_ip_from` contains this address.
-    pub fn trusts(&self, address: IpAddr) -> bool {
+    fn trusts(&self, address: IpAddr) -> bool {
         let address = address.to_canonical();
         self.from.iter().any(|net| net.contains(&address))
     }
@@ -41,12 +66,10 @@ impl RealIp {
     /// port is 0 if the header has none. As in nginx, several lines count for `X-Forwarded-For`
     /// only, and of another header the first line.
     pub fn client_addr(&self, peer: IpAddr, headers: &HeaderMap) -> Option<SocketAddr> {
-        if !self.trusts(peer) {
-            return None;
-        }
+        let header = self.header().filter(|_| self.trusts(peer))?;
         let mut found = None;
-        let mut lines = headers.get_all(&self.header).iter();
-        if self.header.as_str() != "x-forwarded-for" {
+        let mut lines = headers.get_all(header).iter();
+        if header.as_str() != "x-forwarded-for" {
             self.read_line(lines.next()?.as_bytes(), &mut found);
             return found;
         }
@@ -122,10 +145,25 @@ mod tests {
     fn found(real_ip: &RealIp, peer: &str, lines: &[&str]) -> String {
         let mut headers = HeaderMap::new();
         for line in lines {
-            headers.append(&real_ip.header, line.parse().unwrap());
+            headers.append(real_ip.header().unwrap(), line.parse().unwrap());
         }
         let found = real_ip.client_addr(peer.parse().unwrap(), &headers);
         found.map_or("-".to_owned(), |found| found.to_string())
+    }
+
+    /// An L4 proxy passes on the header fields of its clients, so none of them counts.
+    #[test]
+    fn with_the_proxy_protocol_no_header_counts() {
+        let mut headers = HeaderMap::new();
+        headers.insert("x-real-ip", "203.0.113.9".parse().unwrap());
+        headers.insert("proxy_protocol", "203.0.113.9".parse().unwrap());
+        let (near, far): (IpAddr, IpAddr) = (NEAR.parse().unwrap(), "192.0.2.1".parse().unwrap());
+        let protocol = real_ip("proxy_protocol", true);
+        assert_eq!((protocol.client_addr(near, &headers), protocol.header()), (None, None));
+        assert!(!protocol.reads_header_from(near));
+        assert!(protocol.reads_proxy_protocol_from(near) && !protocol.reads_proxy_protocol_from(far));
+        let header = real_ip("X-Real-IP", true);
+        assert!(header.reads_header_from(near) && !header.reads_proxy_protocol_from(near));
     }
 
     #[test]
@@ -200,6 +238,7 @@ mod tests {
             }
         }
         assert_eq!(RealIp::new("X-Real-IP", &[], true), None);
+        assert_eq!(RealIp::new("proxy_protocol", &[], true), None);
     }
 
     #[test]

@@ -32,6 +32,8 @@ macro_rules! reasons {
 }
 
 reasons! {
+    /// The listener reads the PROXY protocol, and the connection begins with no header of it.
+    BadProxyProtocol => "bad_proxy_protocol", None;
     /// The client sent plain HTTP to a TLS port.
     PlainHttp => "plain_http", Some(StatusCode::BAD_REQUEST);
     /// The handshake violates the TLS protocol, or is no TLS.
@@ -40,7 +42,7 @@ reasons! {
     HandshakeAbandoned => "handshake_abandoned", None;
     /// The peer rejected the handshake with an alert.
     RejectedByPeer => "rejected_by_peer", None;
-    /// The handshake exceeded `limits.handshake_timeout`.
+    /// The handshake, or the PROXY protocol header before it, exceeded `limits.handshake_timeout`.
     HandshakeTimeout => "handshake_timeout", None;
     /// The ClientHello has no SNI, and `apisix.ssl.fallback_sni` is not set.
     NoSni => "no_sni", None;

@@ -90,11 +90,11 @@ impl Walk {
         let policy = snapshot.site(&sni).and_then(|ssl| ssl.client.clone());
         let chain: Vec<_> = credentials.client.chain.iter().map(|one| one.der().clone()).collect();
         let client = client_verifier::evaluate_client(policy.as_deref(), Some(&chain), UnixTime::now());
-        let info = ConnectionInfo {
-            peer: "192.0.2.7:1234".parse().expect("an address"),
-            local: "10.0.0.1:9443".parse().expect("an address"),
-            protocol: ListenerProtocol::Https,
-        };
+        let info = ConnectionInfo::new(
+            "192.0.2.7:1234".parse().expect("an address"),
+            "10.0.0.1:9443".parse().expect("an address"),
+            ListenerProtocol::Https,
+        );
         let params =
             NegotiatedParams { protocol: "TLSv1.3", cipher: "", curve: None, alpn: None, resumed: false };
         let connection = ConnectionHeaders::new(info.peer, info.local.port(), true);

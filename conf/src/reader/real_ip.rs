@@ -1,5 +1,5 @@
-//! `nginx_config.http.real_ip_*` and `apisix.trusted_addresses`: the trusted proxies in front
-//! (contract 1.4 and 10.3).
+//! `nginx_config.http.real_ip_*`, `nginx_config.stream.real_ip_from` and
+//! `apisix.trusted_addresses`: the trusted proxies in front (contract 1.4 and 10.3).
 
 use ipnet::IpNet;
 use model::network::{self, NetworkError};
@@ -8,6 +8,8 @@ use super::Reader;
 use crate::settings::RealIpSettings;
 use crate::tree::{YamlNode, YamlValue};
 use crate::value::{self, ValueError};
+
+pub(super) const STREAM_REAL_IP_FROM: &str = "nginx_config.stream.real_ip_from";
 
 impl Reader<'_> {
     pub(crate) fn real_ip(&mut self) -> RealIpSettings {
@@ -31,6 +33,14 @@ impl Reader<'_> {
             from,
             recursive: self.required(&path("real_ip_recursive"), on_or_off),
         }
+    }
+
+    pub(crate) fn stream_real_ip_from(&mut self) -> Vec<IpNet> {
+        let field = STREAM_REAL_IP_FROM;
+        let from = self.optional(field, |node| value::list(node, proxy)).unwrap_or_default();
+        let from: Vec<IpNet> = from.into_iter().flatten().collect();
+        self.warn_if_any_address(field, &from);
+        from
     }
 
     pub(crate) fn trusted_addresses(&mut self) -> Option<Vec<IpNet>> {
@@ -75,12 +85,9 @@ fn proxy(node: &YamlNode) -> Result<Option<IpNet>, ValueError> {
     })
 }
 
+/// A header's name, or `proxy_protocol`, which is also the form of one.
 fn header(node: &YamlNode) -> Result<String, ValueError> {
     let name = value::text(node)?;
-    if name == "proxy_protocol" {
-        let text = "the PROXY protocol is not supported; name the header in which the proxy sends the client's address";
-        return Err(ValueError::new(text).on_line(node.line));
-    }
     // RFC 9110 section 5.6.2
     let token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
     if name.is_empty() || !name.bytes().all(token) {

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use super::Reader;
-use crate::settings::{ProxyMode, StreamListener};
+use crate::settings::{ProxyMode, ProxyProtocolVersion, StreamListener};
 use crate::tree::{YamlNode, YamlValue};
 use crate::value::{self, ValueError};
 
@@ -22,7 +22,9 @@ impl Reader<'_> {
 
     pub(super) fn streams(&mut self, mode: ProxyMode) -> Vec<StreamListener> {
         let field = "apisix.stream_proxy.tcp";
-        let listed = self.optional(field, |node| value::list(node, entry)).unwrap_or_default().concat();
+        let defaults = self.stream_defaults();
+        let read = |node: &YamlNode| entry(node, defaults);
+        let listed = self.optional(field, |node| value::list(node, read)).unwrap_or_default().concat();
         if listed.len() > LISTENERS_MAX {
             let message = format!("{} ports; at most {LISTENERS_MAX} can be listened on", listed.len());
             self.problem(field, message);
@@ -35,25 +37,69 @@ impl Reader<'_> {
         }
         listed
     }
+
+    /// The options of a listener that has none of its own.
+    fn stream_defaults(&mut self) -> StreamOptions {
+        let accept = self.optional("apisix.proxy_protocol.enable_tcp_pp", value::boolean);
+        let to_upstream = self.optional("apisix.proxy_protocol.enable_tcp_pp_to_upstream", version);
+        StreamOptions {
+            tls: false,
+            proxy_protocol: accept.unwrap_or(false),
+            proxy_protocol_to_upstream: to_upstream.unwrap_or(None),
+        }
+    }
 }
 
-/// A port, an address with a port, a range of ports, or `{addr, tls}`.
-fn entry(node: &YamlNode) -> Result<Vec<StreamListener>, ValueError> {
+/// The options of a listener.
+#[derive(Debug, Clone, Copy)]
+struct StreamOptions {
+    tls: bool,
+    proxy_protocol: bool,
+    proxy_protocol_to_upstream: Option<ProxyProtocolVersion>,
+}
+
+/// A port, an address with a port, a range of ports, or `{addr, tls, proxy_protocol, ...}`.
+fn entry(node: &YamlNode, defaults: StreamOptions) -> Result<Vec<StreamListener>, ValueError> {
     let YamlValue::Map(_) = &node.value else {
-        return Ok(listeners(addresses(node)?, false));
+        return Ok(listeners(addresses(node)?, defaults));
     };
     let part = |name: &str| node.get(name).filter(|node| !node.is_null());
-    let tls = part("tls").map(value::boolean).transpose().map_err(|error| error.below("tls"))?;
+    let flag = |name: &str, default: bool| {
+        let given = part(name).map(value::boolean).transpose();
+        given.map(|given| given.unwrap_or(default)).map_err(|error| error.below(name))
+    };
+    let to_upstream = part("proxy_protocol_to_upstream").map(version).transpose();
+    let options = StreamOptions {
+        tls: flag("tls", defaults.tls)?,
+        proxy_protocol: flag("proxy_protocol", defaults.proxy_protocol)?,
+        proxy_protocol_to_upstream: to_upstream
+            .map_err(|error| error.below("proxy_protocol_to_upstream"))?
+            .unwrap_or(defaults.proxy_protocol_to_upstream),
+    };
     let Some(addr) = part("addr") else {
         let text = "invalid stream_proxy.tcp entry: addr is missing; write {addr: 9100, tls: true}";
         return Err(ValueError::new(text).on_line(node.line));
     };
     let addresses = addresses(addr).map_err(|error| error.below("addr"))?;
-    Ok(listeners(addresses, tls.unwrap_or(false)))
+    Ok(listeners(addresses, options))
 }
 
-fn listeners(addresses: Vec<SocketAddr>, tls: bool) -> Vec<StreamListener> {
-    addresses.into_iter().map(|addr| StreamListener { addr, tls }).collect()
+/// APISIX's boolean, whose `true` is nginx's version 1; or, which is ours, a version.
+fn version(node: &YamlNode) -> Result<Option<ProxyProtocolVersion>, ValueError> {
+    match value::text(node).as_deref() {
+        Ok("v1") => Ok(Some(ProxyProtocolVersion::V1)),
+        Ok("v2") => Ok(Some(ProxyProtocolVersion::V2)),
+        _ => match value::boolean(node) {
+            Ok(is_on) => Ok(is_on.then_some(ProxyProtocolVersion::V1)),
+            Err(_) => Err(ValueError::expected("true, false, v1 or v2", node)),
+        },
+    }
+}
+
+fn listeners(addresses: Vec<SocketAddr>, options: StreamOptions) -> Vec<StreamListener> {
+    let StreamOptions { tls, proxy_protocol, proxy_protocol_to_upstream } = options;
+    let listener = |addr| StreamListener { addr, tls, proxy_protocol, proxy_protocol_to_upstream };
+    addresses.into_iter().map(listener).collect()
 }
 
 /// As in nginx, a port without an address is an IPv4 port.
@@ -91,14 +137,34 @@ fn addresses(node: &YamlNode) -> Result<Vec<SocketAddr>, ValueError> {
 mod tests {
     use super::*;
 
+    const NONE: StreamOptions =
+        StreamOptions { tls: false, proxy_protocol: false, proxy_protocol_to_upstream: None };
+
+    fn read_with(text: &str, defaults: StreamOptions) -> Result<Vec<StreamListener>, ValueError> {
+        let tree = crate::tree::parse(&format!("v: {text}")).unwrap().unwrap();
+        entry(tree.get_path("v").unwrap(), defaults)
+    }
+
     fn read(text: &str) -> Result<Vec<StreamListener>, ValueError> {
-        entry(crate::tree::parse(&format!("v: {text}")).unwrap().unwrap().get_path("v").unwrap())
+        read_with(text, NONE)
+    }
+
+    fn shown_with(text: &str, defaults: StreamOptions) -> Vec<String> {
+        let show = |listener: &StreamListener| {
+            let mut shown = listener.addr.to_string();
+            for (is_on, name) in [(listener.tls, " tls"), (listener.proxy_protocol, " pp")] {
+                shown.push_str(if is_on { name } else { "" });
+            }
+            match listener.proxy_protocol_to_upstream {
+                Some(version) => format!("{shown} to_upstream={version:?}"),
+                None => shown,
+            }
+        };
+        read_with(text, defaults).unwrap().iter().map(show).collect()
     }
 
     fn shown(text: &str) -> Vec<String> {
-        let tls = |tls: bool| if tls { " tls" } else { "" };
-        let read = read(text).unwrap();
-        read.iter().map(|listener| format!("{}{}", listener.addr, tls(listener.tls))).collect()
+        shown_with(text, NONE)
     }
 
     #[test]
@@ -112,6 +178,31 @@ mod tests {
         assert_eq!(shown("{addr: 9100, tls: true}"), ["0.0.0.0:9100 tls"]);
         assert_eq!(shown("{addr: '127.0.0.1:0', tls: false, proxy_protocol: false}"), ["127.0.0.1:0"]);
         assert_eq!(shown("65534-65535").len(), 2);
+    }
+
+    /// `test_stream_proxy_protocol.sh`: an entry's own value wins over the global one.
+    #[test]
+    fn an_entry_overrides_the_proxy_protocol_defaults() {
+        assert_eq!(shown("{addr: 1, proxy_protocol: true}"), ["0.0.0.0:1 pp"]);
+        assert_eq!(shown("{addr: 1, proxy_protocol_to_upstream: true}"), ["0.0.0.0:1 to_upstream=V1"]);
+        assert_eq!(shown("{addr: 1, proxy_protocol_to_upstream: v2}"), ["0.0.0.0:1 to_upstream=V2"]);
+        let both = StreamOptions {
+            proxy_protocol: true,
+            proxy_protocol_to_upstream: Some(ProxyProtocolVersion::V2),
+            ..NONE
+        };
+        assert_eq!(shown_with("1", both), ["0.0.0.0:1 pp to_upstream=V2"]);
+        assert_eq!(shown_with("{addr: 1, tls: true}", both), ["0.0.0.0:1 tls pp to_upstream=V2"]);
+        assert_eq!(shown_with("{addr: 1, proxy_protocol: false}", both), ["0.0.0.0:1 to_upstream=V2"]);
+        assert_eq!(shown_with("{addr: 1, proxy_protocol_to_upstream: false}", both), ["0.0.0.0:1 pp"]);
+        assert_eq!(
+            shown_with("{addr: 1, proxy_protocol_to_upstream: true}", both),
+            ["0.0.0.0:1 pp to_upstream=V1"]
+        );
+        for bad in ["v3", "2", "[v1]"] {
+            let error = read(&format!("{{addr: 1, proxy_protocol_to_upstream: {bad}}}")).unwrap_err();
+            assert_eq!(error.subpath, ".proxy_protocol_to_upstream", "{bad}");
+        }
     }
 
     #[test]

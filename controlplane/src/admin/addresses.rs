@@ -37,7 +37,8 @@ impl AllowedAddresses {
 
     /// Whether the address is denied whatever headers the request has.
     pub fn always_denies(&self, address: IpAddr) -> bool {
-        !self.allows(address) && !self.real_ip.as_ref().is_some_and(|real_ip| real_ip.trusts(address))
+        !self.allows(address)
+            && !self.real_ip.as_ref().is_some_and(|real_ip| real_ip.reads_header_from(address))
     }
 }
 

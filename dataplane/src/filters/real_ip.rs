@@ -1,5 +1,5 @@
 //! The client's address: the connection's peer, or the client that a trusted proxy names
-//! (`real_ip`).
+//! (`real_ip`), in a header of the request or with the PROXY protocol.
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -24,10 +24,11 @@ pub(crate) struct ClientAddress {
 impl ClientAddress {
     /// The address for a request with these headers, which must be as the client sent them.
     pub(crate) fn resolve(info: &ConnectionInfo, real_ip: Option<&RealIp>, headers: &HeaderMap) -> Self {
-        let direct_peer = info.peer;
+        let direct_peer = info.direct_peer;
         let named = real_ip.and_then(|real_ip| real_ip.client_addr(direct_peer.ip(), headers));
-        let info = ConnectionInfo { peer: named.unwrap_or(direct_peer), ..*info };
-        Self { info, direct_peer, from_proxy: named.is_some() }
+        let from_proxy = named.is_some() || info.is_proxied();
+        let info = ConnectionInfo { peer: named.unwrap_or(info.peer), ..*info };
+        Self { info, direct_peer, from_proxy }
     }
 
     /// The client's address, if a proxy names it.
@@ -39,10 +40,6 @@ impl ClientAddress {
 /// The client, and the proxy that names it.
 impl fmt::Display for ClientAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match (self.from_proxy, self.info.peer) {
-            (false, peer) => write!(f, "{peer}"),
-            (true, client) if client.port() == 0 => write!(f, "{} via {}", client.ip(), self.direct_peer),
-            (true, client) => write!(f, "{client} via {}", self.direct_peer),
-        }
+        self.info.fmt(f)
     }
 }

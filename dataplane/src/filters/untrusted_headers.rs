@@ -21,7 +21,7 @@ mod table;
 pub struct PeerTrust {
     /// It is in `apisix.trusted_addresses`.
     pub forwarded: bool,
-    /// It is in `nginx_config.http.real_ip_from`.
+    /// It is in `nginx_config.http.real_ip_from`, and `real_ip_header` names a header.
     pub address: bool,
 }
 
@@ -31,7 +31,7 @@ impl PeerTrust {
         let peer = peer.to_canonical();
         Self {
             forwarded: trusted_addresses.is_some_and(|nets| nets.iter().any(|net| net.contains(&peer))),
-            address: real_ip.is_some_and(|real_ip| real_ip.trusts(peer)),
+            address: real_ip.is_some_and(|real_ip| real_ip.reads_header_from(peer)),
         }
     }
 }

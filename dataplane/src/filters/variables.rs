@@ -109,7 +109,7 @@ impl Variables for RequestContext<'_> {
     fn value(&self, variable: &Variable) -> Option<Cow<'_, str>> {
         let (peer, local) = (self.info.peer, self.info.local);
         let query = self.parts.uri.query();
-        let is_https = self.info.protocol == ListenerProtocol::Https;
+        let is_https = self.info.listener.protocol == ListenerProtocol::Https;
         Some(match variable {
             Variable::Uri => self.target.path.as_str().into(),
             // The normalized path, as in APISIX, so that no predicate reads another one.

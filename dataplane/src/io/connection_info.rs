@@ -1,6 +1,9 @@
-//! The addresses and the protocol of a client connection.
+//! The addresses of a client connection, and the options of its listener.
 
+use std::fmt;
 use std::net::SocketAddr;
+
+use conf::ProxyProtocolVersion;
 
 /// The protocol of a listener.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,15 +24,62 @@ impl ListenerProtocol {
     pub fn is_tls(self) -> bool {
         matches!(self, Self::Https | Self::Tcp { tls: true })
     }
+
+    /// Whether HTTP is spoken.
+    pub fn is_http(self) -> bool {
+        matches!(self, Self::Http | Self::Https)
+    }
 }
 
-/// The addresses and the protocol of a client connection.
+/// A listener: its protocol, and the PROXY protocol on both sides of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ListenerOptions {
+    pub protocol: ListenerProtocol,
+    /// A connection begins with a header of the PROXY protocol, before TLS.
+    pub proxy_protocol: bool,
+    /// The header that upstreams of TCP connections get.
+    pub proxy_protocol_to_upstream: Option<ProxyProtocolVersion>,
+}
+
+impl From<ListenerProtocol> for ListenerOptions {
+    /// Without the PROXY protocol.
+    fn from(protocol: ListenerProtocol) -> Self {
+        Self { protocol, proxy_protocol: false, proxy_protocol_to_upstream: None }
+    }
+}
+
+/// The addresses of a client connection, and its listener.
 #[derive(Debug, Clone, Copy)]
 pub struct ConnectionInfo {
-    /// The client's address.
+    /// The client's address: the connection's peer, or the client that a trusted peer names with
+    /// the PROXY protocol.
     pub peer: SocketAddr,
-    /// The address that the client connected to.
+    /// The connection's peer, which may be a proxy.
+    pub direct_peer: SocketAddr,
+    /// The address that the client, or the proxy, connected to.
     pub local: SocketAddr,
-    /// The listener's protocol.
-    pub protocol: ListenerProtocol,
+    pub listener: ListenerOptions,
+}
+
+impl ConnectionInfo {
+    /// A connection from `peer`, accepted at `local`.
+    pub fn new(peer: SocketAddr, local: SocketAddr, listener: impl Into<ListenerOptions>) -> Self {
+        Self { peer, direct_peer: peer, local, listener: listener.into() }
+    }
+
+    /// Whether a proxy named the client.
+    pub fn is_proxied(&self) -> bool {
+        self.peer != self.direct_peer
+    }
+}
+
+/// For the log: the client, and the proxy that named it.
+impl fmt::Display for ConnectionInfo {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.is_proxied(), self.peer) {
+            (false, peer) => write!(f, "{peer}"),
+            (true, client) if client.port() == 0 => write!(f, "{} via {}", client.ip(), self.direct_peer),
+            (true, client) => write!(f, "{client} via {}", self.direct_peer),
+        }
+    }
 }

@@ -41,7 +41,7 @@ pub(crate) struct ClientDenial<'a> {
 }
 
 /// A handshake that failed.
-pub(crate) fn handshake_rejected(peer: SocketAddr, denial: &ClientDenial<'_>, detail: &str) {
+pub(crate) fn handshake_rejected(peer: impl Display, denial: &ClientDenial<'_>, detail: &str) {
     client_denied("handshake rejected", &peer, denial, Some(&truncated(detail, DETAIL_MAX)));
 }
 
@@ -82,6 +82,19 @@ fn client_denied(message: &str, peer: &dyn Display, denial: &ClientDenial<'_>, d
     );
 }
 
+/// A connection without the PROXY protocol header that its listener reads. `peer`: the proxy.
+pub(crate) fn proxy_header_rejected(
+    peer: SocketAddr,
+    listener: SocketAddr,
+    reason: Reason,
+    error: &dyn Error,
+) {
+    if is_allowed(reason) {
+        let detail = error_text(error);
+        tracing::info!(reason = reason.label(), %peer, %listener, detail, "connection rejected");
+    }
+}
+
 /// A malformed request, or one above a limit.
 pub(crate) fn request_rejected(peer: impl Display, error: &dyn HasReason) {
     let reason = error.reason();
@@ -91,7 +104,7 @@ pub(crate) fn request_rejected(peer: impl Display, error: &dyn HasReason) {
 }
 
 /// A client that was too slow to send a head, or to read a response.
-pub(crate) fn client_timed_out(peer: SocketAddr, reason: Reason) {
+pub(crate) fn client_timed_out(peer: impl Display, reason: Reason) {
     if is_allowed(reason) {
         let detail = match reason {
             Reason::HeadTimeout => "the client sent no whole head within client_header_timeout",
@@ -166,7 +179,8 @@ pub(crate) fn upstream_failed(peer: impl Display, route: &Id, error: &dyn HasRea
 
 /// A TCP connection that was denied or failed. Without a reason its client closed it.
 pub(crate) fn tcp_failed(
-    (peer, listener): (SocketAddr, SocketAddr),
+    peer: impl Display,
+    listener: SocketAddr,
     sni: Option<&HostName>,
     route: Option<&Id>,
     reason: Option<Reason>,

@@ -80,6 +80,10 @@ pub struct Counters {
     /// 1 while the worker is at its connection limit and accepts none.
     pub workers_full: Gauge,
     pub accept_errors: Counter,
+    /// PROXY protocol headers from peers in `real_ip_from`.
+    proxy_headers_trusted: Counter,
+    /// PROXY protocol headers from other peers, whose addresses are ignored.
+    proxy_headers_ignored: Counter,
     /// Full TLS handshakes.
     pub handshakes_full: Counter,
     /// Handshakes that resumed a session.
@@ -116,6 +120,8 @@ impl Default for Counters {
             connections_active: Gauge::default(),
             workers_full: Gauge::default(),
             accept_errors: Counter::default(),
+            proxy_headers_trusted: Counter::default(),
+            proxy_headers_ignored: Counter::default(),
             handshakes_full: Counter::default(),
             handshakes_resumed: Counter::default(),
             tickets_rejected: Default::default(),
@@ -145,6 +151,11 @@ impl Counters {
 
     pub fn record_handshake(&self, resumed: bool) {
         if resumed { &self.handshakes_resumed } else { &self.handshakes_full }.inc();
+    }
+
+    /// Counts a PROXY protocol header.
+    pub fn record_proxy_header(&self, is_trusted: bool) {
+        if is_trusted { &self.proxy_headers_trusted } else { &self.proxy_headers_ignored }.inc();
     }
 
     pub fn record_rejected_tickets(&self, rejections: &[TicketRejection]) {
@@ -228,6 +239,12 @@ impl MetricsCollector {
         encode_gauge(out, "workers_full", help, metrics.sum_gauge(|c| &c.workers_full))?;
         let help = "Failed accepts: no descriptor or memory left, for example";
         encode_counter(out, "accept_errors", help, metrics.sum(|c| &c.accept_errors))?;
+        let headers = [
+            ([("trusted", "true")], metrics.sum(|c| &c.proxy_headers_trusted)),
+            ([("trusted", "false")], metrics.sum(|c| &c.proxy_headers_ignored)),
+        ];
+        let help = "PROXY protocol headers read, by whether the peer is in real_ip_from";
+        encode_family(out, "proxy_protocol_headers", help, headers)?;
         let help = "TCP connections that reached an upstream";
         encode_counter(out, "tcp_connections", help, metrics.sum(|c| &c.tcp_connections))?;
         let bytes = [
@@ -361,6 +378,7 @@ mod tests {
             "countersign_websockets_active 0",
             "countersign_websocket_bytes_total{direction=\"to_upstream\"} 0",
             "countersign_client_connections_active 0",
+            "countersign_proxy_protocol_headers_total{trusted=\"true\"} 0",
         ] {
             assert!(text.lines().any(|exported| exported == line), "{line}\n{text}");
         }

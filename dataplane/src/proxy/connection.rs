@@ -1,9 +1,11 @@
 //! A client connection from accept to close, and the order of its stages.
 //!
-//! HTTP: ClientHello, site, handshake, client verification, requests ([`request`]). TCP: the same
-//! up to the verification, then route, upstream and relay ([`proxy_tcp`]). The stages return values
-//! and do not call each other; `docs/WALKS.md` follows this file.
+//! HTTP: PROXY protocol header where the listener reads one ([`proxy_header`]), ClientHello, site,
+//! handshake, client verification, requests ([`request`]). TCP: the same up to the verification,
+//! then route, upstream and relay ([`proxy_tcp`]). The stages return values and do not call each
+//! other; `docs/WALKS.md` follows this file.
 
+mod proxy_header;
 mod request;
 pub(super) mod tunnel;
 
@@ -30,6 +32,7 @@ use crate::io::chunk_read::ChunkRead;
 use crate::io::connection_info::{ConnectionInfo, ListenerProtocol};
 use crate::io::linger::{LingerLimits, lingering_close};
 use crate::io::plain::PlainStream;
+use crate::io::proxy_protocol;
 use crate::io::timeouts::{Phase, TimeoutHandle, TimeoutKind};
 use crate::lifecycle::drain::DrainGuard;
 use crate::observability::HasReason;
@@ -48,7 +51,8 @@ use crate::upstream::client::UpstreamTarget;
 /// One client connection, for all requests on it.
 struct Connection {
     worker: Rc<Worker>,
-    info: ConnectionInfo,
+    /// Shared with the connection's task, whose states would each hold a copy.
+    info: Rc<ConnectionInfo>,
     /// `None` without TLS, like `tls_params`.
     client_auth: Option<Rc<ClientAuthState>>,
     tls_params: Option<NegotiatedParams>,
@@ -63,17 +67,23 @@ struct Connection {
 pub(super) async fn serve(
     worker: Rc<Worker>,
     socket: Socket,
-    info: ConnectionInfo,
+    mut info: Rc<ConnectionInfo>,
     _permit: ConnectionPermit,
 ) {
     let drain = worker.drain.enter();
     let _active = worker.counters.connections_active.track();
     let mut socket = BufferedSocket::new(socket);
     let Some(shutdown) = socket.shutdown_handle() else { return };
-    let phase = if info.protocol.is_tls() { Phase::Handshake } else { Phase::Head };
+    let protocol = info.listener.protocol;
+    let phase = if protocol == ListenerProtocol::Http { Phase::Head } else { Phase::Handshake };
     let timeouts = worker.timeouts.register(shutdown, phase);
     socket.set_timeouts(timeouts.clone());
-    match info.protocol {
+    if info.listener.proxy_protocol {
+        let named = Box::pin(proxy_header::read(&worker, &mut socket, &info, &timeouts)).await;
+        let Some(client) = named else { return };
+        Rc::make_mut(&mut info).peer = client;
+    }
+    match protocol {
         ListenerProtocol::Http => serve_plain(&worker, socket, info, timeouts, &drain).await,
         ListenerProtocol::Https | ListenerProtocol::Tcp { tls: true } => {
             serve_tls(&worker, socket, info, timeouts, &drain).await;
@@ -88,12 +98,12 @@ pub(super) async fn serve(
 async fn serve_plain(
     worker: &Rc<Worker>,
     mut socket: BufferedSocket,
-    info: ConnectionInfo,
+    info: Rc<ConnectionInfo>,
     timeouts: TimeoutHandle,
     drain: &DrainGuard,
 ) {
     if let Ok(protocol) = detect_protocol(&mut socket, worker.http.http2).await {
-        let connection = Connection::new(worker, info, None);
+        let connection = Connection::new(worker, Rc::clone(&info), None);
         serve_http(worker, PlainStream::new(socket), protocol, connection, &timeouts, drain).await;
     }
     record_timeout(worker, &info, &timeouts);
@@ -105,11 +115,11 @@ async fn serve_plain(
 async fn serve_tls(
     worker: &Rc<Worker>,
     mut socket: BufferedSocket,
-    info: ConnectionInfo,
+    info: Rc<ConnectionInfo>,
     timeouts: TimeoutHandle,
     drain: &DrainGuard,
 ) {
-    let is_http = info.protocol == ListenerProtocol::Https;
+    let is_http = info.listener.protocol.is_http();
     let subsystem = if is_http { Subsystem::Http } else { Subsystem::Stream };
     let accepted = match Box::pin(accept_tls(worker, &mut socket, info.peer, subsystem)).await {
         Ok(accepted) => accepted,
@@ -130,7 +140,7 @@ async fn serve_tls(
     socket.shrink_buffers();
     let protocol = HttpProtocol::from_alpn(params.alpn);
     let stream = TlsStream::new(transport, socket);
-    let connection = Connection::new(worker, info, Some((client_auth, params)));
+    let connection = Connection::new(worker, Rc::clone(&info), Some((client_auth, params)));
     serve_http(worker, stream, protocol, connection, &timeouts, drain).await;
     record_timeout(worker, &info, &timeouts);
 }
@@ -168,7 +178,7 @@ fn record_timeout(worker: &Worker, info: &ConnectionInfo, timeouts: &TimeoutHand
         Some(TimeoutKind::Handshake | TimeoutKind::Idle) | None => return,
     };
     worker.counters.record_error(reason);
-    log::client_timed_out(info.peer, reason);
+    log::client_timed_out(info, reason);
 }
 
 /// Records a failed handshake, sends the alert (or the error page to a client of plain HTTP) and
@@ -188,8 +198,8 @@ async fn reject_handshake(
     }
     let leaf = failure.rejected_certificate.as_ref().map(|rejected| &rejected.leaf);
     let denial = ClientDenial { reason, sni: failure.sni.as_ref(), host: None, verify_reason, leaf };
-    log::handshake_rejected(info.peer, &denial, &failure.detail);
-    if reason == Reason::PlainHttp && info.protocol == ListenerProtocol::Https {
+    log::handshake_rejected(info, &denial, &failure.detail);
+    if reason == Reason::PlainHttp && info.listener.protocol.is_http() {
         let page = error_page::raw_error_response(reason, &error_page::SERVER);
         socket.write_buf().extend_from_slice(&page);
     }
@@ -270,8 +280,7 @@ async fn serve_tcp(
         if let Some(reason) = reason {
             worker.counters.record_error(reason);
         }
-        let addresses = (info.peer, info.local);
-        log::tcp_failed(addresses, sni, failure.route.as_ref(), reason, &failure.error);
+        log::tcp_failed(info, info.local, sni, failure.route.as_ref(), reason, &failure.error);
         // Without a shutdown, so that the client sees a truncated connection.
         if matches!(failure.error, TcpProxyError::Relay(_)) {
             return;
@@ -300,8 +309,10 @@ async fn proxy_tcp(
         .map_err(|reason| failed(TcpProxyError::Denied(reason)))?;
     let (upstream, timeouts) = (destination.upstream, destination.timeouts);
     let authority = Some(destination.authority);
-    let target = UpstreamTarget { snapshot: &snapshot, upstream, timeouts, authority, deadline: None };
-    let connected = Box::pin(worker.upstreams.connect(&target)).await;
+    let target = UpstreamTarget { snapshot: &snapshot, upstream, timeouts, authority };
+    let header = info.listener.proxy_protocol_to_upstream;
+    let header = header.map(|version| proxy_protocol::write(version, info.peer, info.local));
+    let connected = Box::pin(worker.upstreams.connect(&target, header.as_deref())).await;
     let mut stream = connected.map_err(|error| failed(error.into()))?;
     let counters = &worker.counters;
     counters.tcp_connections.inc();
@@ -320,7 +331,7 @@ async fn proxy_tcp(
 impl Connection {
     fn new(
         worker: &Rc<Worker>,
-        info: ConnectionInfo,
+        info: Rc<ConnectionInfo>,
         tls: Option<(Rc<ClientAuthState>, NegotiatedParams)>,
     ) -> Self {
         let (client_auth, tls_params) = tls.unzip();
@@ -350,7 +361,9 @@ mod tests {
     /// even when it is one of several, so the large and the rare ones are boxed.
     #[test]
     fn the_task_of_a_connection_is_small() {
-        fn size<F: Future>(_: impl Fn(Rc<Worker>, Socket, ConnectionInfo, ConnectionPermit) -> F) -> usize {
+        fn size<F: Future>(
+            _: impl Fn(Rc<Worker>, Socket, Rc<ConnectionInfo>, ConnectionPermit) -> F,
+        ) -> usize {
             size_of::<F>()
         }
         assert!(size(serve) <= 1_700, "{} bytes", size(serve));

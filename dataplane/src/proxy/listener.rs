@@ -20,7 +20,7 @@ use socket2::{Domain, Protocol, Socket as RawSocket, Type};
 use tokio::sync::watch;
 
 use super::connection_limit::{ConnectionLimit, ConnectionPermit, ListenerAction};
-use crate::io::connection_info::{ConnectionInfo, ListenerProtocol};
+use crate::io::connection_info::{ConnectionInfo, ListenerOptions};
 use crate::lifecycle::drain::DrainGuard;
 use crate::observability::metrics::Counters;
 use crate::runtime::{self, Driver, Listener, Socket};
@@ -50,7 +50,7 @@ pub struct BoundSocket {
     socket: TcpListener,
     /// The address, with the port that the kernel chose for port 0.
     pub addr: SocketAddr,
-    protocol: ListenerProtocol,
+    listener: ListenerOptions,
 }
 
 /// An address that cannot be bound.
@@ -90,10 +90,11 @@ fn hint(error: &io::Error) -> &'static str {
 pub fn bind(
     key: &'static str,
     addr: SocketAddr,
-    protocol: ListenerProtocol,
+    listener: impl Into<ListenerOptions>,
     workers: usize,
     retry: &BindRetry,
 ) -> Result<Vec<BoundSocket>, BindError> {
+    let listener = listener.into();
     // With SO_REUSEPORT the kernel would let a second gateway of the same user share the port.
     if addr.port() != 0 {
         bind_exclusive(key, addr, retry)?;
@@ -104,7 +105,7 @@ pub fn bind(
         let failed = |error| BindError { key, addr, error, stopped: false };
         let socket = listening_socket(addr, true).map_err(failed)?;
         addr = socket.local_addr().map_err(failed)?;
-        bound.push(BoundSocket { socket, addr, protocol });
+        bound.push(BoundSocket { socket, addr, listener });
     }
     Ok(bound)
 }
@@ -161,7 +162,7 @@ fn listening_socket(addr: SocketAddr, reuse_port: bool) -> io::Result<TcpListene
 pub(super) struct Acceptor<F> {
     listener: Listener,
     local: SocketAddr,
-    protocol: ListenerProtocol,
+    options: ListenerOptions,
     limit: Rc<ConnectionLimit>,
     counters: Arc<Counters>,
     serve: F,
@@ -169,7 +170,7 @@ pub(super) struct Acceptor<F> {
 
 impl<F, C> Acceptor<F>
 where
-    F: Fn(Socket, ConnectionInfo, ConnectionPermit) -> C,
+    F: Fn(Socket, Rc<ConnectionInfo>, ConnectionPermit) -> C,
     C: Future<Output = ()> + 'static,
 {
     /// # Errors
@@ -181,9 +182,9 @@ where
         counters: Arc<Counters>,
         serve: F,
     ) -> io::Result<Self> {
-        let BoundSocket { socket, addr: local, protocol } = bound;
+        let BoundSocket { socket, addr: local, listener: options } = bound;
         let listener = Listener::from_std(socket, driver)?;
-        Ok(Self { listener, local, protocol, limit, counters, serve })
+        Ok(Self { listener, local, options, limit, counters, serve })
     }
 
     /// Accepts connections until the limit closes. `_guard`: the drain waits until the queue is
@@ -242,14 +243,13 @@ where
         let permit = self.limit.acquire();
         // The listener may be bound to all addresses of the machine; stream routes match the one
         // that the client connected to.
-        let local = match self.protocol {
-            ListenerProtocol::Tcp { .. } => socket.local_addr(),
-            ListenerProtocol::Http | ListenerProtocol::Https => Ok(self.local),
-        };
+        let is_http = self.options.protocol.is_http();
+        let local = if is_http { Ok(self.local) } else { socket.local_addr() };
         // On an error the client has disconnected.
         let Ok(local) = local else { return };
         // Spawned as it is: a block around it would contain it twice, as argument and as awaitee.
-        runtime::spawn((self.serve)(socket, ConnectionInfo { peer, local, protocol: self.protocol }, permit));
+        let info = Rc::new(ConnectionInfo::new(peer, local, self.options));
+        runtime::spawn((self.serve)(socket, info, permit));
     }
 }
 
@@ -288,6 +288,7 @@ fn advice(error: &io::Error) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::io::connection_info::ListenerProtocol;
 
     #[test]
     fn accepted_connections_have_tcp_nodelay() {

@@ -74,6 +74,9 @@ pub struct WorkerConfig {
     pub trusted_addresses: Option<Vec<IpNet>>,
     /// `nginx_config.http.real_ip_*`: whose headers name the client.
     pub real_ip: Option<RealIp>,
+    /// `nginx_config.stream.real_ip_from`: whose PROXY protocol headers name the client of a TCP
+    /// connection.
+    pub stream_real_ip_from: Vec<IpNet>,
     /// Whether every proxied response has `X-APISIX-Upstream-Status`.
     pub show_upstream_status: bool,
     /// The limits of idle upstream connections, for upstreams without `keepalive_pool`.

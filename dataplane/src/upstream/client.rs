@@ -138,11 +138,16 @@ impl<'a> NodeAttempts<'a> {
 }
 
 impl UpstreamClient {
-    /// A new connection for a TCP stream, to the first node that accepts one.
+    /// A new connection for a TCP stream, to the first node that accepts one. It begins with
+    /// `preamble`, before TLS.
     ///
     /// # Errors
     /// [`UpstreamError`] of the last attempt.
-    pub(crate) async fn connect(&self, target: &UpstreamTarget<'_>) -> Result<UpstreamStream, UpstreamError> {
+    pub(crate) async fn connect(
+        &self,
+        target: &UpstreamTarget<'_>,
+        preamble: Option<&[u8]>,
+    ) -> Result<UpstreamStream, UpstreamError> {
         let prepared = self.tls_configs.prepared(target.upstream);
         let config = if target.upstream.scheme.is_encrypted() {
             let config = self.tls_configs.client_config(target.upstream, &prepared, target.snapshot)?;
@@ -155,11 +160,8 @@ impl UpstreamClient {
         while let Some(node) = attempts.next_node()? {
             let host = host_header::upstream_host(target.upstream, target.authority, node);
             let connect = async |addr: SocketAddr| {
-                let server_name = || host_header::server_name(&host, addr.ip());
-                let tls = config.as_ref().map(|config| (config.for_protocol(Alpn::None), server_name()));
-                let deadline = ConnectDeadline::start(target.timeouts.connect);
-                // As many as there are clients, so they have no bound of their own.
-                connector::connect(addr, tls, deadline, &self.permits, None).await
+                let tls = config.as_ref().map(|config| (config, host_header::server_name(&host, addr.ip())));
+                connector::connect(addr, tls, target.timeouts.connect, &self.permits, preamble).await
             };
             match self.connect_node(node, node.port, connect).await {
                 Ok(stream) => return Ok(stream),

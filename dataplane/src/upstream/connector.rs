@@ -96,32 +96,8 @@ pub(crate) enum UpstreamStream {
 /// For TLS: the configuration and the server name.
 pub(crate) type TlsParams<'a> = Option<(&'a Arc<ClientConfig>, ServerName<'static>)>;
 
-/// The end of `timeout.connect`: one for the wait for a connection, TCP and TLS together.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct ConnectDeadline {
-    started: Instant,
-    within: Duration,
-}
-
-impl ConnectDeadline {
-    /// `within` from now.
-    pub(crate) fn start(within: Duration) -> Self {
-        Self { started: Instant::now(), within }
-    }
-
-    /// Limits the time of `future` by what is left; `error` is made of the whole.
-    pub(crate) async fn limit<F: Future>(
-        self,
-        future: F,
-        error: impl FnOnce(Duration) -> ConnectError,
-    ) -> Result<F::Output, ConnectError> {
-        let left = self.within.saturating_sub(self.started.elapsed());
-        runtime::timeout(left, future).await.map_err(|runtime::TimedOut| error(self.within))
-    }
-}
-
-/// A new connection, which holds a permit and, where connections to its node are counted, a slot
-/// until it ends.
+/// Connects within `within`, for TCP and TLS together. The wait for a permit may take as long.
+/// `preamble` is sent first, before TLS.
 ///
 /// # Errors
 /// [`ConnectError`]; another node may be tried.
@@ -130,9 +106,15 @@ pub(crate) async fn connect(
     tls: TlsParams<'_>,
     deadline: ConnectDeadline,
     permits: &ConnectionPermits,
-    slot: Option<ConnectionSlot>,
+    preamble: Option<&[u8]>,
 ) -> Result<UpstreamStream, ConnectError> {
-    Ok(connect_with_alpn(addr, tls, deadline, permits, slot).await?.0)
+    let Ok(Some(permit)) = runtime::timeout(within, permits.acquire()).await else {
+        return Err(ConnectError::ConnectionLimit { addr, within });
+    };
+    match runtime::timeout(within, connect_tcp_and_tls(addr, tls, permit, preamble)).await {
+        Ok(result) => result,
+        Err(runtime::TimedOut) => Err(ConnectError::Timeout { addr, within }),
+    }
 }
 
 /// The protocol that a node selected by ALPN.
@@ -176,11 +158,9 @@ pub(crate) async fn connect_http(
     tls: TlsParams<'_>,
     deadline: ConnectDeadline,
     permits: &ConnectionPermits,
-    slot: Option<ConnectionSlot>,
-    options: &HttpOptions,
-) -> Result<NewConnection, ConnectError> {
-    let is_encrypted = tls.is_some();
-    let (mut stream, selected) = connect_with_alpn(addr, tls, deadline, permits, slot).await?;
+    builder: &http1::Builder,
+) -> Result<HttpConnection, ConnectError> {
+    let mut stream = connect(addr, tls, within, permits, None).await?;
     // A node may respond without reading the whole body, and close: the response counts.
     stream.socket().ignore_write_errors(true);
     let is_http2 = match (options.protocol, selected) {
@@ -218,11 +198,17 @@ pub(crate) async fn connect_http(
 async fn connect_tcp_and_tls(
     addr: SocketAddr,
     tls: TlsParams<'_>,
-    places: (Option<OwnedSemaphorePermit>, Option<ConnectionSlot>),
-) -> Result<(UpstreamStream, SelectedProtocol), ConnectError> {
+    permit: OwnedSemaphorePermit,
+    preamble: Option<&[u8]>,
+) -> Result<UpstreamStream, ConnectError> {
     let socket = Socket::connect(addr).await.map_err(|error| ConnectError::Tcp { addr, error })?;
     let mut socket = BufferedSocket::new(socket);
-    socket.set_guard(places);
+    socket.set_permit(permit);
+    if let Some(preamble) = preamble {
+        socket.write_buf().extend_from_slice(preamble);
+        // At once: a node may be the first to speak, once it knows the client.
+        poll_fn(|cx| socket.poll_flush(cx)).await.map_err(|error| ConnectError::Tcp { addr, error })?;
+    }
     match tls {
         None => Ok((UpstreamStream::Plain(PlainStream::new(socket)), None)),
         Some((config, name)) => {

@@ -43,6 +43,7 @@ mod pages;
 mod paths;
 mod peers;
 mod plugins;
+mod proxy_protocol;
 mod readme;
 mod records;
 mod release;

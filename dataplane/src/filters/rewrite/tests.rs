@@ -17,11 +17,11 @@ fn rewritten(block: Value, uri: &str, headers: &[(&str, &str)]) -> Result<Parts,
     let path_options = PathOptions::default();
     let target =
         crate::http::request::parse_target(parts.version, &parts.uri, &parts.headers, path_options).unwrap();
-    let info = ConnectionInfo {
-        peer: "192.0.2.7:1".parse().unwrap(),
-        local: "10.0.0.1:9080".parse().unwrap(),
-        protocol: ListenerProtocol::Http,
-    };
+    let info = ConnectionInfo::new(
+        "192.0.2.7:1".parse().unwrap(),
+        "10.0.0.1:9080".parse().unwrap(),
+        ListenerProtocol::Http,
+    );
     let connection = ConnectionHeaders::new(info.peer, 9080, false);
     let trust = PeerTrust::default();
     let context = ForwardedContext {

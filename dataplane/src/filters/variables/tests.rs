@@ -34,11 +34,11 @@ fn value_for(name: &str, parts: &Parts, client: &ClientVerification) -> Option<S
     )
     .unwrap();
     let address = |text: &str| text.parse::<SocketAddr>().unwrap();
-    let info = ConnectionInfo {
-        peer: address("[::ffff:192.0.2.7]:1234"),
-        local: address("10.0.0.1:9443"),
-        protocol: ListenerProtocol::Https,
-    };
+    let info = ConnectionInfo::new(
+        address("[::ffff:192.0.2.7]:1234"),
+        address("10.0.0.1:9443"),
+        ListenerProtocol::Https,
+    );
     let sni = HostName::from_sni("a.example").unwrap();
     let direct_peer = address("198.51.100.9:4711");
     let tls = Some((&sni, &PARAMS));
@@ -171,8 +171,7 @@ fn client_variables_need_a_verified_client() {
 #[test]
 fn addresses_are_those_of_client_and_proxy() {
     let local: SocketAddr = "10.0.0.1:9443".parse().unwrap();
-    let info =
-        |peer: &str| ConnectionInfo { peer: peer.parse().unwrap(), local, protocol: ListenerProtocol::Https };
+    let info = |peer: &str| ConnectionInfo::new(peer.parse().unwrap(), local, ListenerProtocol::Https);
     let real_ip = model::RealIp::new("X-Forwarded-For", &["198.51.100.0/24".parse().unwrap()], true).unwrap();
     for (peer, sent, [addr, port, direct_addr, direct_port], displayed) in [
         (

@@ -94,7 +94,7 @@ impl RequestHandler for Connection {
 
     fn record_send_timeout(&self) {
         self.worker.counters.record_error(Reason::SendTimeout);
-        log::client_timed_out(self.info.peer, Reason::SendTimeout);
+        log::client_timed_out(&self.info, Reason::SendTimeout);
     }
 }
 
@@ -102,7 +102,7 @@ impl Connection {
     /// Records a head that never becomes a request, and its response.
     fn record_rejected(&self, error: &dyn HasReason) {
         let (counters, reason) = (&self.worker.counters, error.reason());
-        log::request_rejected(self.info.peer, error);
+        log::request_rejected(&self.info, error);
         counters.record_error(reason);
         if let Some(status) = reason.status() {
             counters.record_response(status);
@@ -175,7 +175,11 @@ impl Connection {
     /// client.
     fn peer_trust(&self) -> PeerTrust {
         let config = &self.worker.shared.config;
-        PeerTrust::of(self.info.peer.ip(), config.trusted_addresses.as_deref(), config.real_ip.as_ref())
+        PeerTrust::of(
+            self.info.direct_peer.ip(),
+            config.trusted_addresses.as_deref(),
+            config.real_ip.as_ref(),
+        )
     }
 
     fn forwarded_context<'a>(
@@ -189,7 +193,7 @@ impl Connection {
             real_ip: client.real_ip(),
             has_trusted_addresses: config.trusted_addresses.is_some(),
             trust: self.peer_trust(),
-            real_ip_header: config.real_ip.as_ref().map(model::RealIp::header),
+            real_ip_header: config.real_ip.as_ref().and_then(model::RealIp::header),
             authority: target.authority.as_deref(),
         }
     }
