@@ -8,5 +8,6 @@ pub mod certificate;
 pub mod client_hello;
 pub mod crl;
 pub mod json;
+pub mod proxy_protocol;
 pub mod records;
 pub mod uri;

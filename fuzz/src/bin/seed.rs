@@ -44,6 +44,16 @@ const SCRIPTS: [&[u8]; 8] = [
     &[3, 3, 0, 4, 0, 0, 0, 4, 1, 22, 0, 0],
 ];
 
+/// The size of the pieces, then a header of either version and what follows it.
+const PROXY_HEADERS: [&[u8]; 6] = [
+    b"\x05PROXY TCP4 198.51.100.7 192.0.2.1 56324 443\r\nGET / HTTP/1.1\r\n",
+    b"\x01PROXY TCP6 2001:db8::7 2001:db8::1 1 65535\r\n",
+    b"\x10PROXY UNKNOWN anything\r\n\x16\x03\x01",
+    b"\x07\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x11\xc6\x33\x64\x07\xc0\0\x02\x01\xdc\x04\x01\xbb\x04\0\x02\0\0ab",
+    b"\x08\r\n\r\n\0\r\nQUIT\n\x20\0\0\0\x16\x03\x01",
+    b"\x20\r\n\r\n\0\r\nQUIT\n\x21\x21\0\x24aaaaaaaaaaaaaaaabbbbbbbbbbbbbbbb1234",
+];
+
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus");
     for (number, path) in PATHS.iter().enumerate() {
@@ -54,6 +64,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     }
     for (number, script) in SCRIPTS.iter().enumerate() {
         put(&corpus, "records", number, script)?;
+    }
+    for (number, header) in PROXY_HEADERS.iter().enumerate() {
+        put(&corpus, "proxy_protocol", number, header)?;
     }
     for (number, der) in certificates()?.iter().enumerate() {
         put(&corpus, "certificate", number, der)?;
