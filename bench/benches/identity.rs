@@ -139,7 +139,6 @@ fn routing(criterion: &mut Criterion, client: &ClientVerification) {
         parts: &parts,
         target: &target,
         info: &info,
-        direct_peer: info.peer,
         tls: Some((&sni, &params)),
         client,
     };

@@ -126,14 +126,7 @@ impl Walk {
 
     fn destination(&self, parts: &Parts, target: &RequestTarget) -> destination::Destination<'_> {
         let tls = Some((&self.sni, &self.params));
-        let seen = variables::RequestContext {
-            parts,
-            target,
-            info: &self.info,
-            direct_peer: self.info.peer,
-            tls,
-            client: &self.client,
-        };
+        let seen = variables::RequestContext { parts, target, info: &self.info, tls, client: &self.client };
         let method = parts.method.as_str();
         let found = destination::find(&self.snapshot, target, method, self.info.peer.ip(), &seen);
         let found = found.expect("a route");

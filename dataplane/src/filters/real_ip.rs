@@ -2,7 +2,7 @@
 //! (`real_ip`), in a header of the request or with the PROXY protocol.
 
 use std::fmt;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 
 use http::HeaderMap;
 use model::RealIp;
@@ -15,8 +15,6 @@ pub(crate) struct ClientAddress {
     /// The connection's, with the client's address as `peer`: nginx's `$remote_addr` and
     /// `$remote_port` (0: unknown).
     pub(crate) info: ConnectionInfo,
-    /// The connection's peer: nginx's `$realip_remote_addr` and `$realip_remote_port`.
-    pub(crate) direct_peer: SocketAddr,
     /// A proxy names the client.
     from_proxy: bool,
 }
@@ -24,11 +22,10 @@ pub(crate) struct ClientAddress {
 impl ClientAddress {
     /// The address for a request with these headers, which must be as the client sent them.
     pub(crate) fn resolve(info: &ConnectionInfo, real_ip: Option<&RealIp>, headers: &HeaderMap) -> Self {
-        let direct_peer = info.direct_peer;
-        let named = real_ip.and_then(|real_ip| real_ip.client_addr(direct_peer.ip(), headers));
+        let named = real_ip.and_then(|real_ip| real_ip.client_addr(info.direct_peer.ip(), headers));
         let from_proxy = named.is_some() || info.is_proxied();
         let info = ConnectionInfo { peer: named.unwrap_or(info.peer), ..*info };
-        Self { info, direct_peer, from_proxy }
+        Self { info, from_proxy }
     }
 
     /// The client's address, if a proxy names it.

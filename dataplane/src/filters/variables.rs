@@ -29,8 +29,6 @@ pub struct RequestContext<'a> {
     pub target: &'a RequestTarget,
     /// Of a [`ClientAddress`](super::real_ip::ClientAddress): `peer` is the client's address.
     pub info: &'a ConnectionInfo,
-    /// The connection's peer, which may be a proxy.
-    pub direct_peer: SocketAddr,
     /// The server name in the ClientHello, and what the handshake negotiated.
     pub tls: Option<(&'a HostName, &'a NegotiatedParams)>,
     /// The client under the current policy.
@@ -128,8 +126,8 @@ impl Variables for RequestContext<'_> {
             },
             Variable::RemoteAddr => peer.ip().to_canonical().to_string().into(),
             Variable::RemotePort => port(peer),
-            Variable::RealipRemoteAddr => self.direct_peer.ip().to_canonical().to_string().into(),
-            Variable::RealipRemotePort => port(self.direct_peer),
+            Variable::RealipRemoteAddr => self.info.direct_peer.ip().to_canonical().to_string().into(),
+            Variable::RealipRemotePort => port(self.info.direct_peer),
             Variable::ServerAddr => local.ip().to_canonical().to_string().into(),
             Variable::ServerPort => local.port().to_string().into(),
             Variable::Query => query?.into(),

@@ -38,7 +38,6 @@ fn rewritten(block: Value, uri: &str, headers: &[(&str, &str)]) -> Result<Parts,
         parts: &parts,
         target: &target,
         info: &info,
-        direct_peer: info.peer,
         tls: None,
         client: &ClientVerification::NotRequested,
     };

@@ -40,9 +40,9 @@ fn value_for(name: &str, parts: &Parts, client: &ClientVerification) -> Option<S
         ListenerProtocol::Https,
     );
     let sni = HostName::from_sni("a.example").unwrap();
-    let direct_peer = address("198.51.100.9:4711");
+    let info = ConnectionInfo { direct_peer: address("198.51.100.9:4711"), ..info };
     let tls = Some((&sni, &PARAMS));
-    let request = RequestContext { parts, target: &target, info: &info, direct_peer, tls, client };
+    let request = RequestContext { parts, target: &target, info: &info, tls, client };
     request.value(&Variable::parse(name).unwrap()).map(Cow::into_owned)
 }
 
@@ -198,7 +198,6 @@ fn addresses_are_those_of_client_and_proxy() {
             parts: &parts,
             target: &target,
             info: &client.info,
-            direct_peer: client.direct_peer,
             tls: None,
             client: &ClientVerification::NotRequested,
         };

@@ -301,7 +301,6 @@ impl<'a> CheckedRequest<'a> {
             parts,
             target: self.target,
             info: &self.client.info,
-            direct_peer: self.client.direct_peer,
             tls: self.connection.sni().zip(self.connection.tls_params.as_ref()),
             client: self.verification,
         }
