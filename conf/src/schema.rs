@@ -115,6 +115,7 @@ const KEYS: &[(&str, KeySupport)] = &[
     ("apisix.proxy_mode", Read),
     ("apisix.stream_proxy.tcp[].addr", Read),
     ("apisix.stream_proxy.tcp[].tls", Read),
+    ("apisix.stream_proxy.tcp[].tls_passthrough", Read),
     ("apisix.stream_proxy.tcp[].proxy_protocol", Read),
     ("apisix.stream_proxy.tcp[].proxy_protocol_to_upstream", Read),
     ("apisix.stream_proxy.udp", Warn(NO_UDP)),

@@ -219,6 +219,8 @@ pub struct StreamListener {
     pub addr: SocketAddr,
     /// `tls`: TLS is terminated there, for the same sites as on `ssl.listen`.
     pub tls: bool,
+    /// `tls_passthrough`: TLS is passed on as it is. With `tls`, the stream route decides.
+    pub tls_passthrough: bool,
     /// `proxy_protocol`, else `apisix.proxy_protocol.enable_tcp_pp`: each connection begins with a
     /// header of the PROXY protocol.
     pub proxy_protocol: bool,

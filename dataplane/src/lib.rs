@@ -75,7 +75,7 @@ pub mod testing {
     pub mod tls {
         pub use crate::tls::{
             PlaintextState, Subsystem, client_hello, client_verifier, handshake, handshake_state, params,
-            record, site_config, stream, transport,
+            record, site_config, sni_reader, stream, transport,
         };
     }
     pub mod upstream {

@@ -20,7 +20,7 @@ use telemetry::status::StatusServer;
 use telemetry::{Heartbeats, Readiness};
 use tokio::sync::watch;
 
-use crate::io::connection_info::{ListenerOptions, ListenerProtocol};
+use crate::io::connection_info::{ListenerOptions, ListenerProtocol, TcpMode};
 use crate::lifecycle::handles::{SnapshotHandle, TicketRingHandle};
 use crate::lifecycle::{ShutdownStage, ShutdownWatch};
 use crate::observability::metrics::{Counters, Metrics};
@@ -264,7 +264,12 @@ impl BoundListeners {
         }
         for stream in apisix.streams.iter().filter(|_| apisix.proxy_mode.streams()) {
             let options = ListenerOptions {
-                protocol: ListenerProtocol::Tcp { tls: stream.tls },
+                protocol: ListenerProtocol::Tcp(match (stream.tls, stream.tls_passthrough) {
+                    (false, false) => TcpMode::Plain,
+                    (true, false) => TcpMode::Terminate,
+                    (false, true) => TcpMode::Passthrough,
+                    (true, true) => TcpMode::ByRoute,
+                }),
                 proxy_protocol: stream.proxy_protocol,
                 proxy_protocol_to_upstream: stream.proxy_protocol_to_upstream,
             };
@@ -294,7 +299,7 @@ impl BoundListeners {
         match protocol {
             ListenerProtocol::Http => self.http.push(bound_addr),
             ListenerProtocol::Https => self.https.push(bound_addr),
-            ListenerProtocol::Tcp { .. } => self.stream.push(bound_addr),
+            ListenerProtocol::Tcp(_) => self.stream.push(bound_addr),
         }
         self.sockets.push(bound);
         Ok(())

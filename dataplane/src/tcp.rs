@@ -5,7 +5,7 @@ pub(crate) mod relay;
 
 use std::time::Duration;
 
-use model::{Id, Snapshot, StreamQuery, StreamRoute, Timeouts, Upstream, destination};
+use model::{HostName, Id, Snapshot, StreamQuery, StreamRoute, Timeouts, Upstream, destination, passthrough};
 
 use self::relay::RelayError;
 use crate::observability::HasReason;
@@ -75,6 +75,15 @@ pub(crate) fn find_route<'a>(
 ) -> Result<&'a StreamRoute, Reason> {
     let route = snapshot.find_stream_route(query).ok_or(Reason::NoStreamRoute)?;
     if route.blocked.is_some() { Err(Reason::BlockedStreamRoute) } else { Ok(route) }
+}
+
+/// Checks whether the TLS of a connection may be passed on: not to a name whose site has a client
+/// policy, which nothing would enforce.
+///
+/// # Errors
+/// `PassthroughDenied`.
+pub(crate) fn check_passthrough(snapshot: &Snapshot, sni: Option<&HostName>) -> Result<(), Reason> {
+    if passthrough::is_allowed(snapshot, sni) { Ok(()) } else { Err(Reason::PassthroughDenied) }
 }
 
 /// Finds the upstream of a route.

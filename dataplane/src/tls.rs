@@ -14,6 +14,7 @@ mod key_schedule;
 pub mod params;
 pub mod record;
 pub mod site_config;
+pub mod sni_reader;
 pub mod stream;
 pub(crate) mod ticket;
 pub mod transport;

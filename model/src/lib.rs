@@ -24,6 +24,7 @@ mod real_ip;
 mod dots;
 mod host_name;
 mod id;
+pub mod passthrough;
 mod pattern;
 mod uri;
 

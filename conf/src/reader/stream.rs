@@ -44,6 +44,7 @@ impl Reader<'_> {
         let to_upstream = self.optional("apisix.proxy_protocol.enable_tcp_pp_to_upstream", version);
         StreamOptions {
             tls: false,
+            tls_passthrough: false,
             proxy_protocol: accept.unwrap_or(false),
             proxy_protocol_to_upstream: to_upstream.unwrap_or(None),
         }
@@ -54,6 +55,7 @@ impl Reader<'_> {
 #[derive(Debug, Clone, Copy)]
 struct StreamOptions {
     tls: bool,
+    tls_passthrough: bool,
     proxy_protocol: bool,
     proxy_protocol_to_upstream: Option<ProxyProtocolVersion>,
 }
@@ -71,6 +73,7 @@ fn entry(node: &YamlNode, defaults: StreamOptions) -> Result<Vec<StreamListener>
     let to_upstream = part("proxy_protocol_to_upstream").map(version).transpose();
     let options = StreamOptions {
         tls: flag("tls", defaults.tls)?,
+        tls_passthrough: flag("tls_passthrough", defaults.tls_passthrough)?,
         proxy_protocol: flag("proxy_protocol", defaults.proxy_protocol)?,
         proxy_protocol_to_upstream: to_upstream
             .map_err(|error| error.below("proxy_protocol_to_upstream"))?
@@ -97,8 +100,9 @@ fn version(node: &YamlNode) -> Result<Option<ProxyProtocolVersion>, ValueError> 
 }
 
 fn listeners(addresses: Vec<SocketAddr>, options: StreamOptions) -> Vec<StreamListener> {
-    let StreamOptions { tls, proxy_protocol, proxy_protocol_to_upstream } = options;
-    let listener = |addr| StreamListener { addr, tls, proxy_protocol, proxy_protocol_to_upstream };
+    let StreamOptions { tls, tls_passthrough, proxy_protocol, proxy_protocol_to_upstream } = options;
+    let listener =
+        |addr| StreamListener { addr, tls, tls_passthrough, proxy_protocol, proxy_protocol_to_upstream };
     addresses.into_iter().map(listener).collect()
 }
 
@@ -137,8 +141,12 @@ fn addresses(node: &YamlNode) -> Result<Vec<SocketAddr>, ValueError> {
 mod tests {
     use super::*;
 
-    const NONE: StreamOptions =
-        StreamOptions { tls: false, proxy_protocol: false, proxy_protocol_to_upstream: None };
+    const NONE: StreamOptions = StreamOptions {
+        tls: false,
+        tls_passthrough: false,
+        proxy_protocol: false,
+        proxy_protocol_to_upstream: None,
+    };
 
     fn read_with(text: &str, defaults: StreamOptions) -> Result<Vec<StreamListener>, ValueError> {
         let tree = crate::tree::parse(&format!("v: {text}")).unwrap().unwrap();
@@ -152,7 +160,8 @@ mod tests {
     fn shown_with(text: &str, defaults: StreamOptions) -> Vec<String> {
         let show = |listener: &StreamListener| {
             let mut shown = listener.addr.to_string();
-            for (is_on, name) in [(listener.tls, " tls"), (listener.proxy_protocol, " pp")] {
+            let passes = (listener.tls_passthrough, " passthrough");
+            for (is_on, name) in [(listener.tls, " tls"), passes, (listener.proxy_protocol, " pp")] {
                 shown.push_str(if is_on { name } else { "" });
             }
             match listener.proxy_protocol_to_upstream {
@@ -177,6 +186,8 @@ mod tests {
         assert_eq!(shown("'127.0.0.1:2000-2001'"), ["127.0.0.1:2000", "127.0.0.1:2001"]);
         assert_eq!(shown("{addr: 9100, tls: true}"), ["0.0.0.0:9100 tls"]);
         assert_eq!(shown("{addr: '127.0.0.1:0', tls: false, proxy_protocol: false}"), ["127.0.0.1:0"]);
+        assert_eq!(shown("{addr: 1, tls_passthrough: true}"), ["0.0.0.0:1 passthrough"]);
+        assert_eq!(shown("{addr: 1, tls: true, tls_passthrough: true}"), ["0.0.0.0:1 tls passthrough"]);
         assert_eq!(shown("65534-65535").len(), 2);
     }
 
@@ -228,6 +239,7 @@ mod tests {
         }
         assert!(read("{tls: true}").unwrap_err().message.contains("addr is missing"));
         assert_eq!(read("{addr: 1, tls: 2}").unwrap_err().subpath, ".tls");
+        assert_eq!(read("{addr: 1, tls_passthrough: 2}").unwrap_err().subpath, ".tls_passthrough");
         assert_eq!(read("{addr: x}").unwrap_err().subpath, ".addr");
     }
 }

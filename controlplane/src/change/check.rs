@@ -5,6 +5,7 @@
 //! here. References to other resources (contract 2.6, 2.7) are looked up in the `overlay`, which
 //! makes the commit depend on them: no document refers to one that another writer has removed.
 
+use model::passthrough::{self, SiteNames};
 use model::{Id, Key, Kind, Problem, Reference, Referrers, Resource, Scheme, Snapshot, Versioned};
 use pki::Keyring;
 use rustls_pki_types::UnixTime;
@@ -44,7 +45,29 @@ pub(crate) async fn check_references(
     for reference in model::references(resource) {
         check_reference(&reference, overlay).await?;
     }
+    check_passthrough(resource, overlay).await?;
     check_raw_paths(resource, pending, keyring, overlay).await
+}
+
+/// Rejects a stream route that passes on TLS of a site with a client policy, which would bypass it.
+/// Such a site that is written later is accepted; data planes then deny these connections.
+async fn check_passthrough(resource: &Resource, overlay: &mut StoreOverlay<'_>) -> Result<(), ChangeError> {
+    let Resource::StreamRoute(route) = resource else { return Ok(()) };
+    if !route.tls_passthrough {
+        return Ok(());
+    }
+    let ssls = overlay.require_all(Kind::Ssl).await?;
+    let sites: Vec<_> =
+        ssls.into_iter().filter_map(|(key, ssl)| SiteNames::from_document(&key.id, ssl)).collect();
+    let Some((ssl, sni)) = passthrough::bypassed_site(route, &sites) else { return Ok(()) };
+    let (taken, hint) = match sni {
+        Some(sni) => (format!("\"{sni}\" belongs to"), "leave the name out, or let TLS be terminated"),
+        None => ("every name includes those of".to_owned(), "name the names to pass on in snis"),
+    };
+    let message = format!(
+        "TLS cannot be passed on: {taken} ssl {ssl}, which demands client certificates, and nothing would verify them"
+    );
+    Err(Problem::new("tls_passthrough", message).with_hint(hint).into())
 }
 
 /// Rejects a route, plugin config or service that forwards raw paths where a client could bypass a

@@ -159,6 +159,28 @@ impl<'a> StoreOverlay<'a> {
         Ok(selected)
     }
 
+    /// All documents of a kind as they will be, in the order of their keys; the commit requires
+    /// that no other writer has added, changed or removed one meanwhile.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub(crate) async fn require_all(&mut self, kind: Kind) -> Result<Vec<(&Key, &Value)>, StoreError> {
+        let since = self.list(kind).await?.revision;
+        let condition = Condition::KindUnchanged { kind, since };
+        if !self.conditions.contains(&condition) {
+            self.conditions.push(condition);
+        }
+        let stored = self.lists.get(&kind).into_iter().flat_map(|list| &list.items);
+        let stored = stored.filter(|item| !self.pending.contains_key(&item.key));
+        let pending = self.pending.iter().filter(|(key, _)| key.kind == kind);
+        let mut all: Vec<_> = stored
+            .map(|item| (&item.key, &item.document))
+            .chain(pending.filter_map(|(key, document)| Some((key, document.as_ref()?))))
+            .collect();
+        all.sort_by_key(|(key, _)| &key.id);
+        Ok(all)
+    }
+
     /// The stored documents of a kind that no pending change replaces.
     ///
     /// # Errors

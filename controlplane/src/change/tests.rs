@@ -6,6 +6,7 @@ use std::time::Duration;
 use e2e::etcd::Etcd;
 use model::Kind;
 use pki::Keyring;
+use pki::ca::{Authority, AuthoritySpec, LeafSpec};
 use rustls_pki_types::UnixTime;
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
@@ -111,6 +112,21 @@ async fn outdated_documents_permit_nothing() {
     first.precondition = RequestPrecondition::Absent;
     let error = write(outdated, first).await.unwrap_err();
     assert!(matches!(error, ChangeError::PreconditionFailed(_)), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_site_that_came_meanwhile_permits_no_passthrough() {
+    let writers = Writers::after(&[]).await;
+    let authority = Authority::root(&AuthoritySpec::new("Sites")).unwrap();
+    let issued = authority.issue(&LeafSpec::server("a.com")).unwrap();
+    let client = json!({"ca": authority.certificate_pem()});
+    let site =
+        json!({"cert": issued.certificate_pem, "key": *issued.key_pem, "sni": "a.com", "client": client});
+    write(&writers.other, put(Kind::Ssl, "1", site)).await.unwrap();
+    let passing = |sni| json!({"sni": sni, "tls_passthrough": true, "upstream": upstream("a:1")});
+    let error = write(&writers.outdated, put(Kind::StreamRoute, "1", passing("a.com"))).await.unwrap_err();
+    assert!(error.to_string().contains("TLS cannot be passed on: \"a.com\" belongs to ssl 1"), "{error}");
+    write(&writers.outdated, put(Kind::StreamRoute, "1", passing("b.com"))).await.unwrap();
 }
 
 /// What another writer makes newer is known by its revision.

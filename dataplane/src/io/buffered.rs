@@ -130,6 +130,15 @@ impl<R: Reader, W: Writer> BufferedSocket<R, W> {
         self.read.consumed = self.read.consumed.saturating_add(n).min(self.read.data.len());
     }
 
+    /// Puts bytes that were consumed back in front of those that were not: the next reads give them
+    /// again. Not while a read is in flight, which [`BufferedSocket::poll_fill_buf`] starts only
+    /// when all bytes are consumed.
+    pub fn unread(&mut self, mut bytes: Vec<u8>) {
+        bytes.extend_from_slice(self.read.data.get(self.read.consumed..).unwrap_or_default());
+        self.read.data = bytes;
+        self.read.consumed = 0;
+    }
+
     /// Frees the write buffer if it is empty, and makes the next read small. For connections that
     /// become idle, whose last transfer does not predict the next one.
     pub fn shrink_buffers(&mut self) {

@@ -13,18 +13,23 @@ pub enum ListenerProtocol {
     /// HTTP over TLS.
     Https,
     /// A listener of `stream_proxy.tcp`: the bytes are relayed to an upstream.
-    Tcp {
-        /// TLS is terminated here.
-        tls: bool,
-    },
+    Tcp(TcpMode),
+}
+
+/// What a listener of `stream_proxy.tcp` does with TLS.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TcpMode {
+    /// The bytes are relayed, whatever they mean.
+    Plain,
+    /// `tls`: TLS is terminated.
+    Terminate,
+    /// `tls_passthrough`: TLS is relayed by the SNI in its ClientHello.
+    Passthrough,
+    /// Both: the stream route decides which of the two.
+    ByRoute,
 }
 
 impl ListenerProtocol {
-    /// Whether a connection begins with a TLS handshake.
-    pub fn is_tls(self) -> bool {
-        matches!(self, Self::Https | Self::Tcp { tls: true })
-    }
-
     /// Whether HTTP is spoken.
     pub fn is_http(self) -> bool {
         matches!(self, Self::Http | Self::Https)

@@ -1,13 +1,13 @@
 //! A client connection from accept to close, and the order of its stages.
 //!
 //! HTTP: PROXY protocol header where the listener reads one ([`proxy_header`]), ClientHello, site,
-//! handshake, client verification, requests ([`request`]). TCP: the same up to the verification,
-//! then route, upstream and relay ([`proxy_tcp`]). The stages return values and do not call each
-//! other; `docs/WALKS.md` follows this file.
+//! handshake, client verification, requests ([`request`]). TCP: the same up to the verification, or
+//! a ClientHello that is passed on, then route, upstream and relay ([`tcp_connection`]). The stages
+//! return values and do not call each other; `docs/WALKS.md` follows this file.
 
 mod proxy_header;
 mod request;
-pub(super) mod tunnel;
+mod tcp_connection;
 
 use std::cell::OnceCell;
 use std::net::SocketAddr;
@@ -16,8 +16,9 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use hyper::rt::{Read, Write};
-use model::{HostName, StreamQuery};
+use model::HostName;
 
+use self::tcp_connection::{PassedHello, TcpClient};
 use super::client_auth::ClientAuthState;
 use super::connection_limit::ConnectionPermit;
 use super::registry::RegistryGuard;
@@ -29,24 +30,20 @@ use crate::http::server::{HttpProtocol, detect_protocol};
 use crate::http::{self, error_page};
 use crate::io::buffered::BufferedSocket;
 use crate::io::chunk_read::ChunkRead;
-use crate::io::connection_info::{ConnectionInfo, ListenerProtocol};
+use crate::io::connection_info::{ConnectionInfo, ListenerProtocol, TcpMode};
 use crate::io::linger::{LingerLimits, lingering_close};
 use crate::io::plain::PlainStream;
-use crate::io::proxy_protocol;
 use crate::io::timeouts::{Phase, TimeoutHandle, TimeoutKind};
 use crate::lifecycle::drain::DrainGuard;
 use crate::observability::HasReason;
 use crate::observability::log::{self, ClientDenial};
 use crate::reason::Reason;
 use crate::runtime::{Reader, Socket, Writer};
-use crate::tcp::relay::{self, ByteCounters, DrainLimit, RelayIo};
-use crate::tcp::{self, TcpFailure, TcpProxyError};
 use crate::tls::failure::HandshakeFailure;
 use crate::tls::params::NegotiatedParams;
 use crate::tls::stream::TlsStream;
 use crate::tls::transport::TlsTransport;
 use crate::tls::{Subsystem, client_hello, handshake};
-use crate::upstream::client::UpstreamTarget;
 
 /// One client connection, for all requests on it.
 struct Connection {
@@ -85,12 +82,16 @@ pub(super) async fn serve(
     }
     match protocol {
         ListenerProtocol::Http => serve_plain(&worker, socket, info, timeouts, &drain).await,
-        ListenerProtocol::Https | ListenerProtocol::Tcp { tls: true } => {
+        ListenerProtocol::Https | ListenerProtocol::Tcp(TcpMode::Terminate) => {
             serve_tls(&worker, socket, info, timeouts, &drain).await;
         }
-        ListenerProtocol::Tcp { tls: false } => {
+        ListenerProtocol::Tcp(TcpMode::Plain) => {
             timeouts.enter_phase(Phase::Relay);
-            Box::pin(serve_tcp(&worker, PlainStream::new(socket), &info, None)).await;
+            let stream = PlainStream::new(socket);
+            Box::pin(tcp_connection::serve(&worker, stream, &info, TcpClient::Plain)).await;
+        }
+        ListenerProtocol::Tcp(TcpMode::Passthrough | TcpMode::ByRoute) => {
+            Box::pin(serve_by_sni(&worker, socket, info, timeouts, &drain)).await;
         }
     }
 }
@@ -134,7 +135,8 @@ async fn serve_tls(
     if !is_http {
         timeouts.enter_phase(Phase::Relay);
         let stream = TlsStream::new(transport, socket);
-        return Box::pin(serve_tcp(worker, stream, &info, Some(&client_auth))).await;
+        let client = TcpClient::Terminated(&client_auth);
+        return Box::pin(tcp_connection::serve(worker, stream, &info, client)).await;
     }
     timeouts.enter_phase(Phase::Head);
     socket.shrink_buffers();
@@ -143,6 +145,25 @@ async fn serve_tls(
     let connection = Connection::new(worker, Rc::clone(&info), Some((client_auth, params)));
     serve_http(worker, stream, protocol, connection, &timeouts, drain).await;
     record_timeout(worker, &info, &timeouts);
+}
+
+/// Serves a connection whose TLS is passed on or terminated, by the SNI in its ClientHello.
+async fn serve_by_sni(
+    worker: &Rc<Worker>,
+    mut socket: BufferedSocket,
+    info: Rc<ConnectionInfo>,
+    timeouts: TimeoutHandle,
+    drain: &DrainGuard,
+) {
+    match tcp_connection::read_sni(worker, &mut socket, &info).await {
+        Ok(PassedHello { terminate: true, .. }) => serve_tls(worker, socket, info, timeouts, drain).await,
+        Ok(PassedHello { sni, terminate: false }) => {
+            timeouts.enter_phase(Phase::Relay);
+            let client = TcpClient::Passed(sni.as_ref());
+            tcp_connection::serve(worker, PlainStream::new(socket), &info, client).await;
+        }
+        Err(failure) => reject_handshake(worker, socket, &info, &timeouts, failure).await,
+    }
 }
 
 /// Serves the HTTP requests of a connection until it closes.
@@ -265,67 +286,6 @@ pub async fn accept_tls<R: Reader, W: Writer>(
     }
     let params = NegotiatedParams::of(&handshake);
     Ok(AcceptedTls { transport: handshake.into_transport(), params, client_auth })
-}
-
-/// Serves a TCP connection: relays it to its upstream, or closes it.
-async fn serve_tcp(
-    worker: &Worker,
-    mut client: impl RelayIo,
-    info: &ConnectionInfo,
-    client_auth: Option<&ClientAuthState>,
-) {
-    let sni = client_auth.map(|client_auth| &client_auth.sni);
-    if let Err(failure) = proxy_tcp(worker, &mut client, info, client_auth).await {
-        let reason = failure.error.reason();
-        if let Some(reason) = reason {
-            worker.counters.record_error(reason);
-        }
-        log::tcp_failed(info, info.local, sni, failure.route.as_ref(), reason, &failure.error);
-        // Without a shutdown, so that the client sees a truncated connection.
-        if matches!(failure.error, TcpProxyError::Relay(_)) {
-            return;
-        }
-    }
-    lingering_close(&mut client, LingerLimits::CONNECTION).await;
-}
-
-/// Relays a TCP connection to its upstream: client check, route, upstream, relay.
-async fn proxy_tcp(
-    worker: &Worker,
-    client: &mut impl RelayIo,
-    info: &ConnectionInfo,
-    client_auth: Option<&ClientAuthState>,
-) -> Result<(), TcpFailure> {
-    let denied = |reason| TcpFailure { route: None, error: TcpProxyError::Denied(reason) };
-    let snapshot = worker.snapshot();
-    if let Some(client_auth) = client_auth {
-        client_auth.check_tcp_client().map_err(denied)?;
-    }
-    let sni = client_auth.map(|client_auth| &client_auth.sni);
-    let query = StreamQuery { sni, remote: info.peer.ip(), server: info.local };
-    let route = tcp::find_route(&snapshot, &query).map_err(denied)?;
-    let failed = |error| TcpFailure { route: Some(route.id.clone()), error };
-    let destination = tcp::find_destination(&snapshot, route, &query)
-        .map_err(|reason| failed(TcpProxyError::Denied(reason)))?;
-    let (upstream, timeouts) = (destination.upstream, destination.timeouts);
-    let authority = Some(destination.authority);
-    let target = UpstreamTarget { snapshot: &snapshot, upstream, timeouts, authority };
-    let header = info.listener.proxy_protocol_to_upstream;
-    let header = header.map(|version| proxy_protocol::write(version, info.peer, info.local));
-    let connected = Box::pin(worker.upstreams.connect(&target, header.as_deref())).await;
-    let mut stream = connected.map_err(|error| failed(error.into()))?;
-    let counters = &worker.counters;
-    counters.tcp_connections.inc();
-    let route = route.id.clone();
-    // The relay may run for days; it does not need the snapshot.
-    drop(snapshot);
-    let bytes = ByteCounters {
-        to_upstream: &counters.tcp_bytes_to_upstream,
-        to_client: &counters.tcp_bytes_to_client,
-    };
-    let limit = DrainLimit { drain: &worker.drain, idle: worker.shared.config.drain_idle_timeout };
-    let relayed = relay::relay(client, &mut stream, &timeouts, &bytes, &limit).await;
-    relayed.map_err(|error| TcpFailure { route: Some(route), error: error.into() })
 }
 
 impl Connection {

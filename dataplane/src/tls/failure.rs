@@ -7,6 +7,7 @@ use rustls::{AlertDescription, Error, PeerIncompatible};
 use super::client_hello::ClientHelloError;
 use super::handshake::{HandshakeError, TlsHandshake};
 use super::handshake_state::RejectedCertificate;
+use super::sni_reader::SniError;
 use crate::io::buffered::BufferedSocket;
 use crate::observability::HasReason;
 use crate::reason::Reason;
@@ -44,6 +45,16 @@ impl HandshakeFailure {
             ClientHelloError::NotTls => Reason::BadHandshake,
             ClientHelloError::Tls(error) => reason_of(error),
             ClientHelloError::Io(_) | ClientHelloError::UnexpectedEof => Reason::HandshakeAbandoned,
+        };
+        Self { reason, sni: None, detail: error.to_string(), rejected_certificate: None }
+    }
+
+    /// The server name of a ClientHello that may be passed on was not read.
+    pub fn from_sni(error: &SniError) -> Self {
+        let reason = match error {
+            SniError::PlainHttp => Reason::PlainHttp,
+            SniError::Io(_) | SniError::UnexpectedEof => Reason::HandshakeAbandoned,
+            _ => Reason::BadHandshake,
         };
         Self { reason, sni: None, detail: error.to_string(), rejected_certificate: None }
     }

@@ -9,6 +9,7 @@ use super::plugins::stream_plugins;
 use super::{unsupported, upstream};
 use crate::id::Id;
 use crate::network::{self, NetworkError};
+use crate::pattern::SniPattern;
 use crate::problem::Problem;
 use crate::resource::{StreamRoute, UpstreamRef};
 
@@ -17,7 +18,7 @@ use crate::resource::{StreamRoute, UpstreamRef};
 pub(super) fn compile(id: &Id, document: &Value, keyring: &Keyring) -> Result<StreamRoute, Problem> {
     let route = StreamRoute {
         id: id.clone(),
-        snis: names(document, "sni", "snis")?,
+        snis: snis(document)?,
         tls_passthrough: flag(document, "tls_passthrough") == Some(true),
         remote_addr: address(document, "remote_addr")?,
         server_addr: address(document, "server_addr")?,
@@ -27,7 +28,7 @@ pub(super) fn compile(id: &Id, document: &Value, keyring: &Keyring) -> Result<St
         blocked: None,
     };
     require_node_ports(route.upstream.as_ref())?;
-    forbid_unserved(document)?;
+    forbid_tls_within_tls(&route)?;
     stream_plugins(document)?;
     if document.get("protocol").is_some() {
         return Err(unsupported("protocol", "remove it: streams are passed on as they are"));
@@ -35,17 +36,22 @@ pub(super) fn compile(id: &Id, document: &Value, keyring: &Keyring) -> Result<St
     Ok(route)
 }
 
-fn forbid_unserved(document: &Value) -> Result<(), Problem> {
-    if document.get("snis").is_some() {
-        return Err(unsupported("snis", "write a stream route for each name, with sni"));
+/// A bare `*` in `snis` is no restriction, unlike that of `sni`, which takes TLS connections only.
+fn snis(document: &Value) -> Result<Vec<SniPattern>, Problem> {
+    let names = names(document, "sni", "snis")?;
+    let is_any = document.get("snis").is_some() && names.contains(&SniPattern::Any);
+    Ok(if is_any { Vec::new() } else { names })
+}
+
+/// What is passed on is within TLS already.
+fn forbid_tls_within_tls(route: &StreamRoute) -> Result<(), Problem> {
+    let Some(UpstreamRef::Inline(upstream)) = &route.upstream else { return Ok(()) };
+    if !(route.tls_passthrough && upstream.scheme.is_encrypted()) {
+        return Ok(());
     }
-    if flag(document, "tls_passthrough") == Some(true) {
-        return Err(unsupported(
-            "tls_passthrough",
-            "remove it: TLS is terminated, or the upstream's listener is TCP",
-        ));
-    }
-    Ok(())
+    let scheme = upstream.scheme.as_str();
+    let message = format!("tls_passthrough passes TLS on, and scheme {scheme} would put it into another TLS");
+    Err(Problem::new("upstream.scheme", message).with_hint("use scheme tcp, or remove tls_passthrough"))
 }
 
 fn address(document: &Value, field: &str) -> Result<Option<IpNet>, Problem> {

@@ -1,5 +1,6 @@
 //! Findings about how resources fit together: references, claims on names, hosts without a site.
 
+use std::cell::LazyCell;
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
@@ -9,6 +10,7 @@ use super::upstream::{check_server_name, check_verification};
 use super::{Finding, Findings, LintSettings, Severity, lint_resource};
 use crate::host_name::HostName;
 use crate::id::{Id, Kind};
+use crate::passthrough::{self, SiteNames};
 use crate::pattern::{HostPattern, SniPattern};
 use crate::raw_path;
 use crate::resource::{Resource, Route, Ssl, StreamRoute, references};
@@ -19,6 +21,8 @@ pub fn lint_snapshot(snapshot: &Snapshot, now: UnixTime, settings: LintSettings)
     let mut found = BTreeSet::new();
     let claims = claims(snapshot);
     let guarded: Vec<_> = sites(snapshot).filter(|ssl| ssl.client.is_some()).collect();
+    let site_names =
+        LazyCell::new(|| sites(snapshot).map(|ssl| SiteNames::from_ssl(ssl)).collect::<Vec<_>>());
     for versioned in snapshot.resources() {
         let resource = &versioned.resource;
         found.extend(lint_resource(resource, now));
@@ -39,9 +43,14 @@ pub fn lint_snapshot(snapshot: &Snapshot, now: UnixTime, settings: LintSettings)
                     check_plain_http(route, snapshot, &guarded, &mut notes);
                 }
             }
-            Resource::StreamRoute(route) => check_passthrough(route, &guarded, &mut notes),
-            Resource::Route(_) | Resource::Service(_) | Resource::Upstream(_) | Resource::PluginConfig(_) => {
+            Resource::StreamRoute(route) if route.tls_passthrough && route.blocked.is_none() => {
+                check_passthrough(route, &site_names, &mut notes);
             }
+            Resource::Route(_)
+            | Resource::StreamRoute(_)
+            | Resource::Service(_)
+            | Resource::Upstream(_)
+            | Resource::PluginConfig(_) => {}
             Resource::GlobalRule(rule) => check_global_rule(&rule.id, snapshot, &mut notes),
         }
         found.extend(notes.findings);
@@ -53,6 +62,21 @@ pub fn lint_snapshot(snapshot: &Snapshot, now: UnixTime, settings: LintSettings)
 fn sites(snapshot: &Snapshot) -> impl Iterator<Item = &Arc<Ssl>> {
     let enabled = |ssl: &&Arc<Ssl>| ssl.enabled && !ssl.client_side;
     snapshot.resources_of(Kind::Ssl).keys().filter_map(|id| snapshot.ssl(id)).filter(enabled)
+}
+
+fn check_passthrough(route: &StreamRoute, sites: &[SiteNames], notes: &mut Findings) {
+    let Some((ssl, sni)) = passthrough::bypassed_site(route, sites) else { return };
+    let taken = sni.map_or("every name".to_owned(), |sni| format!("\"{sni}\""));
+    let what = format!(
+        "passes on the TLS of {taken}, and ssl {ssl} demands client certificates for such a name: data planes deny these \
+         connections"
+    );
+    notes.add(
+        Severity::Error,
+        "tls_passthrough",
+        what,
+        "leave its names out of snis, or remove one of the two",
+    );
 }
 
 /// The ssl that owns each configured name: the lowest id, as in the index of sites.

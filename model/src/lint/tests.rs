@@ -194,6 +194,31 @@ fn uris_and_patterns_that_match_no_path() {
 }
 
 #[test]
+fn passthrough_beside_a_site_with_client() {
+    let route = |more: Value| {
+        let mut document = json!({"tls_passthrough": true, "upstream": {"nodes": {"10.0.0.1:443": 1}}});
+        document.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        document
+    };
+    let site = |more: Value| (Kind::Ssl, "1", ssl(&["a.com", "*.b.com"], more));
+    let findings = |site: (Kind, &str, Value), more: Value| -> Vec<String> {
+        let found = findings_of(&[site, (Kind::StreamRoute, "r", route(more))], false);
+        found.into_iter().filter(|line| line.contains("tls_passthrough")).collect()
+    };
+    for (snis, expected) in [(json!(["x.org", "x.b.com"]), "\"x.b.com\""), (json!(["*"]), "every name")] {
+        let found = findings(site(json!({"client": client()})), json!({"snis": snis}));
+        let [line] = &found[..] else { panic!("{found:?}") };
+        assert!(line.starts_with("error stream_routes/r tls_passthrough: passes on the TLS of "), "{line}");
+        assert!(line.contains(expected) && line.contains("ssl 1 "), "{line}");
+    }
+    let apart = json!({"snis": ["x.org", "x.y.b.com"]});
+    assert_eq!(findings(site(json!({"client": client()})), apart), [""; 0]);
+    assert_eq!(findings(site(json!({})), json!({"sni": "a.com"})), [""; 0]);
+    let terminated = json!({"sni": "a.com", "tls_passthrough": false});
+    assert_eq!(findings(site(json!({"client": client()})), terminated), [""; 0]);
+}
+
+#[test]
 fn raw_paths_beside_a_rule() {
     let plugins = json!({"proxy-rewrite": {"use_real_request_uri_unsafe": true}});
     let raw = json!({"uri": "/a/*", "host": "a.com", "plugins": plugins, "upstream": upstream()});

@@ -40,6 +40,7 @@ mod matrix;
 mod names;
 mod other_store;
 mod pages;
+mod passthrough;
 mod paths;
 mod peers;
 mod plugins;

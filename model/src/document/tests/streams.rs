@@ -24,6 +24,21 @@ fn a_valid_stream_route_keeps_every_field() {
 }
 
 #[test]
+fn snis_are_names_and_a_bare_star_is_no_restriction() {
+    let snis = |document: Value| {
+        let Resource::StreamRoute(route) = checked(Kind::StreamRoute, &stream_route(document)).unwrap()
+        else {
+            panic!("not one")
+        };
+        route.snis.iter().map(ToString::to_string).collect::<Vec<_>>()
+    };
+    assert_eq!(snis(json!({"snis": ["A.com.", "*.b.com", "a.com"]})), ["a.com", "*.b.com"]);
+    assert_eq!(snis(json!({"snis": ["a.com", "*"]})), [""; 0]);
+    assert_eq!(snis(json!({"sni": "*"})), ["*"]);
+    assert_eq!(snis(json!({})), [""; 0]);
+}
+
+#[test]
 fn stream_route_messages() {
     for (changes, message) in [
         (json!({"remote_addr": "300.1.1.1/8"}), "invalid remote_addr: 300.1.1.1/8"),
@@ -50,9 +65,11 @@ fn stream_route_messages() {
         (json!({"sni": "a..com"}), "sni"),
         (json!({"plugins": {"ip-restriction": {"whitelist": ["10.0.0.0/8"]}}}), "plugins.ip-restriction"),
         (json!({"protocol": {"name": "redis"}}), "protocol"),
-        (json!({"snis": ["a.com", "*.b.com"]}), "snis"),
         (json!({"snis": ["a..com"]}), "snis[1]"),
-        (json!({"tls_passthrough": true}), "tls_passthrough"),
+        (
+            json!({"tls_passthrough": true, "upstream": {"nodes": {"a.com:1": 1}, "scheme": "tls"}}),
+            "upstream.scheme",
+        ),
         (json!({"upstream": {"nodes": {"a.com": 1}}}), "upstream.nodes"),
         (json!({"upstream": {"nodes": {"a.com:1": 1}, "scheme": "udp"}}), "upstream.scheme"),
     ] {

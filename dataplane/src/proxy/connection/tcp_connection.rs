@@ -1,0 +1,129 @@
+//! A TCP connection: what becomes of its TLS, its route and upstream, and the relay.
+//!
+//! Invariant: what is passed on undecrypted belongs to no site with a client policy, under the very
+//! snapshot that selects its route.
+
+use model::{HostName, StreamQuery};
+
+use crate::io::buffered::BufferedSocket;
+use crate::io::connection_info::{ConnectionInfo, ListenerProtocol, TcpMode};
+use crate::io::linger::{LingerLimits, lingering_close};
+use crate::io::proxy_protocol;
+use crate::observability::log;
+use crate::proxy::client_auth::ClientAuthState;
+use crate::proxy::worker::Worker;
+use crate::reason::Reason;
+use crate::tcp::relay::{self, ByteCounters, DrainLimit, RelayIo};
+use crate::tcp::{self, TcpFailure, TcpProxyError};
+use crate::tls::failure::HandshakeFailure;
+use crate::tls::sni_reader;
+use crate::upstream::client::UpstreamTarget;
+
+/// The ClientHello of a connection whose TLS may be passed on.
+pub(super) struct PassedHello {
+    pub(super) sni: Option<HostName>,
+    /// The stream route does not pass it on.
+    pub(super) terminate: bool,
+}
+
+/// Reads the SNI of a connection, which stays as it came, and decides what becomes of its TLS.
+pub(super) async fn read_sni(
+    worker: &Worker,
+    socket: &mut BufferedSocket,
+    info: &ConnectionInfo,
+) -> Result<PassedHello, HandshakeFailure> {
+    let sni = sni_reader::read(socket).await.map_err(|error| HandshakeFailure::from_sni(&error))?;
+    let sni = sni.or_else(|| worker.shared.config.fallback_sni.clone());
+    let query = StreamQuery { sni: sni.as_ref(), remote: info.peer.ip(), server: info.local };
+    let terminate = info.listener.protocol == ListenerProtocol::Tcp(TcpMode::ByRoute)
+        && !worker.snapshot().find_stream_route(&query).is_some_and(|route| route.tls_passthrough);
+    Ok(PassedHello { sni, terminate })
+}
+
+/// The client of a TCP connection.
+#[derive(Clone, Copy)]
+pub(super) enum TcpClient<'a> {
+    /// On a listener that knows no TLS.
+    Plain,
+    /// Its TLS is terminated.
+    Terminated(&'a ClientAuthState),
+    /// Its TLS is passed on, with this SNI.
+    Passed(Option<&'a HostName>),
+}
+
+impl<'a> TcpClient<'a> {
+    pub(super) fn sni(self) -> Option<&'a HostName> {
+        match self {
+            Self::Plain => None,
+            Self::Terminated(client_auth) => Some(&client_auth.sni),
+            Self::Passed(sni) => sni,
+        }
+    }
+}
+
+/// Serves a TCP connection: relays it to its upstream, or closes it.
+pub(super) async fn serve(
+    worker: &Worker,
+    mut stream: impl RelayIo,
+    info: &ConnectionInfo,
+    client: TcpClient<'_>,
+) {
+    if let Err(failure) = proxy_tcp(worker, &mut stream, info, client).await {
+        let reason = failure.error.reason();
+        if let Some(reason) = reason {
+            worker.counters.record_error(reason);
+        }
+        log::tcp_failed(info, info.local, client.sni(), failure.route.as_ref(), reason, &failure.error);
+        // Without a shutdown, so that the client sees a truncated connection.
+        if matches!(failure.error, TcpProxyError::Relay(_)) {
+            return;
+        }
+    }
+    lingering_close(&mut stream, LingerLimits::CONNECTION).await;
+}
+
+/// Relays a TCP connection to its upstream: client check, route, upstream, relay.
+async fn proxy_tcp(
+    worker: &Worker,
+    stream: &mut impl RelayIo,
+    info: &ConnectionInfo,
+    client: TcpClient<'_>,
+) -> Result<(), TcpFailure> {
+    let denied = |reason| TcpFailure { route: None, error: TcpProxyError::Denied(reason) };
+    let snapshot = worker.snapshot();
+    match client {
+        TcpClient::Plain => {}
+        TcpClient::Terminated(client_auth) => client_auth.check_tcp_client().map_err(denied)?,
+        TcpClient::Passed(sni) => tcp::check_passthrough(&snapshot, sni).map_err(denied)?,
+    }
+    let query = StreamQuery { sni: client.sni(), remote: info.peer.ip(), server: info.local };
+    let route = tcp::find_route(&snapshot, &query).map_err(denied)?;
+    let failed = |error| TcpFailure { route: Some(route.id.clone()), error };
+    // The route may have changed since it decided about the connection's TLS.
+    if info.listener.protocol == ListenerProtocol::Tcp(TcpMode::ByRoute)
+        && route.tls_passthrough != matches!(client, TcpClient::Passed(_))
+    {
+        return Err(failed(TcpProxyError::Denied(Reason::PassthroughDenied)));
+    }
+    let destination = tcp::find_destination(&snapshot, route, &query)
+        .map_err(|reason| failed(TcpProxyError::Denied(reason)))?;
+    let (upstream, timeouts) = (destination.upstream, destination.timeouts);
+    let authority = Some(destination.authority);
+    let target = UpstreamTarget { snapshot: &snapshot, upstream, timeouts, authority };
+    let header = info.listener.proxy_protocol_to_upstream;
+    let header = header.map(|version| proxy_protocol::write(version, info.peer, info.local));
+    let connected = Box::pin(worker.upstreams.connect(&target, header.as_deref())).await;
+    let mut upstream = connected.map_err(|error| failed(error.into()))?;
+    let counters = &worker.counters;
+    counters.tcp_connections.inc();
+    let route = route.id.clone();
+    // The relay may run for days; it does not need the snapshot.
+    drop(snapshot);
+    let bytes = ByteCounters {
+        to_upstream: &counters.tcp_bytes_to_upstream,
+        to_client: &counters.tcp_bytes_to_client,
+    };
+    let limit = DrainLimit { drain: &worker.drain, idle: worker.shared.config.drain_idle_timeout };
+    let relayed = relay::relay(stream, &mut upstream, &timeouts, &bytes, &limit).await;
+    relayed.map_err(|error| TcpFailure { route: Some(route), error: error.into() })
+}
