@@ -10,4 +10,5 @@ pub mod crl;
 pub mod json;
 pub mod proxy_protocol;
 pub mod records;
+pub mod sni;
 pub mod uri;

@@ -76,6 +76,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     }
     for (number, hello) in hellos()?.iter().enumerate() {
         put(&corpus, "client_hello", number, hello)?;
+        put(&corpus, "sni", number, hello)?;
     }
     Ok(())
 }

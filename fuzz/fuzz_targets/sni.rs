@@ -1,0 +1,4 @@
+//! See [`countersign_fuzz::sni`].
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| countersign_fuzz::sni::check(data));
