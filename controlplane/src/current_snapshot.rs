@@ -24,7 +24,7 @@ pub struct ListenerSettings {
     pub versions: Vec<TlsVersion>,
     /// How paths are normalized.
     pub paths: PathOptions,
-    /// `apisix.node_listen`: the plain-HTTP listeners.
+    /// `apisix.node_listen` and `proxy_protocol.listen_http_port`: the plain-HTTP listeners.
     pub plain_http: Vec<std::net::SocketAddr>,
     /// `proxy_ssl_verify on`, or `apisix.ssl.upstream_verify_default`: the servers of upstreams
     /// without `tls.verify` are verified.
@@ -46,8 +46,7 @@ impl ListenerSettings {
                 normalize_uri_like_servlet: apisix.paths.normalize_uri_like_servlet,
                 delete_uri_tail_slash: apisix.paths.delete_uri_tail_slash,
             },
-            plain_http: apisix.node_listen.clone(),
-            upstream_verify: settings.http.proxy_ssl_verify || apisix.ssl.upstream_verify_default,
+            plain_http: [&apisix.node_listen[..], &apisix.proxy_protocol.http].concat(),
             keyring_is_public: settings.uses_public_keyring(),
             certificates: CertificateMonitor::default(),
         }

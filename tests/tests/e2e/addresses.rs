@@ -168,7 +168,7 @@ async fn by_default_no_peer_sets_the_real_ip() {
 async fn invalid_real_ip_settings_fail_the_start() {
     let (world, _upstream) = world_with(json!({})).await;
     for (http, message) in [
-        (json!({"real_ip_header": "proxy_protocol"}), "the PROXY protocol is not supported"),
+        (json!({"real_ip_header": "proxy protocol"}), "expected the name of a header"),
         (json!({"real_ip_from": ["lb.example"]}), "names are not looked up"),
         (json!({"real_ip_recursive": "maybe"}), "expected on or off"),
     ] {
