@@ -364,11 +364,45 @@ impl<W: Writer> WriteSide<W> {
 #[cfg(test)]
 mod tests {
     use std::future::poll_fn;
-    use std::io::Read as _;
+    use std::io::{Read as _, Write as _};
     use std::net::TcpListener;
 
     use super::*;
     use crate::runtime::{Driver, block_on};
+
+    #[test]
+    fn bytes_that_are_put_back_are_read_again() {
+        block_on(&Driver::detect(), || async {
+            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+            let addr = listener.local_addr().unwrap();
+            let peer = std::thread::spawn(move || {
+                let mut socket = listener.accept().unwrap().0;
+                socket.write_all(b"hello, world").unwrap();
+            });
+            let mut socket = BufferedSocket::new(Socket::connect(addr).await.unwrap());
+            peer.join().unwrap();
+            let mut taken = Vec::new();
+            while taken.len() < 7 {
+                let data = poll_fn(|cx| socket.poll_fill_buf(cx).map_ok(<[u8]>::to_vec)).await.unwrap();
+                let n = data.len().min(7 - taken.len());
+                taken.extend_from_slice(&data[..n]);
+                socket.consume(n);
+            }
+            assert_eq!(taken, b"hello, ");
+            socket.unread(taken);
+            let mut all = Vec::new();
+            loop {
+                let data = poll_fn(|cx| socket.poll_fill_buf(cx).map_ok(<[u8]>::to_vec)).await.unwrap();
+                if data.is_empty() {
+                    break;
+                }
+                socket.consume(data.len());
+                all.extend(data);
+            }
+            assert_eq!(all, b"hello, world");
+        })
+        .unwrap();
+    }
 
     #[test]
     fn shutdown_sends_the_whole_buffer_first() {

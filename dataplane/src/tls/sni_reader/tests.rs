@@ -2,6 +2,7 @@ use std::sync::Arc;
 
 use proptest::prelude::*;
 use rustls::crypto::aws_lc_rs::default_provider;
+use rustls::server::Acceptor;
 use rustls::{ClientConfig, ClientConnection, RootCertStore};
 
 use super::*;
@@ -139,6 +140,45 @@ fn a_hello_with_two_readings_is_rejected() {
         let error = read_all(&hello).unwrap_err();
         assert!(error.contains(expected), "{hello:?}: {error}");
     }
+}
+
+/// The name that rustls reads; `None`: it reads no ClientHello.
+fn rustls_name(bytes: &[u8]) -> Option<Option<String>> {
+    let (mut acceptor, mut rest) = (Acceptor::default(), bytes);
+    while !rest.is_empty() {
+        acceptor.read_tls(&mut rest).ok()?;
+        if let Some(accepted) = acceptor.accept().ok()? {
+            return Some(accepted.client_hello().server_name().map(str::to_owned));
+        }
+    }
+    None
+}
+
+/// The site of a connection goes by rustls' name, its route by ours. A changed byte may make
+/// another name, but never two.
+#[test]
+fn rustls_reads_the_same_name() {
+    let hello = hello_with(&[
+        extension(0x0a, &[0, 2, 0, 0x1d]),
+        extension(0x0d, &[0, 2, 4, 3]),
+        names(&[(HOST_NAME, "www.example.com")]),
+        extension(0x2b, &[2, 3, 4]),
+        extension(0x33, &[&[0, 36, 0, 0x1d, 0, 32][..], &[9; 32]].concat()),
+    ]);
+    let mut both = 0;
+    for index in 0..hello.len() {
+        for byte in [0, 1, 2, 3, 5, b'.', b'b', 0x7f, 0xff] {
+            let mut changed = hello.clone();
+            changed[index] = byte;
+            if let (Ok(Some(ours)), Some(theirs)) =
+                (read_in_pieces(&changed, usize::MAX), rustls_name(&changed))
+            {
+                both += 1;
+                assert_eq!(ours, theirs.map(|name| name.to_ascii_lowercase()), "{index} {byte}");
+            }
+        }
+    }
+    assert!(both > 500, "rustls reads few of them: {both}");
 }
 
 #[test]
