@@ -1,7 +1,6 @@
 //! Plans on recent documents, which another writer has made outdated.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use e2e::etcd::Etcd;
 use model::Kind;
@@ -66,7 +65,7 @@ impl Writers {
 }
 
 async fn write(pipeline: &ChangePipeline, request: ChangeRequest) -> Result<AcceptedChange, ChangeError> {
-    let options = WriteOptions::at(UnixTime::since_unix_epoch(Duration::ZERO));
+    let options = WriteOptions::at(UnixTime::now());
     let written = pipeline.apply(&[request], options, None).await;
     written.map(|mut accepted| accepted.changes.remove(0)).map_err(|rejected| rejected.error)
 }
