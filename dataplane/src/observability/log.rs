@@ -177,6 +177,15 @@ pub(crate) fn upstream_failed(peer: impl Display, route: &Id, error: &dyn HasRea
     }
 }
 
+/// A response whose head has gone out and whose body the upstream did not complete.
+pub(crate) fn response_broken(peer: SocketAddr, error: &dyn HasReason) {
+    let reason = error.reason();
+    if is_allowed(reason) {
+        let detail = error_text(error);
+        tracing::warn!(reason = reason.label(), %peer, detail, "the upstream's response broke off");
+    }
+}
+
 /// A TCP connection that was denied or failed. Without a reason its client closed it.
 pub(crate) fn tcp_failed(
     peer: impl Display,

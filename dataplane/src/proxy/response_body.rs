@@ -1,6 +1,8 @@
 //! The body of a response: an upstream's, streamed, a page of our own, or a tunnel instead of one.
 
+use std::net::SocketAddr;
 use std::pin::Pin;
+use std::rc::Rc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
@@ -9,6 +11,8 @@ use hyper::body::{Body, Frame, SizeHint};
 
 use super::connection::tunnel::WebSocketTunnel;
 use super::request_limit::RequestPermit;
+use super::worker::Worker;
+use crate::observability::{HasReason, log};
 use crate::upstream::response_body::{UpstreamBodyError, UpstreamResponseBody};
 
 /// The body of a response.
@@ -18,11 +22,27 @@ pub(super) enum ResponseBody {
     Full(Option<Bytes>),
     Upstream {
         body: UpstreamResponseBody,
+        observer: ResponseObserver,
         /// The request is in flight until the body has ended.
         _permit: Option<RequestPermit>,
     },
     /// No body: the response opens a tunnel. `None` once the server has taken it.
     Tunnel(Option<Box<WebSocketTunnel>>),
+}
+
+/// Counts and logs a response that breaks off.
+pub(super) struct ResponseObserver {
+    pub(super) worker: Rc<Worker>,
+    pub(super) peer: SocketAddr,
+}
+
+impl ResponseObserver {
+    fn record(&self, error: &UpstreamBodyError) {
+        if error.is_upstreams() {
+            self.worker.counters.record_error(error.reason());
+            log::response_broken(self.peer, error);
+        }
+    }
 }
 
 impl ResponseBody {
@@ -61,8 +81,13 @@ impl Body for ResponseBody {
     ) -> Poll<Option<Result<Frame<Bytes>, UpstreamBodyError>>> {
         match &mut *self {
             Self::Full(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
-            Self::Tunnel(_) => Poll::Ready(None),
-            Self::Upstream { body, .. } => Pin::new(body).poll_frame(cx),
+            Self::Upstream { body, observer, .. } => {
+                let polled = Pin::new(body).poll_frame(cx);
+                if let Poll::Ready(Some(Err(error))) = &polled {
+                    observer.record(error);
+                }
+                polled
+            }
         }
     }
 

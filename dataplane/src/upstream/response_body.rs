@@ -22,6 +22,7 @@ use super::request_body::SendProgress;
 use crate::http::head::{HeadError, HeadLimits};
 use crate::http::{grpc, trailers};
 use crate::io::coarse_timer::{CoarseTimer, CoarseTimers};
+use crate::observability::HasReason;
 use crate::reason::Reason;
 
 /// A response that is being read, and what it holds until its end.
@@ -85,6 +86,34 @@ pub(crate) enum UpstreamBodyError {
     ReadTimeout(Duration),
     #[error("the trailers of the upstream's response: {0}")]
     Trailers(HeadError),
+    /// The exchange ended because the client's body failed.
+    #[error("the client's body: {}", .0.label())]
+    ClientBody(Reason),
+}
+
+impl HasReason for UpstreamBodyError {
+    fn reason(&self) -> Reason {
+        match self {
+            Self::Http(error) if error.is_parse() => Reason::UpstreamInvalid,
+            Self::Http2(error) if error.is_library() => Reason::UpstreamInvalid,
+            Self::Trailers(_) => Reason::UpstreamInvalid,
+            Self::Http(_) | Self::Http2(_) | Self::RequestBodyUnsent => Reason::UpstreamClosed,
+            Self::ReadTimeout(_) => Reason::UpstreamReadTimeout,
+            Self::ClientBody(reason) => *reason,
+        }
+    }
+}
+
+impl UpstreamBodyError {
+    /// Whether the upstream ended the response, and not the client its own body: that ends an
+    /// HTTP/1 connection, and resets an HTTP/2 stream from our side.
+    pub(crate) fn is_upstreams(&self) -> bool {
+        match self {
+            Self::ClientBody(_) => false,
+            Self::Http2(error) => !error.is_reset() || error.is_remote() || error.is_library(),
+            _ => true,
+        }
+    }
 }
 
 impl ResponseSource {
@@ -125,6 +154,14 @@ impl ResponseSource {
             Self::Http2 { exchange, .. } => drop(exchange.take()),
         }
         Ok(())
+    }
+
+    /// The error, or the failure of the client's body that caused it.
+    fn cause(&self, error: UpstreamBodyError) -> UpstreamBodyError {
+        match self {
+            Self::Http1 { progress, .. } => progress.failed().map_or(error, UpstreamBodyError::ClientBody),
+            Self::Http2 { .. } => error,
+        }
     }
 
     /// The response has failed, and nothing more is read.
@@ -200,6 +237,7 @@ impl Body for UpstreamResponseBody {
                 }
             },
             Poll::Ready(Some(Err(error))) => {
+                let error = this.source.cause(error);
                 this.source.abort();
                 Poll::Ready(Some(Err(error)))
             }

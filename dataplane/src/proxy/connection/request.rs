@@ -5,6 +5,7 @@
 //! status only.
 
 use std::mem;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -36,7 +37,7 @@ use crate::io::chunk_read::ChunkRead;
 use crate::observability::HasReason;
 use crate::observability::log::{self, ClientDenial};
 use crate::proxy::request_limit::RequestPermit;
-use crate::proxy::response_body::{self, ResponseBody};
+use crate::proxy::response_body::{self, ResponseBody, ResponseObserver};
 use crate::reason::Reason;
 use crate::upstream::client::UpstreamTarget;
 use crate::upstream::exchange::{self, ExchangeError};
@@ -269,7 +270,7 @@ async fn forward(
             worker.counters.record_error(reason);
             error_response(reason, is_call)
         },
-        |response| client_response(response, permit),
+        |response| client_response(response, connection, permit),
     );
     if let Some(status) = status.header_value(config.show_upstream_status) {
         response.headers_mut().insert(X_APISIX_UPSTREAM_STATUS, status);
@@ -483,9 +484,11 @@ fn content_length(headers: &HeaderMap) -> Option<u64> {
 
 fn client_response(
     response: Response<UpstreamResponseBody>,
+    connection: &Connection,
     permit: Option<RequestPermit>,
 ) -> Response<ResponseBody> {
-    let mut response = response.map(|body| ResponseBody::Upstream { body, _permit: permit });
+    let observer = ResponseObserver { worker: Rc::clone(&connection.worker), peer: connection.info.peer };
+    let mut response = response.map(|body| ResponseBody::Upstream { body, observer, _permit: permit });
     headers::prepare_response(response.headers_mut());
     response
 }
