@@ -7,6 +7,7 @@ mod stage;
 
 mod client_mtls;
 mod environment;
+mod grpc;
 mod keyring;
 mod keys_and_protocols;
 mod sni;
