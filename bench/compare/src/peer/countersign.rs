@@ -17,7 +17,8 @@ use serde_json::{Value, json};
 use super::child::version_line;
 use super::credentials::Credentials;
 use super::{
-    Cores, HOST, Installed, Kind, PROXIED, PROXIED_MTLS, Peer, PeerError, RSA_HOST, StartContext, program,
+    CALL, Cores, HOST, Installed, Kind, PROXIED, PROXIED_MTLS, Peer, PeerError, RSA_HOST, SOCKET,
+    StartContext, program,
 };
 use crate::peer::program::Runtime;
 
@@ -67,6 +68,7 @@ impl Installed for Programs {
             let pair = Countersign::start(self, context.cores, context.credentials).await?;
             pair.configure(context.credentials, context.upstreams.plain).await?;
             pair.configure_mtls(context.credentials, context.upstreams.mtls).await?;
+            pair.configure_echo(context.credentials, context.upstreams.echo).await?;
             Ok::<_, PeerError>(pair)
         })?;
         Ok(Box::new(Running { pair, runtime: context.runtime.handle().clone() }))
@@ -147,11 +149,23 @@ impl Countersign {
     pub async fn configure_mtls(&self, credentials: &Credentials, mtls: SocketAddr) -> Result<(), PeerError> {
         let mut admin = self.admin().await?;
         admin.put("ssls/bench-rsa", &document(credentials, RSA_HOST, &credentials.rsa_site())).await?;
-        let gateway = credentials.gateway();
-        let tls =
-            json!({"client_cert": gateway.certificate_pem, "client_key": gateway.key_pem, "verify": true});
-        let upstream = program::with(upstream("https", mtls), "tls", tls);
+        let upstream = verified_upstream(credentials, "https", mtls);
         let revision = admin.put("routes/bench-mtls", &route(PROXIED_MTLS, upstream)).await?;
+        self.wait_acknowledged(revision).await;
+        Ok(())
+    }
+
+    /// PUTs the routes for calls and sockets.
+    ///
+    /// # Errors
+    /// As [`Self::configure`].
+    pub async fn configure_echo(&self, credentials: &Credentials, echo: SocketAddr) -> Result<(), PeerError> {
+        let mut admin = self.admin().await?;
+        let calls = route(CALL, verified_upstream(credentials, "grpcs", echo));
+        admin.put("routes/bench-call", &calls).await?;
+        let sockets = route(SOCKET, verified_upstream(credentials, "https", echo));
+        let sockets = program::with(sockets, "enable_websocket", json!(true));
+        let revision = admin.put("routes/bench-socket", &sockets).await?;
         self.wait_acknowledged(revision).await;
         Ok(())
     }
@@ -269,6 +283,13 @@ pub fn route_document(plain: SocketAddr) -> Value {
 
 fn route(uri: &str, upstream: Value) -> Value {
     json!({"uri": uri, "hosts": [HOST, RSA_HOST], "upstream": upstream})
+}
+
+/// An upstream that is shown the gateway's certificate, and verified.
+fn verified_upstream(credentials: &Credentials, scheme: &str, address: SocketAddr) -> Value {
+    let gateway = credentials.gateway();
+    let tls = json!({"client_cert": gateway.certificate_pem, "client_key": gateway.key_pem, "verify": true});
+    program::with(upstream(scheme, address), "tls", tls)
 }
 
 fn upstream(scheme: &str, address: SocketAddr) -> Value {

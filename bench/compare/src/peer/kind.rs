@@ -59,7 +59,7 @@ impl Kind {
 impl Kind {
     /// Whether it is configured to proxy [`CALL`] and [`SOCKET`].
     pub fn proxies_echo(self) -> bool {
-        matches!(self, Self::Nginx | Self::Haproxy | Self::Envoy)
+        matches!(self, Self::Countersign | Self::Nginx | Self::Haproxy | Self::Envoy)
     }
 }
 
