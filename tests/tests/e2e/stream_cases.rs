@@ -171,7 +171,7 @@ async fn case_f02_without_a_certificate_the_upstream_says_nothing() {
     assert_eq!(answer, "");
     world
         .node_log()
-        .line_with(&["TCP connection denied or failed", "upstream_closed", "CertificateRequired"])
+        .line_with(&["TCP connection denied or failed", "upstream_tls", "certificate_required"])
         .await;
 }
 
