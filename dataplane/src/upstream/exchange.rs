@@ -128,9 +128,10 @@ impl UpstreamClient {
         request: Request<RequestBody>,
         status: &mut UpstreamStatus,
     ) -> Result<Response<UpstreamResponseBody>, ExchangeError> {
-        let Some(deadline) = target.deadline else { return self.try_nodes(target, request, status).await };
-        let mut timer = self.timers.after(deadline.saturating_duration_since(Instant::now()));
+        // Boxed: the futures around it are moved as a whole when a request begins.
         let mut response = Box::pin(self.try_nodes(target, request, status));
+        let Some(deadline) = target.deadline else { return response.await };
+        let mut timer = self.timers.after(deadline.saturating_duration_since(Instant::now()));
         // Dropping the exchange resets its stream.
         poll_fn(|cx| match response.as_mut().poll(cx) {
             Poll::Pending => timer.poll(cx).map(|()| Err(ExchangeError::Deadline)),
