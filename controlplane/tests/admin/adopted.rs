@@ -44,7 +44,7 @@ async fn blocked_world() -> World {
         (Kind::Route, "r", json!({"uri": "/r", "upstream": upstream(), "plugins": auth})),
         (Kind::Service, "s", json!({"plugins": auth})),
         (Kind::Route, "s", json!({"uri": "/s", "upstream": upstream(), "service_id": "s"})),
-        (Kind::Upstream, "u", json!({"nodes": {"127.0.0.1:1": 1}, "scheme": "grpcs"})),
+        (Kind::Upstream, "u", json!({"nodes": {"127.0.0.1:1": 1}, "scheme": "kafka"})),
         (Kind::Route, "u", json!({"uri": "/u", "upstream_id": "u"})),
     ] {
         stored(&world, kind, id, document).await;

@@ -27,7 +27,7 @@ async fn an_unsupported_document_is_blocked_until_replaced() {
     let auth = json!({"jwt-auth": {}});
     let documents = [
         (Kind::Ssl, ssl(&sites, "one.test"), "client", json!({"ca": sites.certificate_pem(), "new": 1})),
-        (Kind::Upstream, upstream(1), "scheme", json!("grpcs")),
+        (Kind::Upstream, upstream(1), "scheme", json!("kafka")),
         (Kind::Service, json!({}), "plugins", auth.clone()),
         (Kind::Route, json!({"uri": "/", "upstream": upstream(1)}), "plugins", auth.clone()),
         (Kind::StreamRoute, json!({"upstream": upstream(1)}), "protocol", json!({"name": "redis"})),
