@@ -102,7 +102,9 @@ fn surroundings(writes: &[ComparedWrite<'_>]) -> BTreeSet<Kind> {
             Kind::Service => &[Kind::Service, Kind::PluginConfig, Kind::Route, Kind::StreamRoute],
             Kind::StreamRoute => &[Kind::Service, Kind::StreamRoute],
             Kind::GlobalRule => &[Kind::GlobalRule],
-            Kind::Upstream if write.after.is_none() => &[Kind::Service, Kind::Route, Kind::StreamRoute],
+            Kind::Upstream if write.after.is_none() || write.expires => {
+                &[Kind::Service, Kind::Route, Kind::StreamRoute]
+            }
             Kind::Upstream => &[],
         }
     };

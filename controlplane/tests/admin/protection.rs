@@ -319,6 +319,43 @@ async fn an_object_that_expires_replaces_none_that_stays() {
     weakens(&world, Method::POST, "/batch", moved).await;
 }
 
+/// The store removes a document later, and nothing is weaker in the write that takes its place.
+#[tokio::test]
+async fn what_expires_protects_nothing_that_stays() {
+    let world = protected().await;
+    let list = json!({"client_identity": {"allow": [{"dns": "a.b"}]}});
+    let node = json!({"nodes": {"127.0.0.1:1980": 1}});
+    let secure = with(node.clone(), json!({"scheme": "https"}));
+    world.put("/services/s", with(list.clone(), json!({"upstream": node}))).await.ok();
+    world.put("/services/brief?ttl=1000", with(list, json!({"upstream": node}))).await.ok();
+    world.put("/upstreams/u", secure.clone()).await.ok();
+    world.put("/upstreams/brief?ttl=1000", secure.clone()).await.ok();
+    world.put("/routes/1", json!({"uri": "/a", "service_id": "s"})).await.ok();
+    world.put("/routes/2", json!({"uri": "/b", "upstream_id": "u"})).await.ok();
+    let hop = json!({"uri": "/c", "upstream": secure});
+    world.put("/services/hop", json!({"upstream": secure})).await.ok();
+    world.put("/routes/3", hop).await.ok();
+    world.put("/routes/4", json!({"uri": "/d", "service_id": "hop"})).await.ok();
+    for (path, body, keeper) in [
+        ("/routes/1", json!({"uri": "/a", "service_id": "brief"}), "services/brief"),
+        ("/routes/2", json!({"uri": "/b", "upstream_id": "brief"}), "upstreams/brief"),
+        ("/routes/3", json!({"uri": "/c", "upstream_id": "brief"}), "upstreams/brief"),
+        ("/services/hop", json!({"upstream_id": "brief"}), "upstreams/brief"),
+    ] {
+        let refused = world.put(path, body).await;
+        assert_eq!(refused.status, 409, "{path}: {refused:?}");
+        let text = refused.json()["weakenings"].to_string();
+        assert!(text.contains(&format!("{keeper} expires")), "{path}: {text}");
+    }
+    // What others refer to does not begin to expire.
+    for (path, body) in
+        [("/upstreams/u?ttl=1000", secure.clone()), ("/services/hop?ttl=1000", json!({"upstream": secure}))]
+    {
+        weakens(&world, Method::PUT, path, body).await;
+    }
+    world.put("/upstreams/brief?ttl=2000", secure).await.ok();
+}
+
 #[tokio::test]
 async fn writers_at_once_do_not_undo_each_others_reasons() {
     let world = protected().await;

@@ -9,6 +9,7 @@
 //! names that the client policy of the site verified; whose names these are is not compared.
 
 use std::collections::{BTreeSet, HashSet};
+use std::sync::Arc;
 
 use super::entries::{EntryLoss, IndexEntry, compare};
 use super::route_entries::route_entries;
@@ -18,7 +19,7 @@ use super::stream_entries::{self, StreamEntry, stream_entries};
 use super::{RULE_GONE, Weakening, Weakenings, ssl, upstream};
 use crate::destination::resolve_upstream;
 use crate::id::{Id, Key, Kind};
-use crate::resource::{GlobalRule, Resource, Route, Service, StreamRoute, Upstream, references};
+use crate::resource::{GlobalRule, Resource, Route, Service, StreamRoute, Upstream, UpstreamRef, references};
 use crate::snapshot::{Delta, Snapshot, Versioned};
 
 /// The weakenings of a change.
@@ -43,6 +44,7 @@ pub fn weakenings_of_change(before: &Snapshot, delta: &Delta) -> ChangeWeakening
     for key in &changed {
         let mut weakenings = Weakenings::default();
         change.compare(key, &mut weakenings);
+        all.relied_on.extend(change.new_hops(key));
         all.found.extend(weakenings.0.into_iter().map(|weakening| (key.clone(), weakening)));
     }
     let changes = |kinds: &[Kind]| changed.iter().any(|key| kinds.contains(&key.kind));
@@ -64,8 +66,10 @@ pub fn weakenings_of_change(before: &Snapshot, delta: &Delta) -> ChangeWeakening
 }
 
 impl ChangeWeakenings {
-    fn rely_on(&mut self, kind: Kind, ids: BTreeSet<&Id>) {
-        self.relied_on.extend(ids.into_iter().map(|id| Key::new(kind, id.clone())));
+    /// Adds the keepers that are other resources than what they protect.
+    fn rely_on(&mut self, kind: Kind, keepers: &BTreeSet<(&Id, &Id)>) {
+        let others = keepers.iter().filter(|(protected, keeper)| protected != keeper);
+        self.relied_on.extend(others.map(|(_, keeper)| Key::new(kind, (*keeper).clone())));
     }
 }
 
@@ -152,6 +156,7 @@ impl Change<'_> {
         let field = match old {
             Resource::Upstream(old) if old.scheme.is_encrypted() => "scheme",
             Resource::Service(old) if routing::service_restricts_clients(old) => "client_identity",
+            Resource::Service(_) if encrypted_hop(self.before, key).is_some() => "upstream",
             Resource::PluginConfig(old) if old.blocked.is_some() => "plugins",
             _ => return,
         };
@@ -163,7 +168,7 @@ impl Change<'_> {
         let (before, after) = (site_entries(self.before), site_entries(self.after));
         let touched = self.keys.iter().filter(|key| key.kind == Kind::Ssl).map(|key| &key.id).collect();
         let compared = compare(&before, &after, &touched);
-        all.rely_on(Kind::Ssl, compared.keepers);
+        all.rely_on(Kind::Ssl, &compared.keepers);
         for loss in compared.losses {
             let Some(cause) = self.cause(Kind::Ssl, &loss) else { continue };
             let name = loss.protected.name;
@@ -184,7 +189,8 @@ impl Change<'_> {
         let routes = [self.before, self.after].into_iter().flat_map(Snapshot::routes);
         let touched = routes.map(|route| &route.id).filter(|id| self.touches(Kind::Route, id)).collect();
         let compared = compare(&before, &after, &touched);
-        all.rely_on(Kind::Route, compared.keepers);
+        all.rely_on(Kind::Route, &compared.keepers);
+        all.relied_on.extend(self.new_sources(Kind::Route, &compared.keepers));
         for loss in compared.losses {
             let Some(cause) = self.cause(Kind::Route, &loss) else { continue };
             let (place, owner) = (loss.protected.place(), loss.protected.id());
@@ -205,7 +211,8 @@ impl Change<'_> {
         let ids = before.iter().chain(&after).map(StreamEntry::id);
         let touched = ids.filter(|id| self.touches(Kind::StreamRoute, id)).collect();
         let compared = compare(&before, &after, &touched);
-        all.rely_on(Kind::StreamRoute, compared.keepers);
+        all.rely_on(Kind::StreamRoute, &compared.keepers);
+        all.relied_on.extend(self.new_sources(Kind::StreamRoute, &compared.keepers));
         for loss in compared.losses {
             let Some(cause) = self.cause(Kind::StreamRoute, &loss) else { continue };
             let owner = loss.protected.id();
@@ -214,6 +221,28 @@ impl Change<'_> {
             );
             all.found.push((cause, Weakening::new("sni", what)));
         }
+    }
+
+    /// The services and plugin configs by which keepers protect, and by which what they keep was not
+    /// protected before.
+    fn new_sources(&self, kind: Kind, keepers: &BTreeSet<(&Id, &Id)>) -> BTreeSet<Key> {
+        let sources = |state, id: &Id| protection_sources(state, &Key::new(kind, id.clone()));
+        let new = |(protected, keeper): &(&Id, &Id)| {
+            let known = sources(self.before, protected);
+            sources(self.after, keeper)
+                .into_iter()
+                .filter(move |key| !known.contains(key))
+                .collect::<Vec<_>>()
+        };
+        keepers.iter().flat_map(new).collect()
+    }
+
+    /// The service and upstream by which a changed resource reaches an encrypted upstream, if it
+    /// reached one before in another way.
+    fn new_hops(&self, key: &Key) -> Vec<Key> {
+        let [was, is] = [self.before, self.after].map(|state| encrypted_hop(state, key));
+        let Some((was, is)) = was.zip(is) else { return Vec::new() };
+        is.into_iter().filter(|key| !was.contains(key)).collect()
     }
 
     /// Whether the route or stream route, or what it refers to, changes.
@@ -240,6 +269,44 @@ impl Change<'_> {
         let own = keys().find(|key| self.keys.contains(key));
         own.or_else(|| keys().find_map(|key| self.changed_reference(&key)))
     }
+}
+
+/// The services and plugin configs that make a route or stream route deny clients.
+fn protection_sources(state: &Snapshot, key: &Key) -> Vec<Key> {
+    let Some(stored) = state.get(key) else { return Vec::new() };
+    let (service, config, has_own) = match &stored.resource {
+        Resource::Route(route) => (&route.service, &route.plugin_config, route.client_identity.is_some()),
+        Resource::StreamRoute(route) => (&route.service, &None, true),
+        _ => return Vec::new(),
+    };
+    let protects = |service: &&Arc<Service>| {
+        service.blocked.is_some() || (!has_own && has_allow_list(service.client_identity.as_deref()))
+    };
+    let service = service.as_ref().and_then(|id| state.service(id)).filter(protects);
+    let config = config.as_ref().map(|id| Key::new(Kind::PluginConfig, id.clone()));
+    let is_blocked = |key: &Key| state.get(key).is_some_and(|stored| stored.resource.blocked().is_some());
+    let service = service.map(|service| Key::new(Kind::Service, service.id.clone()));
+    service.into_iter().chain(config.filter(is_blocked)).collect()
+}
+
+/// The service and upstream to which a resource refers on its way to an encrypted upstream; `None`:
+/// it reaches none.
+fn encrypted_hop(state: &Snapshot, key: &Key) -> Option<Vec<Key>> {
+    let (own, service) = match &state.get(key)?.resource {
+        Resource::Route(route) => (route.upstream.as_ref(), route.service.as_ref()),
+        Resource::StreamRoute(route) => (route.upstream.as_ref(), route.service.as_ref()),
+        Resource::Service(service) => (service.upstream.as_ref(), None),
+        _ => return None,
+    };
+    resolve_upstream(state, own, service).ok().filter(|upstream| upstream.scheme.is_encrypted())?;
+    let by_service = service.filter(|_| own.is_none());
+    let reference = own.or_else(|| state.service(by_service?)?.upstream.as_ref());
+    let upstream = match reference {
+        Some(UpstreamRef::Id(id)) => Some(Key::new(Kind::Upstream, id.clone())),
+        _ => None,
+    };
+    let service = by_service.map(|id| Key::new(Kind::Service, id.clone()));
+    Some(service.into_iter().chain(upstream).collect())
 }
 
 const STILL_USED: &str = "other objects still refer to it, and the next one with this id may protect less";

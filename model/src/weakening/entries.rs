@@ -40,8 +40,9 @@ pub(super) struct EntryLoss<'a, C> {
 pub(super) struct EntryComparison<'a, C> {
     /// At most one for each pair of resources.
     pub(super) losses: Vec<EntryLoss<'a, C>>,
-    /// Resources whose entries protect what other resources did.
-    pub(super) keepers: BTreeSet<&'a Id>,
+    /// Each changed resource that protected, with the resources that protect in its place: others,
+    /// or itself.
+    pub(super) keepers: BTreeSet<(&'a Id, &'a Id)>,
 }
 
 /// Compares two states. `touched`: the resources that change, or whose settings from other
@@ -62,8 +63,8 @@ pub(super) fn compare<'a, C: IndexEntry>(
             losses.entry((protected.id(), None)).or_insert(EntryLoss { protected, taker: None });
             continue;
         };
-        if keeper.id() != protected.id() {
-            keepers.insert(keeper.id());
+        if is_touched {
+            keepers.insert((protected.id(), keeper.id()));
         }
         for &taker in if is_touched { &every } else { &fresh } {
             if taker.search_order(keeper) == Ordering::Less

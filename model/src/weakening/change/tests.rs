@@ -195,6 +195,47 @@ fn what_protects_instead_is_relied_on() {
 }
 
 #[test]
+fn what_a_route_takes_its_protection_from_is_relied_on() {
+    let node = json!({"nodes": {"127.0.0.1:1": 1}});
+    let list = json!({"client_identity": {"allow": [{"dns": "a.example"}]}});
+    let secure = |own: &'static str| (Kind::Upstream, own, with(node.clone(), json!({"scheme": "https"})));
+    let stored = [
+        secure("v"),
+        secure("w"),
+        (Kind::Service, "s", list.clone()),
+        (Kind::Service, "t", list.clone()),
+        (Kind::Service, "u", with(list.clone(), json!({"upstream_id": "w"}))),
+        (ROUTE, "1", listed("/a", json!({}))),
+        (ROUTE, "2", open("/b", json!({"service_id": "s"}))),
+        (ROUTE, "3", json!({"uri": "/c", "upstream_id": "v"})),
+        (ROUTE, "4", open("/d", json!({"service_id": "s"}))),
+        (ROUTE, "5", listed("/d", json!({}))),
+        (ROUTE, "6", json!({"uri": "/e", "upstream_id": "v"})),
+        (Kind::StreamRoute, "1", json!({"upstream_id": "v", "server_port": 9100})),
+        (Kind::Service, "own", json!({"upstream_id": "v"})),
+    ];
+    let before = Snapshot::from_resources(0, resources(&stored));
+    let relied_on = |kind: Kind, own: &'static str, document: Value| {
+        let removals = if document.is_null() { vec![Key::new(kind, id(own))] } else { vec![] };
+        let change = delta(resources(&[(kind, own, document.clone())]), removals);
+        let ChangeWeakenings { found, relied_on } = weakenings_of_change(&before, &change);
+        assert_eq!(found, vec![], "{document}");
+        relied_on.into_iter().map(|key| key.to_string()).collect::<Vec<_>>()
+    };
+    assert_eq!(relied_on(ROUTE, "1", open("/a", json!({"service_id": "t"}))), ["services/t"]);
+    assert_eq!(relied_on(ROUTE, "2", open("/b", json!({"service_id": "t"}))), ["services/t"]);
+    assert_eq!(relied_on(ROUTE, "2", open("/b", json!({"service_id": "s", "desc": "x"}))), [""; 0]);
+    assert_eq!(relied_on(ROUTE, "2", listed("/b", json!({"service_id": "t"}))), [""; 0]);
+    assert_eq!(relied_on(ROUTE, "5", Value::Null), ["services/s", "routes/4"], "its list is another's");
+    assert_eq!(relied_on(ROUTE, "6", json!({"uri": "/e", "upstream_id": "w"})), ["upstreams/w"]);
+    assert_eq!(relied_on(ROUTE, "6", json!({"uri": "/e", "service_id": "u"})), ["upstreams/w", "services/u"]);
+    assert_eq!(relied_on(ROUTE, "3", json!({"uri": "/c", "upstream_id": "v", "desc": "x"})), [""; 0]);
+    assert_eq!(relied_on(Kind::Service, "own", json!({"upstream_id": "w"})), ["upstreams/w"]);
+    let stream = json!({"upstream_id": "w", "server_port": 9100});
+    assert_eq!(relied_on(Kind::StreamRoute, "1", stream), ["upstreams/w"]);
+}
+
+#[test]
 fn the_list_of_a_service_protects_its_routes() {
     let everywhere = json!({"client_identity": {"allow": [{"dns": "a.example"}]}});
     let service = |hosts: Value| with(everywhere.clone(), json!({"hosts": hosts}));
@@ -269,6 +310,8 @@ fn references_to_upstreams_are_resolved() {
     let removed = weaker(&stored, &[(Kind::Upstream, "v", Value::Null)]);
     assert_eq!(removed, ["upstream/v: scheme"], "the next one may be plain");
     unharmed(&stored, &[(Kind::Upstream, "u", Value::Null)]);
+    let removed = weaker(&stored, &[(Kind::Service, "s", Value::Null)]);
+    assert_eq!(removed, ["service/s: upstream"], "a route goes to its upstream");
 }
 
 fn root(name: &str) -> Authority {
