@@ -116,6 +116,15 @@ impl ClientIdentity {
         (1..).zip(entries).filter(|(_, entry)| beyond(entry)).map(|(index, _)| index).collect()
     }
 
+    /// Whether the allow-list of `other` certainly allows every client that this one allows.
+    pub(crate) fn is_covered_by(&self, other: &ClientIdentity) -> bool {
+        match (&self.allow, &other.allow) {
+            (_, None) => true,
+            (None, Some(_)) => false,
+            (Some(list), Some(wider)) => std::ptr::eq(self, other) || wider.covers(list),
+        }
+    }
+
     /// Whether some client is certainly on both lists, because one list covers an entry of the
     /// other.
     pub(crate) fn shares_clients(&self, other: &ClientIdentity) -> bool {

@@ -74,6 +74,17 @@ impl NamePattern {
             }
         }
     }
+
+    /// The end of all names that match, reversed: of two patterns that overlap, one stem starts with
+    /// the other.
+    pub(crate) fn stem(&self) -> Vec<u8> {
+        match self {
+            NamePattern::Exact(name) | NamePattern::Suffix(name) => {
+                name.as_bytes().iter().rev().copied().collect()
+            }
+            NamePattern::Any => Vec::new(),
+        }
+    }
 }
 
 /// Formats the pattern as in a document.

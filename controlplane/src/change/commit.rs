@@ -35,7 +35,7 @@ pub struct ChangePipeline {
     protect_client_auth: bool,
     /// Held by a write whose commit has lost against another, so that it does not lose again to the
     /// writers of this process. Held from its start by a protected write, whose commit fails after
-    /// any other of the kinds that it has read.
+    /// any other of the kinds that it has read, and by its dry run, whose comparison takes as long.
     turn: Arc<Mutex<()>>,
 }
 
@@ -70,7 +70,7 @@ fn at<E: Into<ChangeError>>(operation: usize) -> impl Fn(E) -> RejectedChanges {
 }
 
 /// In the middle of a large batch, whose checks never wait.
-async fn let_others_run(index: usize) {
+pub(super) async fn let_others_run(index: usize) {
     if index % 64 == 63 {
         tokio::task::yield_now().await;
     }
@@ -102,7 +102,7 @@ impl ChangePipeline {
         options: WriteOptions,
         based_on: Option<u64>,
     ) -> Result<AcceptedChanges, RejectedChanges> {
-        let mut turn = match self.protect_client_auth && !options.dry_run {
+        let mut turn = match self.protect_client_auth {
             true => Some(self.turn.lock().await),
             false => None,
         };

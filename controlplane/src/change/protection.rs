@@ -16,9 +16,10 @@ use pki::Keyring;
 use serde_json::Value;
 
 use super::ChangeError;
+use super::commit::let_others_run;
 use super::overlay::StoreOverlay;
 use crate::compile::compile_stored;
-use crate::store::StoredDocument;
+use crate::store::{StoreError, StoredDocument};
 
 /// A write of the commit.
 pub(super) struct ComparedWrite<'a> {
@@ -67,30 +68,41 @@ pub(super) async fn compare(
             Kind::Service | Kind::PluginConfig => used.contains(&stored.key),
             _ => matchers.may_meet(stored),
         };
-        let unchanged = overlay.require_kind(kind).await?.into_iter().filter(|stored| is_relevant(stored));
-        let compiled: Vec<_> =
-            unchanged.filter_map(|stored| compile_stored(stored, keyring, None).0).collect();
-        before.extend(compiled);
+        let mut compiled = Vec::new();
+        for (index, stored) in overlay.require_kind(kind).await?.into_iter().enumerate() {
+            compiled.extend(is_relevant(stored).then(|| compile_stored(stored, keyring, None).0).flatten());
+            let_others_run(index).await;
+        }
+        before.append(&mut compiled);
     }
     for key in upstreams(writes, &before, &after) {
         let stored = overlay.require_stored(&key).await?;
         before.extend(stored.and_then(|stored| compile_stored(&stored, keyring, None).0));
     }
-    let before = Snapshot::from_resources(0, before);
-    let mut compared = ComparedWrites::default();
+    let mut changes = Vec::new();
     let (any_new, any_expires) =
         (writes.iter().any(|write| write.gets_id), writes.iter().any(|write| write.expires));
     for (is_first, have_expired) in [(true, false), (false, false), (true, true), (false, true)] {
         if (is_first || any_new) && (!have_expired || any_expires) {
-            let (delta, indexes) = delta(writes, &before, is_first, have_expired)?;
-            let change = model::weakenings_of_change(&before, &delta);
-            let indexed =
-                |(key, weakening): (Key, Weakening)| Some((*indexes.get(&key)?, weakening.to_string()));
-            compared.weakenings.extend(change.found.into_iter().filter_map(indexed));
-            compared.relied_on.extend(change.relied_on);
+            changes.push(delta(writes, is_first, have_expired)?);
         }
     }
-    Ok(compared)
+    // The pairs of many entries that overlap take long.
+    let work = tokio::task::spawn_blocking(move || compare_states(before, changes));
+    work.await.map_err(|error| StoreError::Unavailable { what: error.to_string() }.into())
+}
+
+/// Compares the stored resources with what each of the deltas makes of them.
+fn compare_states(before: Vec<Versioned>, changes: Vec<(Delta, BTreeMap<Key, usize>)>) -> ComparedWrites {
+    let before = Snapshot::from_resources(0, before);
+    let mut compared = ComparedWrites::default();
+    for (delta, indexes) in changes {
+        let change = model::weakenings_of_change(&before, &delta);
+        let indexed = |(key, weakening): (Key, Weakening)| Some((*indexes.get(&key)?, weakening.to_string()));
+        compared.weakenings.extend(change.found.into_iter().filter_map(indexed));
+        compared.relied_on.extend(change.relied_on);
+    }
+    compared
 }
 
 /// The kinds whose documents can matter.
@@ -111,11 +123,15 @@ fn surroundings(writes: &[ComparedWrite<'_>]) -> BTreeSet<Kind> {
     writes.iter().flat_map(of).copied().collect()
 }
 
+/// Written routes with which each stored one is compared.
+const ROUTES_MAX: usize = 16;
+
 /// What the written resources match before and after, to compile no document that meets none.
 struct Matchers {
     names: Vec<SniPattern>,
     routes: Vec<Arc<Route>>,
-    /// A route may change by what it refers to.
+    /// A route may change by what it refers to, or so many are written that to compare each stored
+    /// one with all of them takes longer than to compile it.
     every_route: bool,
 }
 
@@ -132,6 +148,7 @@ impl Matchers {
                 Resource::StreamRoute(_) | Resource::GlobalRule(_) => {}
             }
         }
+        matchers.every_route |= matchers.routes.len() > ROUTES_MAX;
         matchers
     }
 
@@ -201,11 +218,10 @@ fn upstreams(writes: &[ComparedWrite<'_>], before: &[Versioned], after: &[Resour
 /// the documents with a time to live are gone.
 fn delta(
     writes: &[ComparedWrite<'_>],
-    before: &Snapshot,
     is_first: bool,
     have_expired: bool,
 ) -> Result<(Delta, BTreeMap<Key, usize>), Problem> {
-    let mut delta = Delta { from: before.revision(), to: before.revision(), ..Delta::default() };
+    let mut delta = Delta::default();
     let mut indexes = BTreeMap::new();
     for (index, write) in writes.iter().enumerate() {
         let key = match write.gets_id {

@@ -1,5 +1,6 @@
 //! The hosts and paths of routes as entries, in the order of `route_index` and `path_tree`.
 
+use std::borrow::Cow;
 use std::cmp::{Ordering, Reverse};
 
 use super::entries::IndexEntry;
@@ -59,6 +60,11 @@ impl IndexEntry for RouteEntry<'_> {
         &self.route().id
     }
 
+    fn stems(&self) -> [Cow<'_, [u8]>; 2] {
+        let host = self.host.map(HostPattern::stem).unwrap_or_default();
+        [host.into(), self.candidate.uri.prefix().as_bytes().into()]
+    }
+
     fn search_order(&self, other: &Self) -> Ordering {
         let by_path = || self.candidate.search_rank().cmp(&other.candidate.search_rank());
         self.host_rank().cmp(&other.host_rank()).then_with(by_path)
@@ -100,7 +106,7 @@ impl IndexEntry for RouteEntry<'_> {
             (None, _) => true,
             // What the blocked route would allow is unknown.
             (Some(_), None) => false,
-            (Some(list), Some(before)) => list != before && !list.entries_not_covered_by(before).is_empty(),
+            (Some(list), Some(before)) => !list.is_covered_by(before),
         }
     }
 }

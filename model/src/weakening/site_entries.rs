@@ -1,5 +1,6 @@
 //! The names of ssls as entries, in the order of `sni_index`.
 
+use std::borrow::Cow;
 use std::cmp::Ordering;
 
 use super::entries::IndexEntry;
@@ -42,6 +43,10 @@ impl SiteEntry<'_> {
 impl IndexEntry for SiteEntry<'_> {
     fn id(&self) -> &Id {
         &self.ssl.id
+    }
+
+    fn stems(&self) -> [Cow<'_, [u8]>; 2] {
+        [self.name.stem().into(), Cow::default()]
     }
 
     fn search_order(&self, other: &Self) -> Ordering {

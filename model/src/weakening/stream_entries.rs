@@ -1,5 +1,6 @@
 //! Stream routes as entries, in the order of `stream_index`.
 
+use std::borrow::Cow;
 use std::cmp::{Ordering, Reverse};
 
 use super::entries::IndexEntry;
@@ -35,6 +36,10 @@ pub(super) fn is_blocked(snapshot: &Snapshot, route: &StreamRoute) -> bool {
 impl IndexEntry for StreamEntry<'_> {
     fn id(&self) -> &Id {
         &self.route.id
+    }
+
+    fn stems(&self) -> [Cow<'_, [u8]>; 2] {
+        [self.sni.map(SniPattern::stem).unwrap_or_default().into(), Cow::default()]
     }
 
     fn search_order(&self, other: &Self) -> Ordering {
