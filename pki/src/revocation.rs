@@ -220,6 +220,22 @@ impl Crl {
             && self.is_signature_valid(issuer.key())
     }
 
+    /// Whether this CRL is about the CA certificates of its issuer (`true`), or about the others.
+    pub fn covers(&self, are_cas: bool) -> bool {
+        self.scope != if are_cas { Scope::UserCertificates } else { Scope::CaCertificates }
+    }
+
+    /// Whether one key has signed both, as far as the signatures were checked: a policy does so for
+    /// the certificates that may sign its lists.
+    pub fn shares_signer(&self, other: &Crl) -> bool {
+        let known = |list: &'_ Crl| {
+            let checked = list.signers.iter().filter_map(OnceLock::get);
+            checked.filter(|(_, good)| *good).map(|(key, _)| *key).collect::<Vec<_>>()
+        };
+        let its = known(other);
+        known(self).iter().any(|key| its.contains(key))
+    }
+
     /// Whether this CRL lists the certificate. Does not check the signature of the CRL.
     pub fn revokes(&self, certificate: &Certificate) -> bool {
         let fields = certificate.fields();
@@ -474,9 +490,8 @@ impl CrlSet {
     /// certificate is revoked when any of them lists it.
     pub(crate) fn status(&self, question: &RevocationQuery<'_>, now: i64) -> RevocationStatus {
         let mut status = RevocationStatus::Unknown;
-        let wrong_scope = if question.is_ca { Scope::UserCertificates } else { Scope::CaCertificates };
         for crl in &self.0 {
-            if crl.scope == wrong_scope
+            if !crl.covers(question.is_ca)
                 || !question.issuer_may_sign_crls
                 || !name::names_match(crl.issuer_der(), question.issuer)
                 || !crl.is_signature_valid(question.signer)

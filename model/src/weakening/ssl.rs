@@ -132,18 +132,63 @@ fn compare_crls(old: &ClientAuth, new: &ClientAuth, found: &mut Weakenings) {
     }
     for list in old.crls() {
         let issuer = list.issuer();
-        let lists: Vec<&Crl> = new.crls().iter().filter(|now| now.issuer() == issuer).collect();
-        if lists.is_empty() {
+        match revocation_loss(list, old, new) {
+            Some(RevocationLoss::FewerSerials) => {
+                let what =
+                    format!("the list of \"{issuer}\" revokes fewer certificates, and is no newer one");
+                found.add("client.crl", what);
+            }
             // "require" rejects certificates without a list.
-            let what = format!("the list of \"{issuer}\" is gone: certificates that it revokes are accepted");
-            found.add_if(prefers, "client.crl", &what);
-        } else if !lists.iter().any(|now| now.this_update() > list.this_update())
-            && list.revoked().any(|serial| !lists.iter().any(|now| now.contains_serial(serial)))
-        {
-            let what = format!("the list of \"{issuer}\" revokes fewer certificates, and is no newer one");
-            found.add("client.crl", what);
+            Some(RevocationLoss::NoList) if prefers => {
+                let what =
+                    format!("the list of \"{issuer}\" is gone: certificates that it revokes are accepted");
+                found.add("client.crl", what);
+            }
+            _ => {}
         }
     }
+}
+
+/// How certificates are not revoked any more, the worse one last.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum RevocationLoss {
+    /// There is no list of the same key for the same certificates.
+    NoList,
+    /// There is one, which is no newer and revokes fewer certificates.
+    FewerSerials,
+}
+
+/// What is lost of a list. Another one takes its place only if the same key has signed it and it
+/// is about the same kind of certificates: names of authorities are not unique.
+fn revocation_loss(list: &Crl, old: &ClientAuth, new: &ClientAuth) -> Option<RevocationLoss> {
+    if new.crls().iter().any(|now| now.der() == list.der()) {
+        return None;
+    }
+    let anchors = old.anchors().certificates();
+    let mut signers: Vec<_> = anchors.iter().filter(|anchor| list.is_signed_by(anchor)).map(Some).collect();
+    if signers.is_empty() {
+        // An intermediate has signed it, whose certificate was beside it or comes from the client.
+        signers.push(None);
+    }
+    let kinds = [false, true].into_iter().filter(|are_cas| list.covers(*are_cas));
+    let parts = kinds.flat_map(|are_cas| signers.iter().map(move |signer| (are_cas, *signer)));
+    let losses = parts.filter_map(|(are_cas, signer)| {
+        let is_successor = |now: &&Crl| {
+            now.covers(are_cas)
+                && match signer {
+                    Some(signer) => now.is_signed_by(signer),
+                    None => now.issuer() == list.issuer() && (!new.crl_prefer() || now.shares_signer(list)),
+                }
+        };
+        let lists: Vec<&Crl> = new.crls().iter().filter(is_successor).collect();
+        let is_newer = lists.iter().any(|now| now.this_update() > list.this_update());
+        let revokes = |serial| lists.iter().any(|now| now.contains_serial(serial));
+        match lists.is_empty() {
+            true => Some(RevocationLoss::NoList),
+            false => (!is_newer && !list.revoked().all(revokes)).then_some(RevocationLoss::FewerSerials),
+        }
+    });
+    losses.max()
 }
 
 fn compare_versions(old: &Ssl, new: &Ssl, found: &mut Weakenings) {

@@ -130,6 +130,89 @@ fn weakenings_of_revocation() {
     equal(Kind::Ssl, client(json!({"crl": [format!("{one}{two}")]})), client(json!({"crl": [two, one]})));
 }
 
+/// Made with `openssl ca -gencrl`: the whole list and one of CA certificates (onlyCA), a month
+/// later, revoke serial 7; the third one, two months later, revokes none.
+const CA: &str = "-----BEGIN CERTIFICATE-----
+MIIBYTCCAQigAwIBAgIUVVs4LzEDBCgR3dIb8ewNEIlB430wCgYIKoZIzj0EAwIw
+DjEMMAoGA1UEAwwDT25lMCAXDTI2MTEzMDEzNDQzNloYDzIwNTEwNzIyMTM0NDM2
+WjAOMQwwCgYDVQQDDANPbmUwWTATBgcqhkjOPQIBBggqhkjOPQMBBwNCAAQSRsLh
+a8XkyPVa45c4VUZk4DnU126ZB8r5HY6hT7yXHW84fupA3LnXv8NjraspZu0J2/ne
++WxekKaCJluxGKuxo0IwQDAPBgNVHRMBAf8EBTADAQH/MA4GA1UdDwEB/wQEAwIB
+BjAdBgNVHQ4EFgQU/OPzXqTpMFyg2CWvLVMryu2/tp0wCgYIKoZIzj0EAwIDRwAw
+RAIgfsqpu4h/r/YerWM2U8jXgX9ABffYVJluCcgRkXzaUMECIHZT4sZ7fzpQUr4w
+nPUtzadLW1096YYSMC9bsRI3CRWR
+-----END CERTIFICATE-----
+";
+const WHOLE: &str = "-----BEGIN X509 CRL-----
+MIHcMIGEAgEBMAoGCCqGSM49BAMCMA4xDDAKBgNVBAMMA09uZRcNMjUwMTAxMDAw
+MDAwWhcNNDkwMTAxMDAwMDAwWjAUMBICAQcXDTI1MDEwMTAwMDAwMFqgLzAtMB8G
+A1UdIwQYMBaAFPzj816k6TBcoNglry1TK8rtv7adMAoGA1UdFAQDAgEBMAoGCCqG
+SM49BAMCA0cAMEQCIHIy07U6ZlMcu5FNUhwWnlcsFopgnTFo7A07KOD/+ex/AiAI
+XjZ1dq9sGOXLsNx+a3z2aDJ3mvVT9NuDDHRVcxy+Ig==
+-----END X509 CRL-----
+";
+const OF_CAS: &str = "-----BEGIN X509 CRL-----
+MIHuMIGVAgEBMAoGCCqGSM49BAMCMA4xDDAKBgNVBAMMA09uZRcNMjUwMjAxMDAw
+MDAwWhcNNDkwMTAxMDAwMDAwWjAUMBICAQcXDTI1MDEwMTAwMDAwMFqgQDA+MB8G
+A1UdIwQYMBaAFPzj816k6TBcoNglry1TK8rtv7adMA8GA1UdHAEB/wQFMAOCAf8w
+CgYDVR0UBAMCAQIwCgYIKoZIzj0EAwIDSAAwRQIgf7iNOjwdBuXpOC6cEDPBVljM
+1gaoHFrs27FnfkXvc3wCIQDzrv++agxmRMymDTHXaJebGwV3mOHjqXW+lIX9i8ol
+CQ==
+-----END X509 CRL-----
+";
+const LATER: &str = "-----BEGIN X509 CRL-----
+MIHHMG4CAQEwCgYIKoZIzj0EAwIwDjEMMAoGA1UEAwwDT25lFw0yNTAzMDEwMDAw
+MDBaFw00OTAxMDEwMDAwMDBaoC8wLTAfBgNVHSMEGDAWgBT84/NepOkwXKDYJa8t
+UyvK7b+2nTAKBgNVHRQEAwIBAzAKBggqhkjOPQQDAgNJADBGAiEA85YyroCnYITg
+158qMXWLhp2+EMqb2oSaqyK22636LCQCIQC7ql/yZyqX2rOtmiHizenegMJ73BW9
+ouhsum0covEfcw==
+-----END X509 CRL-----
+";
+
+/// Names of authorities are not unique, and a list need not be about all certificates.
+#[test]
+fn a_list_replaces_one_of_the_same_key_and_scope() {
+    let site = Site::new();
+    let with_lists =
+        |policy: &str, lists: Value| site.client(json!({"ca": CA, "crl": lists, "crl_policy": policy}));
+    let lost = |policy: &str, lists: Value, later: Value| {
+        fields(Kind::Ssl, &with_lists(policy, lists), &with_lists(policy, later))
+    };
+    for policy in ["prefer", "require"] {
+        assert_eq!(lost(policy, json!([WHOLE]), json!([LATER])), [""; 0], "{policy}");
+        assert_eq!(lost(policy, json!([OF_CAS]), json!([LATER])), [""; 0], "{policy}");
+        assert_eq!(lost(policy, json!([WHOLE]), json!([WHOLE, OF_CAS])), [""; 0], "{policy}");
+        assert_eq!(lost(policy, json!([LATER]), json!([WHOLE])), [""; 0], "{policy}");
+    }
+    assert_eq!(lost("prefer", json!([WHOLE]), json!([OF_CAS])), ["client.crl"]);
+    assert_eq!(lost("require", json!([WHOLE]), json!([OF_CAS])), [""; 0], "nobody gets in");
+
+    let rekeyed = Authority::root(&AuthoritySpec::new("One")).unwrap();
+    let both = format!("{}{}", site.one.certificate_pem(), rekeyed.certificate_pem());
+    let at = |seconds: u64| pki::UnixTime::since_unix_epoch(std::time::Duration::from_secs(seconds));
+    let list = |authority: &Authority, from: u64, serial: u8| {
+        let spec = CrlSpec::default().revoke_serial(vec![serial]).between(at(from), at(2_400_000_000));
+        authority.crl_pem(&spec).unwrap()
+    };
+    let (old, new) = (list(&site.one, 1_750_000_000, 1), list(&rekeyed, 1_760_000_000, 2));
+    let prefer = |lists: Value| site.client(json!({"ca": both, "crl": lists, "crl_policy": "prefer"}));
+    assert_eq!(fields(Kind::Ssl, &prefer(json!([old, new])), &prefer(json!([new]))), ["client.crl"]);
+    let renewed = list(&site.one, 1_760_000_000, 1);
+    equal(Kind::Ssl, prefer(json!([old, new])), prefer(json!([new, old])));
+    assert_eq!(fields(Kind::Ssl, &prefer(json!([old, new])), &prefer(json!([new, renewed]))), [""; 0]);
+
+    // An intermediate signs, whose certificate is beside its list.
+    let [issuing, other] = [(); 2].map(|()| site.one.intermediate(&AuthoritySpec::new("Issuing")).unwrap());
+    let beside = |authority: &Authority, from: u64, serial: u8| {
+        format!("{}{}", list(authority, from, serial), authority.certificate_pem())
+    };
+    let first = prefer(json!([beside(&issuing, 1_750_000_000, 1)]));
+    let rotated = prefer(json!([beside(&issuing, 1_760_000_000, 2)]));
+    assert_eq!(fields(Kind::Ssl, &first, &rotated), [""; 0]);
+    let swapped = prefer(json!([beside(&other, 1_760_000_000, 2)]));
+    assert_eq!(fields(Kind::Ssl, &first, &swapped), ["client.crl"]);
+}
+
 fn route(more: Value) -> Value {
     let allow = json!({"allow": [{"dns": "a.example"}, {"spiffe": "spiffe://x.example/ns/*"}]});
     let upstream = json!({"nodes": {"127.0.0.1:1": 1}});

@@ -175,6 +175,10 @@ fn crl_scopes_are_distinguished() {
         Parts { extensions, ..Parts::default() }.read()
     };
     assert_eq!(with(&[0x30, 0x00]).unwrap().scope, Scope::All);
+    let covers = |value: &'static [u8]| [false, true].map(|are_cas| with(value).unwrap().covers(are_cas));
+    assert_eq!(covers(&[0x30, 0x00]), [true, true]);
+    assert_eq!(covers(&[0x30, 0x03, 0x81, 0x01, 0xff]), [true, false]);
+    assert_eq!(covers(&[0x30, 0x03, 0x82, 0x01, 0xff]), [false, true]);
     assert_eq!(with(&[0x30, 0x03, 0x81, 0x01, 0xff]).unwrap().scope, Scope::UserCertificates);
     assert_eq!(with(&[0x30, 0x03, 0x82, 0x01, 0xff]).unwrap().scope, Scope::CaCertificates);
     for bad in [
