@@ -176,6 +176,7 @@ async fn an_upstream_that_is_reached_in_clear_takes_no_place() {
     world.put("/upstreams/u", json!({"nodes": node, "scheme": "https"})).await.ok();
     world.put("/upstreams/c", json!({"nodes": node})).await.ok();
     world.put("/services/s", json!({"upstream_id": "v"})).await.ok();
+    world.put("/services/none", json!({})).await.ok();
     for (kind, document) in [
         ("routes", json!({"uri": "/a"})),
         ("services", json!({})),
@@ -188,6 +189,9 @@ async fn an_upstream_that_is_reached_in_clear_takes_no_place() {
             weakens(&world, Method::PUT, &path, to(json!({"upstream_id": weak}))).await;
         }
         weakens(&world, Method::PUT, &path, to(json!({"upstream": {"nodes": node}}))).await;
+        // Neither in two writes.
+        let nowhere = if kind == "services" { json!({}) } else { json!({"service_id": "none"}) };
+        weakens(&world, Method::PUT, &path, to(nowhere)).await;
         world.put(&path, to(json!({"upstream": verified}))).await.ok();
         world.put(&path, to(json!({"upstream_id": "w"}))).await.ok();
         if kind != "services" {

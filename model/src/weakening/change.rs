@@ -311,12 +311,17 @@ fn encrypted_hop(state: &Snapshot, key: &Key) -> Option<Vec<Key>> {
 
 const STILL_USED: &str = "other objects still refer to it, and the next one with this id may protect less";
 
-/// Compares upstreams as they are reached, whether by reference or inline.
+/// Compares upstreams as they are reached, whether by reference or inline. Without one requests
+/// fail, and then the next write could add any.
 fn upstreams(old: Option<&Upstream>, new: Option<&Upstream>, found: &mut Weakenings) {
-    if let (Some(old), Some(new)) = (old, new) {
-        upstream("upstream.", old, new, found);
+    match (old, new) {
+        (Some(old), Some(new)) => upstream("upstream.", old, new, found),
+        (Some(old), None) => found.add_if(old.scheme.is_encrypted(), "upstream", HOP_GONE),
+        (None, _) => {}
     }
 }
+
+const HOP_GONE: &str = "requests reach no upstream any more, and the next one may be reached in clear";
 
 #[cfg(test)]
 mod tests;

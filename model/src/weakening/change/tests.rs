@@ -283,6 +283,7 @@ fn references_to_upstreams_are_resolved() {
             (Kind::Upstream, "u", unverified.clone()),
             (Kind::Upstream, "c", clear.clone()),
             (Kind::Service, "s", json!({"upstream_id": "v"})),
+            (Kind::Service, "none", json!({})),
             (kind, "1", user),
         ]
     };
@@ -299,6 +300,9 @@ fn references_to_upstreams_are_resolved() {
             for new in &secured {
                 assert_eq!(weaker(new.clone()), [""; 0], "{old} -> {new}");
             }
+            // The next write could add one in clear.
+            let nowhere = if kind == Kind::Service { json!({}) } else { json!({"service_id": "none"}) };
+            assert_eq!(weaker(to(nowhere)), [format!("{}/1: upstream", kind.singular())], "{old}");
             if kind != Kind::Service {
                 assert_eq!(weaker(to(json!({"service_id": "s"}))), [""; 0]);
             }
