@@ -20,6 +20,7 @@ mod upstream_tls;
 
 use std::sync::Arc;
 
+pub(crate) use client::compile as compile_client_policy;
 pub use client::{check_validity_period, drop_unsigned_crls};
 pub use environment::{ResolvedDocument, resolve_references};
 use pki::Keyring;

@@ -101,6 +101,7 @@ pub use snapshot::{Delta, Snapshot, Versioned};
 pub use sni_index::SiteLookup;
 pub use stored_document::{
     CompileOutcome, SalvagedDocument, compile_salvaged, compile_stored, stored_with_problem,
+    with_readable_policy,
 };
 pub use stream_index::StreamQuery;
 pub use template::{RenderedPart, Template};

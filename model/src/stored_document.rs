@@ -13,18 +13,20 @@ mod matchers;
 mod salvage;
 
 use std::borrow::Cow;
+use std::sync::Arc;
 
 use pki::Keyring;
 pub use salvage::SalvagedDocument;
 use serde_json::Value;
 
-use crate::document::compile;
+use crate::client_identity::ClientIdentity;
+use crate::document::{compile, compile_client_policy};
 use crate::id::{Id, Key, Kind};
 use crate::lint::{Finding, Findings, Severity};
 use crate::plugin::unknown_plugin;
 use crate::problem::{Problem, ProblemKind};
 use crate::redact::truncated;
-use crate::resource::{Blocked, Resource};
+use crate::resource::{Blocked, Resource, Route, Service, Ssl};
 
 /// Bounds the problems that are collected from one document.
 const PROBLEMS_MAX: usize = 16;
@@ -94,6 +96,34 @@ pub fn compile_stored(kind: Kind, id: &Id, document: &Value, keyring: &Keyring) 
         }
     }
     block_or_keep(key, document, problems, stripped.ignored)
+}
+
+/// Adds the client policy or allow-list of a document to its blocked resource, for comparisons: the
+/// resource stays blocked, and what takes its place should deny as much. What cannot be read is
+/// left out.
+#[must_use]
+pub fn with_readable_policy(blocked: Resource, document: &Value) -> Resource {
+    if blocked.blocked().is_none() {
+        return blocked;
+    }
+    let identity = || {
+        let source = document.get("client_identity").filter(|source| !source.is_null())?;
+        ClientIdentity::compile(source).ok().map(Arc::new)
+    };
+    match blocked {
+        Resource::Ssl(ssl) if ssl.client.is_none() && !ssl.client_side => {
+            let client = document.get("client").filter(|client| client.is_object());
+            let policy = client.and_then(|client| compile_client_policy(client).ok());
+            Resource::Ssl(Arc::new(Ssl { client: policy.map(Arc::new), ..(*ssl).clone() }))
+        }
+        Resource::Route(route) => {
+            Resource::Route(Arc::new(Route { client_identity: identity(), ..(*route).clone() }))
+        }
+        Resource::Service(service) => {
+            Resource::Service(Arc::new(Service { client_identity: identity(), ..(*service).clone() }))
+        }
+        other => other,
+    }
 }
 
 /// The outcome for a stored document that could not be prepared for compilation, for example

@@ -51,7 +51,7 @@ pub(super) async fn compare(
     overlay: &mut StoreOverlay<'_>,
     keyring: &Keyring,
 ) -> Result<ComparedWrites, ChangeError> {
-    let stored = writes.iter().filter_map(|write| compile_stored(write.before?, keyring, None).0);
+    let stored = writes.iter().filter_map(|write| compile_compared(write.before?, keyring));
     let mut before: Vec<Versioned> = stored.collect();
     let after: Vec<Resource> = writes.iter().filter_map(|write| write.after.cloned()).collect();
     let matchers = Matchers::of(before.iter().map(|stored| &stored.resource).chain(&after));
@@ -70,14 +70,14 @@ pub(super) async fn compare(
         };
         let mut compiled = Vec::new();
         for (index, stored) in overlay.require_kind(kind).await?.into_iter().enumerate() {
-            compiled.extend(is_relevant(stored).then(|| compile_stored(stored, keyring, None).0).flatten());
+            compiled.extend(is_relevant(stored).then(|| compile_compared(stored, keyring)).flatten());
             let_others_run(index).await;
         }
         before.append(&mut compiled);
     }
     for key in upstreams(writes, &before, &after) {
         let stored = overlay.require_stored(&key).await?;
-        before.extend(stored.and_then(|stored| compile_stored(&stored, keyring, None).0));
+        before.extend(stored.and_then(|stored| compile_compared(&stored, keyring)));
     }
     let mut changes = Vec::new();
     let (any_new, any_expires) =
@@ -103,6 +103,12 @@ fn compare_states(before: Vec<Versioned>, changes: Vec<(Delta, BTreeMap<Key, usi
         compared.relied_on.extend(change.relied_on);
     }
     compared
+}
+
+/// A stored document as it is served. Of a blocked one the policy counts, too.
+fn compile_compared(stored: &StoredDocument, keyring: &Keyring) -> Option<Versioned> {
+    let Versioned { version, resource } = compile_stored(stored, keyring, None).0?;
+    Some(Versioned { version, resource: model::with_readable_policy(resource, &stored.document) })
 }
 
 /// The kinds whose documents can matter.

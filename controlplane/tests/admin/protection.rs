@@ -306,6 +306,33 @@ async fn a_blocked_object_keeps_its_place() {
     world.put("/stream_routes/4", open_stream(9101)).await.ok();
 }
 
+/// It is blocked for a member that is not known here, and what takes its place denies as much.
+#[tokio::test]
+async fn the_policy_of_a_blocked_object_counts() {
+    let world = protected().await;
+    let sites = Sites::new(&world);
+    let plugin = json!({"plugins": {"ip-restriction": {"whitelist": ["10.0.0.1"]}}});
+    let unknown = json!({"member": {"not": "known"}});
+    stored(&world, Kind::Route, "5", with(listed("/a", json!({})), plugin.clone())).await;
+    stored(&world, Kind::Service, "5", with(listed("", json!({})), plugin)).await;
+    stored(&world, Kind::Ssl, "5", with(sites.guarded(json!(["a.test"]), json!({})), unknown)).await;
+    world.put("/routes/6", json!({"uri": "/b", "service_id": "5"})).await.ok();
+    let node = json!({"upstream": {"nodes": {"127.0.0.1:1980": 1}}});
+    let service = |name: &str| with(node.clone(), json!({"client_identity": {"allow": [{"dns": name}]}}));
+    let other = Authority::root(&AuthoritySpec::new("other")).unwrap();
+    for (path, body) in [
+        ("/routes/5", listed("/a", json!({"client_identity": {"allow": [{"dns": "c.d"}]}}))),
+        ("/services/5", service("c.d")),
+        ("/ssls/5", sites.guarded(json!(["a.test"]), json!({"ca": other.certificate_pem()}))),
+        ("/ssls/5", sites.guarded(json!(["a.test"]), json!({"depth": 5}))),
+    ] {
+        weakens(&world, Method::PUT, path, body).await;
+    }
+    world.put("/routes/5", listed("/a", json!({}))).await.ok();
+    world.put("/services/5", service("a.b")).await.ok();
+    world.put("/ssls/5", sites.guarded(json!(["a.test"]), json!({}))).await.ok();
+}
+
 #[tokio::test]
 async fn an_object_that_expires_replaces_none_that_stays() {
     let world = protected().await;

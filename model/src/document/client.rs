@@ -21,7 +21,8 @@ const DEPTH: u32 = 1;
 /// Bounds the certificates beside CRLs, because each is compared with each.
 const SIGNERS_MAX: usize = 64;
 
-pub(super) fn compile(client: &Value) -> Result<ClientAuth, Problem> {
+/// Compiles the member `client`.
+pub(crate) fn compile(client: &Value) -> Result<ClientAuth, Problem> {
     let bundle = string(client, "ca").unwrap_or_default();
     forbid_private_key("client.ca", bundle)?;
     let anchors = certificates_from_pem(bundle).map_err(|error| {
