@@ -10,6 +10,7 @@ pub(crate) mod check;
 pub(crate) mod commit;
 pub(crate) mod draft;
 pub(crate) mod extension_fields;
+mod fairness;
 pub(crate) mod overlay;
 pub(crate) mod private_keys;
 pub(crate) mod protection;

@@ -75,8 +75,8 @@ impl NamePattern {
         }
     }
 
-    /// The end of all names that match, reversed: of two patterns that overlap, one stem starts with
-    /// the other.
+    /// The end of all names that match, reversed: of two patterns that overlap, one stem starts
+    /// with the other.
     pub(crate) fn stem(&self) -> Vec<u8> {
         match self {
             NamePattern::Exact(name) | NamePattern::Suffix(name) => {

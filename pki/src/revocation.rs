@@ -6,11 +6,14 @@
 //! binary search, and a signature is checked once for each key. Invariant: the policy alone decides
 //! what an unknown status means.
 
+mod scope;
+
 use std::sync::OnceLock;
 
 use rustls_pki_types::{CertificateRevocationListDer, UnixTime};
 use thiserror::Error;
 
+use self::scope::{Scope, read_scope};
 use crate::cert::fields::{self, Extension};
 use crate::cert::{self, CertError, Certificate};
 use crate::der::{self, DerError, Reader, Span};
@@ -121,14 +124,6 @@ pub fn crls_from_pem(
     if lists.is_empty() { Err(CrlError::NoCrl) } else { Ok((lists, certificates)) }
 }
 
-/// Which certificates of its issuer a CRL covers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Scope {
-    All,
-    UserCertificates,
-    CaCertificates,
-}
-
 /// One CRL, parsed and indexed.
 pub struct Crl {
     der: Box<[u8]>,
@@ -222,7 +217,7 @@ impl Crl {
 
     /// Whether this CRL is about the CA certificates of its issuer (`true`), or about the others.
     pub fn covers(&self, are_cas: bool) -> bool {
-        self.scope != if are_cas { Scope::UserCertificates } else { Scope::CaCertificates }
+        self.scope.covers(are_cas)
     }
 
     /// Whether one key has signed both, as far as the signatures were checked: a policy does so for
@@ -409,43 +404,6 @@ fn read_extensions(
         Err(CertError::RepeatedExtension { oid }) => Err(CrlError::RepeatedExtension { oid }),
         _ => Ok((numbered, scope)),
     }
-}
-
-/// issuingDistributionPoint (RFC 5280 5.2.5). A CRL for one distribution point covers only its
-/// certificates, which are not matched here, so it is rejected rather than taken to be complete.
-fn read_scope(value: &[u8], issuer: &dyn Fn() -> String) -> Result<Scope, CrlError> {
-    let malformed = CrlError::malformed("issuingDistributionPoint");
-    let mut wrapped = Reader::new(value);
-    let mut parts = wrapped.nested(der::SEQUENCE).map_err(&malformed)?;
-    wrapped.finish().map_err(&malformed)?;
-    let mut scope = Scope::All;
-    while !parts.is_empty() {
-        let part = parts.next().map_err(&malformed)?;
-        let unsupported = match part.tag {
-            0xa0 => Some("for one distribution point"),
-            0x81 | 0x82 => {
-                let set = der::boolean(part.content).map_err(&malformed)?;
-                let this = if part.tag == 0x81 { Scope::UserCertificates } else { Scope::CaCertificates };
-                match (set, scope) {
-                    (false, _) => None,
-                    (true, Scope::All) => {
-                        scope = this;
-                        None
-                    }
-                    (true, _) => Some("for no certificate at all"),
-                }
-            }
-            0x83 => Some("limited to some reasons"),
-            0x84 if der::boolean(part.content).map_err(&malformed)? => Some("indirect"),
-            0x85 if der::boolean(part.content).map_err(&malformed)? => Some("for attribute certificates"),
-            0x84 | 0x85 => None,
-            _ => return Err(malformed(DerError::Tag)),
-        };
-        if let Some(scope) = unsupported {
-            return Err(CrlError::Scope { issuer: issuer(), scope });
-        }
-    }
-    Ok(scope)
 }
 
 fn critical(oid: &[u8], issuer: &dyn Fn() -> String) -> CrlError {

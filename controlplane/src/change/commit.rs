@@ -15,6 +15,7 @@ use rustls_pki_types::UnixTime;
 use serde_json::{Map, Value};
 use tokio::sync::Mutex;
 
+use super::fairness::let_others_run;
 use super::overlay::{DocumentSource, StoreOverlay};
 use super::protection::{self, ComparedWrite};
 use super::{
@@ -67,13 +68,6 @@ enum Timestamps<'a> {
 /// Names the request that fails.
 fn at<E: Into<ChangeError>>(operation: usize) -> impl Fn(E) -> RejectedChanges {
     move |error| RejectedChanges { operation: Some(operation), error: error.into() }
-}
-
-/// In the middle of a large batch, whose checks never wait.
-pub(super) async fn let_others_run(index: usize) {
-    if index % 64 == 63 {
-        tokio::task::yield_now().await;
-    }
 }
 
 impl ChangePipeline {

@@ -16,7 +16,7 @@ use pki::Keyring;
 use serde_json::Value;
 
 use super::ChangeError;
-use super::commit::let_others_run;
+use super::fairness::let_others_run;
 use super::overlay::StoreOverlay;
 use crate::compile::compile_stored;
 use crate::store::{StoreError, StoredDocument};

@@ -223,8 +223,8 @@ impl Change<'_> {
         }
     }
 
-    /// The services and plugin configs by which keepers protect, and by which what they keep was not
-    /// protected before.
+    /// The services and plugin configs by which keepers protect, and by which what they keep was
+    /// not protected before.
     fn new_sources(&self, kind: Kind, keepers: &BTreeSet<(&Id, &Id)>) -> BTreeSet<Key> {
         let sources = |state, id: &Id| protection_sources(state, &Key::new(kind, id.clone()));
         let new = |(protected, keeper): &(&Id, &Id)| {

@@ -18,8 +18,8 @@ use crate::id::Id;
 pub(super) trait IndexEntry {
     /// The resource that makes the entry.
     fn id(&self) -> &Id;
-    /// Two texts, as of a host and a path: of two entries that overlap, each text of one starts with
-    /// that of the other, or the reverse.
+    /// Two texts, as of a host and a path: of two entries that overlap, each text of one starts
+    /// with that of the other, or the reverse.
     fn stems(&self) -> [Cow<'_, [u8]>; 2];
     /// The order of the search, for entries that match a common request.
     fn search_order(&self, other: &Self) -> Ordering;

@@ -1,4 +1,7 @@
 //! Weakenings of sites: clients that they accept, verification, and names.
+//!
+//! Invariant: a policy replaces another one without a weakening only if it certainly rejects what
+//! that one rejects. Names of authorities are not unique, so certificates and keys are compared.
 
 use pki::{ClientAuth, Crl};
 

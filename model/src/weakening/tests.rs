@@ -185,7 +185,7 @@ fn a_list_replaces_one_of_the_same_key_and_scope() {
         assert_eq!(lost(policy, json!([LATER]), json!([WHOLE])), [""; 0], "{policy}");
     }
     assert_eq!(lost("prefer", json!([WHOLE]), json!([OF_CAS])), ["client.crl"]);
-    assert_eq!(lost("require", json!([WHOLE]), json!([OF_CAS])), [""; 0], "nobody gets in");
+    assert_eq!(lost("require", json!([WHOLE]), json!([OF_CAS])), [""; 0], "the status is unknown");
 
     let rekeyed = Authority::root(&AuthoritySpec::new("One")).unwrap();
     let both = format!("{}{}", site.one.certificate_pem(), rekeyed.certificate_pem());
