@@ -105,7 +105,11 @@ async fn ca_certs_verify_the_servers_of_streams() {
         let server = TcpUpstream::tls(kind, Script::Greet, &credential).await;
         let named = json!([{"uri": "spiffe://up.test/server"}]);
         for (tls, accepted) in [
-            (json!({"ca_certs": [trusted.certificate_pem()], "verify": true}), accepted),
+            // A PUT that does not mention the list keeps it.
+            (
+                json!({"ca_certs": [trusted.certificate_pem()], "verify": true, "verify_identity": null}),
+                accepted,
+            ),
             (
                 json!({"ca_certs": [trusted.certificate_pem()], "verify_identity": named}),
                 kind == "wrong-name",
