@@ -47,6 +47,7 @@ impl ListenerSettings {
                 delete_uri_tail_slash: apisix.paths.delete_uri_tail_slash,
             },
             plain_http: [&apisix.node_listen[..], &apisix.proxy_protocol.http].concat(),
+            upstream_verify: settings.http.proxy_ssl_verify || apisix.ssl.upstream_verify_default,
             keyring_is_public: settings.uses_public_keyring(),
             certificates: CertificateMonitor::default(),
         }

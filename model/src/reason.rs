@@ -72,7 +72,8 @@ reasons! {
     /// The TLS of the connection may not be passed on: the site of its SNI has a client policy or
     /// is blocked, or its stream route changed meanwhile.
     PassthroughDenied => "passthrough_denied", None;
-    /// A stream was idle, or one side accepted no data, for longer than the upstream's timeouts.
+    /// A stream or WebSocket was idle, or one side accepted no data, for longer than the upstream's
+    /// timeouts.
     TcpTimeout => "tcp_timeout", None;
 
     /// The client sent no complete request head within `client_header_timeout`.

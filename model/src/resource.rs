@@ -97,6 +97,28 @@ impl Resource {
         }
     }
 
+    /// The same resource under another id.
+    #[must_use]
+    pub fn with_id(&self, id: Id) -> Resource {
+        match self {
+            Resource::Ssl(ssl) => Resource::Ssl(Arc::new(Ssl { id, ..(**ssl).clone() })),
+            Resource::Upstream(upstream) => {
+                Resource::Upstream(Arc::new(Upstream { id: Some(id), ..(**upstream).clone() }))
+            }
+            Resource::Service(service) => Resource::Service(Arc::new(Service { id, ..(**service).clone() })),
+            Resource::PluginConfig(config) => {
+                Resource::PluginConfig(Arc::new(PluginConfig { id, ..(**config).clone() }))
+            }
+            Resource::Route(route) => Resource::Route(Arc::new(Route { id, ..(**route).clone() })),
+            Resource::StreamRoute(route) => {
+                Resource::StreamRoute(Arc::new(StreamRoute { id, ..(**route).clone() }))
+            }
+            Resource::GlobalRule(rule) => {
+                Resource::GlobalRule(Arc::new(GlobalRule { id, ..(**rule).clone() }))
+            }
+        }
+    }
+
     /// Whether both are the same object in memory, a cheap test for "unchanged".
     pub fn ptr_eq(&self, other: &Resource) -> bool {
         match (self, other) {

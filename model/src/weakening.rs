@@ -16,6 +16,7 @@ mod stream_entries;
 
 use std::fmt;
 
+pub use change::{ChangeWeakenings, weakenings_of_change};
 use pki::{Certificate, TrustAnchors};
 
 use crate::redact::redact;

@@ -28,7 +28,7 @@ function send(session, wanted) {
     stream.on('response', (headers) => {
       line.status = headers[':status'];
       line.fields = headers;
-      if (wanted.protocol) stream.end(wanted.body ?? '');
+      if (wanted.protocol) stream.end(wanted.body ?? '', 'latin1');
     });
     stream.on('data', (chunk) => { line.body += chunk; });
     stream.on('trailers', (headers) => { line.trailers = headers; });

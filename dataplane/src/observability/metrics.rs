@@ -105,6 +105,8 @@ pub struct Counters {
     errors: Box<[Counter]>,
     /// By [`VerifyReason`]; each of them also counts in `errors`.
     certificate_rejections: Box<[Counter]>,
+    /// TLS handshakes with upstreams: verified in full and resumed, unverified in full and resumed.
+    pub upstream_handshakes: [Counter; 4],
     pub upstream_idle: Gauge,
     pub upstream_active: Gauge,
     /// Requests that wait for a connection to their node.
@@ -135,6 +137,7 @@ impl Default for Counters {
             responses: Default::default(),
             errors: Reason::ALL.iter().map(|_| Counter::default()).collect(),
             certificate_rejections: VerifyReason::ALL.iter().map(|_| Counter::default()).collect(),
+            upstream_handshakes: Default::default(),
             upstream_idle: Gauge::default(),
             upstream_active: Gauge::default(),
             upstream_queued: Gauge::default(),
@@ -296,6 +299,13 @@ impl MetricsCollector {
         let responses =
             classes.map(|(index, class)| ([("code_class", class)], metrics.sum_at(|c| &c.responses, index)));
         encode_family(out, "http_responses", "HTTP responses sent, by class of the status code", responses)?;
+        let kinds = [("true", "false"), ("true", "true"), ("false", "false"), ("false", "true")];
+        let handshakes = kinds.into_iter().enumerate().map(|(index, (verified, resumed))| {
+            let count = metrics.sum_at(|c| &c.upstream_handshakes, index);
+            ([("verified", verified), ("resumed", resumed)], count)
+        });
+        let help = "TLS handshakes with upstreams, by verification of the server and resumption";
+        encode_family(out, "upstream_tls_handshakes", help, handshakes)?;
         let help = "Upstream connections that are idle in the pools";
         encode_gauge(out, "upstream_connections_idle", help, metrics.sum_gauge(|c| &c.upstream_idle))?;
         let help = "Upstream connections that serve a request";
@@ -378,6 +388,7 @@ mod tests {
             "countersign_websockets_active 0",
             "countersign_websocket_bytes_total{direction=\"to_upstream\"} 0",
             "countersign_client_connections_active 0",
+            "countersign_upstream_tls_handshakes_total{verified=\"false\",resumed=\"true\"} 0",
             "countersign_proxy_protocol_headers_total{trusted=\"true\"} 0",
         ] {
             assert!(text.lines().any(|exported| exported == line), "{line}\n{text}");

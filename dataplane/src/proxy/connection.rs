@@ -8,6 +8,7 @@
 mod proxy_header;
 mod request;
 mod tcp_connection;
+pub(super) mod tunnel;
 
 use std::cell::OnceCell;
 use std::net::SocketAddr;

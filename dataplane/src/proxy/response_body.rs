@@ -81,6 +81,7 @@ impl Body for ResponseBody {
     ) -> Poll<Option<Result<Frame<Bytes>, UpstreamBodyError>>> {
         match &mut *self {
             Self::Full(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
+            Self::Tunnel(_) => Poll::Ready(None),
             Self::Upstream { body, observer, .. } => {
                 let polled = Pin::new(body).poll_frame(cx);
                 if let Poll::Ready(Some(Err(error))) = &polled {

@@ -54,6 +54,8 @@ pub(crate) struct UpstreamTarget<'a> {
     /// The client's name for the server, for `pass_host: pass`: the authority of a request, the SNI
     /// of a TCP connection.
     pub authority: Option<&'a str>,
+    /// Where interim responses go. `None`: nowhere.
+    pub interim: Option<&'a InterimResponses>,
     /// The end of a gRPC call.
     pub deadline: Option<Instant>,
 }
@@ -160,8 +162,11 @@ impl UpstreamClient {
         while let Some(node) = attempts.next_node()? {
             let host = host_header::upstream_host(target.upstream, target.authority, node);
             let connect = async |addr: SocketAddr| {
-                let tls = config.as_ref().map(|config| (config, host_header::server_name(&host, addr.ip())));
-                connector::connect(addr, tls, target.timeouts.connect, &self.permits, preamble).await
+                let server_name = || host_header::server_name(&host, addr.ip());
+                let tls = config.as_ref().map(|config| (&**config, Alpn::None, server_name()));
+                let deadline = ConnectDeadline::start(target.timeouts.connect);
+                // As many as there are clients, so they have no bound of their own.
+                connector::connect(addr, tls, deadline, &self.permits, None, preamble).await
             };
             match self.connect_node(node, node.port, connect).await {
                 Ok(stream) => return Ok(stream),

@@ -12,10 +12,11 @@ use std::time::{Duration, Instant};
 
 use hyper::client::conn::http1;
 use model::KeepalivePool;
+use rustls::ClientConnection;
 use rustls::pki_types::ServerName;
-use rustls::{ClientConfig, ClientConnection};
 use tokio::sync::OwnedSemaphorePermit;
 
+use super::client_tls::{self, Alpn, ClientTlsConfig};
 use super::http2::connection::{self as http2, Http2Connection, Http2HandshakeError};
 use super::pool::idle::Http1Connection;
 use super::pool::key::{DialError, UpstreamProtocol};
@@ -80,8 +81,7 @@ impl HasReason for ConnectError {
             Self::Timeout { .. } => Reason::UpstreamConnectTimeout,
             Self::Tls { .. } => Reason::UpstreamTls,
             Self::Http { .. } | Self::NotHttp2 { .. } => Reason::UpstreamInvalid,
-            Self::Http2 { error, .. } if error.is_invalid() => Reason::UpstreamInvalid,
-            Self::Http2 { .. } => Reason::UpstreamClosed,
+            Self::Http2 { error, .. } => error.reason(),
             Self::Shared(error) => error.reason,
         }
     }
@@ -93,11 +93,35 @@ pub(crate) enum UpstreamStream {
     Tls(TlsStream),
 }
 
-/// For TLS: the configuration and the server name.
-pub(crate) type TlsParams<'a> = Option<(&'a Arc<ClientConfig>, ServerName<'static>)>;
+/// For TLS: the configuration, the protocols and the server name.
+pub(crate) type TlsParams<'a> = Option<(&'a ClientTlsConfig, Alpn, ServerName<'static>)>;
 
-/// Connects within `within`, for TCP and TLS together. The wait for a permit may take as long.
-/// `preamble` is sent first, before TLS.
+/// The end of `timeout.connect`: one for the wait for a connection, TCP and TLS together.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct ConnectDeadline {
+    started: Instant,
+    within: Duration,
+}
+
+impl ConnectDeadline {
+    /// `within` from now.
+    pub(crate) fn start(within: Duration) -> Self {
+        Self { started: Instant::now(), within }
+    }
+
+    /// Limits the time of `future` by what is left; `error` is made of the whole.
+    pub(crate) async fn limit<F: Future>(
+        self,
+        future: F,
+        error: impl FnOnce(Duration) -> ConnectError,
+    ) -> Result<F::Output, ConnectError> {
+        let left = self.within.saturating_sub(self.started.elapsed());
+        runtime::timeout(left, future).await.map_err(|runtime::TimedOut| error(self.within))
+    }
+}
+
+/// A new connection, which holds a permit and, where connections to its node are counted, a slot
+/// until it ends. `preamble` is sent first, before TLS.
 ///
 /// # Errors
 /// [`ConnectError`]; another node may be tried.
@@ -106,15 +130,10 @@ pub(crate) async fn connect(
     tls: TlsParams<'_>,
     deadline: ConnectDeadline,
     permits: &ConnectionPermits,
+    slot: Option<ConnectionSlot>,
     preamble: Option<&[u8]>,
 ) -> Result<UpstreamStream, ConnectError> {
-    let Ok(Some(permit)) = runtime::timeout(within, permits.acquire()).await else {
-        return Err(ConnectError::ConnectionLimit { addr, within });
-    };
-    match runtime::timeout(within, connect_tcp_and_tls(addr, tls, permit, preamble)).await {
-        Ok(result) => result,
-        Err(runtime::TimedOut) => Err(ConnectError::Timeout { addr, within }),
-    }
+    Ok(connect_with_alpn(addr, tls, deadline, permits, slot, preamble).await?.0)
 }
 
 /// The protocol that a node selected by ALPN.
@@ -126,10 +145,11 @@ async fn connect_with_alpn(
     deadline: ConnectDeadline,
     permits: &ConnectionPermits,
     slot: Option<ConnectionSlot>,
+    preamble: Option<&[u8]>,
 ) -> Result<(UpstreamStream, SelectedProtocol), ConnectError> {
     let permit =
         deadline.limit(permits.acquire(), |within| ConnectError::ConnectionLimit { addr, within }).await?;
-    let connecting = connect_tcp_and_tls(addr, tls, (permit, slot));
+    let connecting = connect_tcp_and_tls(addr, tls, (permit, slot), preamble);
     deadline.limit(connecting, |within| ConnectError::Timeout { addr, within }).await?
 }
 
@@ -141,6 +161,8 @@ pub(crate) struct HttpOptions {
     pub head: HeadLimits,
     /// The limits on an HTTP/2 connection.
     pub keepalive: KeepalivePool,
+    /// Of its TLS.
+    pub config: Option<Arc<ClientTlsConfig>>,
 }
 
 /// A new connection for requests.
@@ -158,9 +180,11 @@ pub(crate) async fn connect_http(
     tls: TlsParams<'_>,
     deadline: ConnectDeadline,
     permits: &ConnectionPermits,
-    builder: &http1::Builder,
-) -> Result<HttpConnection, ConnectError> {
-    let mut stream = connect(addr, tls, within, permits, None).await?;
+    slot: Option<ConnectionSlot>,
+    options: &HttpOptions,
+) -> Result<NewConnection, ConnectError> {
+    let is_encrypted = tls.is_some();
+    let (mut stream, selected) = connect_with_alpn(addr, tls, deadline, permits, slot, None).await?;
     // A node may respond without reading the whole body, and close: the response counts.
     stream.socket().ignore_write_errors(true);
     let is_http2 = match (options.protocol, selected) {
@@ -178,19 +202,20 @@ pub(crate) async fn connect_http(
     // with.
     if is_http2 {
         let timed_out = |within| ConnectError::Timeout { addr, within };
+        let (head, keepalive, config) = (options.head, options.keepalive, options.config.clone());
         let connection = match stream {
             UpstreamStream::Plain(stream) => {
-                deadline.limit(http2::handshake(stream, options.head, options.keepalive), timed_out).await?
+                deadline.limit(http2::handshake(stream, head, keepalive, config), timed_out).await?
             }
             UpstreamStream::Tls(stream) => {
-                deadline.limit(http2::handshake(stream, options.head, options.keepalive), timed_out).await?
+                deadline.limit(http2::handshake(stream, head, keepalive, config), timed_out).await?
             }
         };
         return connection.map(NewConnection::Http2).map_err(|error| ConnectError::Http2 { addr, error });
     }
     let connection = match stream {
-        UpstreamStream::Plain(stream) => http_handshake(addr, stream, &options.http1).await?,
-        UpstreamStream::Tls(stream) => http_handshake(addr, stream, &options.http1).await?,
+        UpstreamStream::Plain(stream) => http_handshake(addr, stream, options).await?,
+        UpstreamStream::Tls(stream) => http_handshake(addr, stream, options).await?,
     };
     Ok(NewConnection::Http1(connection))
 }
@@ -198,12 +223,12 @@ pub(crate) async fn connect_http(
 async fn connect_tcp_and_tls(
     addr: SocketAddr,
     tls: TlsParams<'_>,
-    permit: OwnedSemaphorePermit,
+    places: (Option<OwnedSemaphorePermit>, Option<ConnectionSlot>),
     preamble: Option<&[u8]>,
-) -> Result<UpstreamStream, ConnectError> {
+) -> Result<(UpstreamStream, SelectedProtocol), ConnectError> {
     let socket = Socket::connect(addr).await.map_err(|error| ConnectError::Tcp { addr, error })?;
     let mut socket = BufferedSocket::new(socket);
-    socket.set_permit(permit);
+    socket.set_guard(places);
     if let Some(preamble) = preamble {
         socket.write_buf().extend_from_slice(preamble);
         // At once: a node may be the first to speak, once it knows the client.
@@ -211,16 +236,17 @@ async fn connect_tcp_and_tls(
     }
     match tls {
         None => Ok((UpstreamStream::Plain(PlainStream::new(socket)), None)),
-        Some((config, name)) => {
+        Some((config, alpn, name)) => {
             let failed = |error: HandshakeError| ConnectError::Tls { addr, error };
-            let connection =
-                ClientConnection::new(Arc::clone(config), name).map_err(|error| failed(error.into()))?;
+            let variant = Arc::clone(config.for_protocol(alpn));
+            let connection = ClientConnection::new(variant, name).map_err(|error| failed(error.into()))?;
             let mut tls = TlsHandshake::from(connection);
             // A node that rejects this side sends an alert, and may close before it has read all.
             socket.ignore_write_errors(true);
             match handshake::drive(&mut tls, &mut socket).await {
                 Ok(()) => {
                     socket.ignore_write_errors(false);
+                    client_tls::record_handshake(config.verifies, tls.is_resumed());
                     let selected = tls.alpn().map(<[u8]>::to_vec);
                     let stream = TlsStream::new(tls.into_transport(), socket);
                     Ok((UpstreamStream::Tls(stream), selected))
@@ -240,16 +266,16 @@ async fn connect_tcp_and_tls(
 async fn http_handshake<I>(
     addr: SocketAddr,
     io: I,
-    builder: &http1::Builder,
+    options: &HttpOptions,
 ) -> Result<Http1Connection, ConnectError>
 where
     I: hyper::rt::Read + hyper::rt::Write + Unpin + 'static,
 {
     let (sender, connection) =
-        builder.handshake(io).await.map_err(|error| ConnectError::Http { addr, error })?;
+        options.http1.handshake(io).await.map_err(|error| ConnectError::Http { addr, error })?;
     let abort = Rc::<Flag>::default();
     spawn_connection(connection, Rc::clone(&abort));
-    Ok(Http1Connection { sender, abort, requests: 0 })
+    Ok(Http1Connection { sender, abort, requests: 0, config: options.config.clone() })
 }
 
 /// Drives a connection in a task of its own until its end, or until `abort` is raised.

@@ -35,7 +35,6 @@ use crate::http::upgrade::SwitchError;
 use crate::io::coarse_timer::{CoarseTimer, CoarseTimers};
 use crate::observability::HasReason;
 use crate::reason::Reason;
-use crate::tls::alert::received_alert;
 
 /// There is no response for the client.
 #[derive(Debug, thiserror::Error)]
@@ -45,6 +44,15 @@ pub(crate) enum ExchangeError {
     /// The exchange failed on a connection.
     #[error("{addr}: {error}")]
     Http { addr: SocketAddr, error: hyper::Error },
+    /// The exchange failed on its stream, or with its connection.
+    #[error("{addr}: HTTP/2: {error}")]
+    Http2 { addr: SocketAddr, error: h2::Error },
+    /// The node sends 1xx responses without end.
+    #[error("{addr}: more than {max} interim responses")]
+    InterimResponses { addr: SocketAddr, max: u32 },
+    /// The request has no `:authority`.
+    #[error("{addr}: {error}")]
+    Authority { addr: SocketAddr, error: AuthorityError },
     /// The node ended the TLS connection before it responded: it rejects the client certificate,
     /// for example.
     #[error("{addr}: the node sent the TLS alert {alert}")]
@@ -73,7 +81,9 @@ impl HasReason for ExchangeError {
     fn reason(&self) -> Reason {
         match self {
             Self::Upstream(error) => error.reason(),
-            Self::Framing { .. } => Reason::UpstreamInvalid,
+            Self::Framing { .. } | Self::Switch { .. } | Self::InterimResponses { .. } => {
+                Reason::UpstreamInvalid
+            }
             Self::Alert { .. } => Reason::UpstreamTls,
             Self::Http { error, .. } if error.is_parse() => Reason::UpstreamInvalid,
             Self::Http2 { error, .. } if error.is_library() => Reason::UpstreamInvalid,

@@ -15,6 +15,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use foldhash::fast::RandomState;
@@ -24,12 +25,14 @@ use model::KeepalivePool;
 use self::idle::Http1Connection;
 use self::key::{ConnectionKey, UpstreamProtocol};
 use self::node::{Available, NodePool, StreamSlot};
+use super::client_tls::ClientTlsConfig;
 use super::request_body::RequestBody;
 use crate::io::flag::Flag;
 use crate::runtime;
 
-/// How often idle connections past their time are closed.
-const SWEEP_INTERVAL: Duration = Duration::from_secs(5);
+/// How often idle connections past their time are closed, and those of identities that are no
+/// longer used.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 
 #[derive(Default)]
 pub(crate) struct Pool {
@@ -78,6 +81,7 @@ pub(crate) struct PooledConnection {
     key: ConnectionKey,
     keepalive: KeepalivePool,
     requests: u32,
+    config: Option<Arc<ClientTlsConfig>>,
     /// Another request may be sent on it afterwards.
     pub(super) reusable: bool,
     /// It has served a request, so the node may have closed it in the meantime.
@@ -147,6 +151,7 @@ impl Pool {
             key,
             keepalive,
             requests,
+            config,
             reusable: true,
             reused: requests > 0,
         })
@@ -168,6 +173,7 @@ impl Pool {
             key: ConnectionKey { protocol: UpstreamProtocol::Http1, tls: None },
             keepalive: KeepalivePool { size: 0, requests: 1, ..KeepalivePool::default() },
             requests: 0,
+            config: None,
             reusable: false,
             reused: false,
         }
@@ -226,8 +232,10 @@ impl PooledConnection {
         let Some(abort) = self.abort.0.take() else { return };
         let requests = self.requests.saturating_add(1);
         if self.reusable && requests < self.keepalive.requests && !self.is_closed() {
-            let connection = Http1Connection { sender: self.sender, abort, requests };
-            self.node.release(self.key, connection, self.keepalive);
+            let connection = Http1Connection { sender: self.sender, abort, requests, config: self.config };
+            if !connection.is_retired() {
+                self.node.release(self.key, connection, self.keepalive);
+            }
         }
     }
 }

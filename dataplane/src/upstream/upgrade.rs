@@ -98,10 +98,10 @@ impl UpstreamClient {
         exchange::set_host(&mut request, &host);
         let connect = async |addr: SocketAddr| {
             let name = || host_header::server_name(&host, addr.ip());
-            let tls = tls_config.map(|tls| (tls.for_protocol(Alpn::Http1), name()));
+            let tls = tls_config.map(|tls| (&**tls, Alpn::Http1, name()));
             let deadline = ConnectDeadline::start(target.timeouts.connect);
             // As many as there are clients, so they have no bound of their own.
-            let stream = connector::connect(addr, tls, deadline, &self.permits, None).await?;
+            let stream = connector::connect(addr, tls, deadline, &self.permits, None, None).await?;
             Ok((addr, stream))
         };
         let port = node.port.or(target.upstream.scheme.default_port());

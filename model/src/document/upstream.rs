@@ -209,10 +209,5 @@ fn forbid_unsupported(document: &Value) -> Result<(), Problem> {
     if document.get("checks").is_some() {
         return Err(unsupported("checks", "remove it: a failing node is retried on the next one"));
     }
-    for field in ["tls/ca_certs", "tls/verify_identity"] {
-        if document.pointer(&format!("/{field}")).is_some() {
-            return Err(unsupported(&field.replace('/', "."), "remove it"));
-        }
-    }
     Ok(())
 }

@@ -162,23 +162,6 @@ fn check_plain_http(route: &Route, snapshot: &Snapshot, guarded: &[&Arc<Ssl>], n
     }
 }
 
-/// Reports sites whose client policy a route would walk round, if data planes did not deny that.
-fn check_passthrough(route: &StreamRoute, guarded: &[&Arc<Ssl>], notes: &mut Findings) {
-    if !route.tls_passthrough || route.blocked.is_some() {
-        return;
-    }
-    let takes = |name: &SniPattern| route.snis.is_empty() || route.snis.iter().any(|sni| sni.overlaps(name));
-    for ssl in guarded {
-        if let Some(name) = ssl.names.iter().find(|name| takes(name)) {
-            let what = format!(
-                "{name} belongs to ssl {}, which requires client certificates: such connections are denied, since nothing verifies them",
-                ssl.id
-            );
-            notes.add(Severity::Error, "tls_passthrough", what, "name other snis, or terminate TLS");
-        }
-    }
-}
-
 /// A name that matches the pattern; `None` for `*`.
 fn sample_name(pattern: &HostPattern) -> Option<HostName> {
     match pattern {

@@ -1,6 +1,7 @@
 //! TLS towards an upstream: the client certificate, and whose servers are accepted.
 //!
-//! Invariant: what is absent here is decided by the settings file, never by a default of a document.
+//! Invariant: what is absent here is decided by the settings file, and not by a default of a
+//! document.
 
 use std::sync::Arc;
 

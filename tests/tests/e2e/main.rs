@@ -60,4 +60,6 @@ mod stream;
 mod stream_cases;
 mod timeouts;
 mod upstream;
+mod upstream_bound;
 mod upstream_verified;
+mod websocket;

@@ -118,6 +118,7 @@ async fn ca_certs_verify_the_servers_of_streams() {
             let route = json!({"upstream": to(server.address(), "tls", tls)});
             world.apply(&[("stream_routes/1", route)]).await;
             let mut socket = tokio::net::TcpStream::connect(world.stream(0)).await.unwrap();
+            tokio::io::AsyncWriteExt::write_all(&mut socket, b"hello").await.unwrap();
             let mut heard = [0; 5];
             let read = tokio::io::AsyncReadExt::read_exact(&mut socket, &mut heard).await;
             assert_eq!(read.is_ok(), accepted, "{kind}: {heard:?}");

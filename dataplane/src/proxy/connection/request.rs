@@ -236,6 +236,8 @@ async fn forward(
         client: &client,
         target: &target,
         verification: &verification,
+        is_call,
+        deadline,
     };
     let destination = checked.find_destination(&parts)?;
     if let Some(handshake) = handshake.filter(|_| !destination.enable_websocket) {
@@ -246,34 +248,15 @@ async fn forward(
     }
     let path = checked.rewrite(&mut parts, &destination)?;
     let permit = connection.acquire_permit(&client)?;
-    let request = exchange::upstream_request(parts, path, body);
-    let Destination { upstream, timeouts, proxy_rewrite, global_rewrite, .. } = destination;
-    let rewritten =
-        proxy_rewrite.and_then(ProxyRewrite::host).or(global_rewrite.and_then(ProxyRewrite::host));
-    let authority = rewritten.or(target.authority.as_deref());
-    let upstream_target = UpstreamTarget { snapshot: &snapshot, upstream, timeouts, authority, deadline };
-    let mut status = UpstreamStatus::default();
-    let result = worker.upstreams.send_request(&upstream_target, request, &mut status).await;
-    let route = &destination.route.id;
-    let checked = match result {
-        Ok(response) => config.head_limits.check_response(&response).map(|()| response).map_err(|error| {
-            log::response_rejected(client, route, &error);
-            Reason::UpstreamInvalid
-        }),
-        Err(error) => {
-            log::upstream_failed(client, route, &error);
-            Err(error.reason())
-        }
-    };
-    let mut response = checked.map_or_else(
-        |reason| {
-            worker.counters.record_error(reason);
-            error_response(reason, is_call)
-        },
-        |response| client_response(response, connection, permit),
-    );
-    if let Some(status) = status.header_value(config.show_upstream_status) {
-        response.headers_mut().insert(X_APISIX_UPSTREAM_STATUS, status);
+    if let Some(handshake) = handshake {
+        // Boxed: rare, and large.
+        return Ok(Box::pin(checked.open_web_socket(
+            &destination,
+            handshake,
+            (parts, path),
+            (body, interim.as_ref(), permit),
+        ))
+        .await);
     }
     if let Some(interim) = interim.as_ref().filter(|_| expects_continue) {
         parts.headers.insert(header::EXPECT, HeaderValue::from_static("100-continue"));
@@ -290,6 +273,9 @@ struct CheckedRequest<'a> {
     client: &'a ClientAddress,
     target: &'a RequestTarget,
     verification: &'a ClientVerification,
+    /// Of gRPC.
+    is_call: bool,
+    deadline: Option<Instant>,
 }
 
 impl<'a> CheckedRequest<'a> {
@@ -335,7 +321,9 @@ impl<'a> CheckedRequest<'a> {
         let target = self.upstream_target(destination, interim);
         let mut status = UpstreamStatus::default();
         let result = self.connection.worker.upstreams.send_request(&target, request, &mut status).await;
-        self.respond(destination, result, &status, |response| client_response(response, permit))
+        self.respond(destination, result, &status, |response| {
+            client_response(response, self.connection, permit)
+        })
     }
 
     /// Performs the handshake of a WebSocket with its upstream.
@@ -356,7 +344,7 @@ impl<'a> CheckedRequest<'a> {
             let upstream = match reply {
                 UpgradeReply::Switched(upstream) => upstream,
                 UpgradeReply::Refused(body) => {
-                    return client_response(Response::from_parts(head, body), permit);
+                    return client_response(Response::from_parts(head, body), self.connection, permit);
                 }
             };
             let (timeouts, route) = (target.timeouts, destination.route.id.clone());
@@ -378,7 +366,8 @@ impl<'a> CheckedRequest<'a> {
         let rewritten =
             proxy_rewrite.and_then(ProxyRewrite::host).or(global_rewrite.and_then(ProxyRewrite::host));
         let authority = rewritten.or(self.target.authority.as_deref());
-        UpstreamTarget { snapshot: self.snapshot, upstream, timeouts, authority, interim }
+        let (snapshot, deadline) = (self.snapshot, self.deadline);
+        UpstreamTarget { snapshot, upstream, timeouts, authority, interim, deadline }
     }
 
     /// The client's response to what the upstream has answered, or has failed to.
@@ -407,7 +396,7 @@ impl<'a> CheckedRequest<'a> {
             Ok(response) => make(response),
             Err(reason) => {
                 self.connection.worker.counters.record_error(reason);
-                error_response(reason)
+                error_response(reason, self.is_call)
             }
         };
         if let Some(status) = status.header_value(config.show_upstream_status) {

@@ -109,7 +109,8 @@ async fn proxy_tcp(
         .map_err(|reason| failed(TcpProxyError::Denied(reason)))?;
     let (upstream, timeouts) = (destination.upstream, destination.timeouts);
     let authority = Some(destination.authority);
-    let target = UpstreamTarget { snapshot: &snapshot, upstream, timeouts, authority };
+    let target =
+        UpstreamTarget { snapshot: &snapshot, upstream, timeouts, authority, interim: None, deadline: None };
     let header = info.listener.proxy_protocol_to_upstream;
     let header = header.map(|version| proxy_protocol::write(version, info.peer, info.local));
     let connected = Box::pin(worker.upstreams.connect(&target, header.as_deref())).await;

@@ -54,7 +54,7 @@ impl UpstreamClient {
             UpstreamProtocol::Http2 => Alpn::Http2,
             UpstreamProtocol::Negotiated => Alpn::Http2OrHttp1,
         };
-        let tls = tls.map(|(tls, name)| (tls.for_protocol(alpn), name));
+        let tls = tls.map(|(tls, name)| (&**tls, alpn, name));
         // Boxed: rare, and large.
         Box::pin(self.wait_or_connect(&node, key, tls, checkout)).await
     }
@@ -90,6 +90,7 @@ impl UpstreamClient {
             http1: self.http1_builder(),
             head: self.head,
             keepalive: checkout.keepalive,
+            config: checkout.tls_config.cloned(),
         };
         let slot = dial.take_slot();
         match connector::connect_http(node.addr, tls, deadline, &self.permits, slot, &options).await {

@@ -4,6 +4,7 @@ use http::{Request, Response};
 use hyper::body::Incoming;
 
 use super::{ExchangeError, FailedAttempt, response_in_time, set_host};
+use crate::tls::alert::received_alert;
 use crate::upstream::client::{UpstreamClient, UpstreamTarget};
 use crate::upstream::framing;
 use crate::upstream::pool::PooledConnection;
@@ -34,7 +35,11 @@ impl UpstreamClient {
                 if let Some(reason) = progress.failed() {
                     return Err(FailedAttempt::sent(ExchangeError::ClientBody(reason)));
                 }
-                let error = ExchangeError::Http { addr, error: failed.into_error() };
+                let error = failed.into_error();
+                let error = match received_alert(&error) {
+                    Some(alert) => ExchangeError::Alert { addr, alert },
+                    None => ExchangeError::Http { addr, error },
+                };
                 Err(FailedAttempt { error, unsent, stale: reused })
             }
             Err((reason, within)) => {

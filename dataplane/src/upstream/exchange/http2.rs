@@ -92,6 +92,10 @@ impl UpstreamClient {
 
 /// An attempt without a response.
 fn failed(error: ExchangeError, stream: &StreamSlot, parts: Parts, upload: Option<Upload>) -> FailedAttempt {
+    let error = match stream.connection.alert() {
+        Some(alert) => ExchangeError::Alert { addr: stream.addr(), alert },
+        None => error,
+    };
     let unprocessed = matches!(&error, ExchangeError::Http2 { error, .. } if is_unprocessed(error));
     let body = match &upload {
         None => Some(RequestBody::empty()),

@@ -15,7 +15,7 @@ use crate::http::head::HeadLimits;
 use crate::runtime::{self, Driver};
 use crate::tls::record::RecordLayerKind;
 use crate::tls::site_config;
-use crate::upstream::client_tls::ClientTlsConfigs;
+use crate::upstream::client_tls::{ClientTlsConfigs, TrustDefaults};
 use crate::upstream::connector::ConnectError;
 use crate::upstream::pool::Pool;
 use crate::upstream::pool::permits::ConnectionPermits;
@@ -144,7 +144,11 @@ fn client() -> UpstreamClient {
         connections_per_node: 8,
         timers: Rc::default(),
         resolver: ResolverCache::new(Resolver::start().unwrap()),
-        tls_configs: Arc::new(ClientTlsConfigs::new(provider, None, false, RecordLayerKind::Rustls).unwrap()),
+        tls_configs: Arc::new(ClientTlsConfigs::new(
+            provider,
+            TrustDefaults::default(),
+            RecordLayerKind::Rustls,
+        )),
         keepalive: KEEPALIVE,
         head: HeadLimits { line: 8192, head: 32768 },
         preserve_header_case: false,
@@ -167,6 +171,7 @@ async fn send(client: &UpstreamClient, upstream: &Upstream, method: Method) -> R
         timeouts: Timeouts { connect: minute, send: minute, read: minute },
         authority: Some("app.test"),
         deadline: None,
+        interim: None,
     };
     let mut status = UpstreamStatus::default();
     let response = client.send_request(&target, request(method), &mut status).await;

@@ -8,6 +8,7 @@ use std::cell::{Cell, RefCell};
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::rc::{Rc, Weak};
+use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
@@ -19,9 +20,13 @@ use hyper::rt::{Read, Write};
 use hyper_util::rt::TokioIo;
 use model::KeepalivePool;
 
+use super::alert_io::{AlertIo, ReceivedAlert};
 use crate::http::head::HeadLimits;
 use crate::http::http2::max_header_list_size;
+use crate::observability::HasReason;
+use crate::reason::Reason;
 use crate::runtime::{self, Timer};
+use crate::upstream::client_tls::ClientTlsConfig;
 
 /// The most streams of a connection, where the node allows more.
 pub(crate) const STREAMS_MAX: u32 = 100;
@@ -41,15 +46,28 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 #[derive(Debug, thiserror::Error)]
 pub enum Http2HandshakeError {
     #[error(transparent)]
-    Protocol(#[from] h2::Error),
+    Protocol(h2::Error),
     #[error("the node closed the connection before its SETTINGS")]
     Closed,
+    /// It rejects the client certificate, for example.
+    #[error("the node sent the TLS alert {0}")]
+    Alert(String),
 }
 
 impl Http2HandshakeError {
-    /// Whether the node sent something that is no HTTP/2.
-    pub(crate) fn is_invalid(&self) -> bool {
-        matches!(self, Self::Protocol(error) if error.is_library())
+    fn new(error: h2::Error, alert: &ReceivedAlert) -> Self {
+        alert.take().map_or(Self::Protocol(error), Self::Alert)
+    }
+}
+
+impl HasReason for Http2HandshakeError {
+    fn reason(&self) -> Reason {
+        match self {
+            Self::Alert(_) => Reason::UpstreamTls,
+            // The node sent something that is no HTTP/2.
+            Self::Protocol(error) if error.is_library() => Reason::UpstreamInvalid,
+            Self::Protocol(_) | Self::Closed => Reason::UpstreamClosed,
+        }
     }
 }
 
@@ -64,6 +82,9 @@ pub(crate) struct Http2Connection {
     limit: Cell<u32>,
     draining: Cell<bool>,
     keepalive: KeepalivePool,
+    /// Of its TLS.
+    config: Option<Arc<ClientTlsConfig>>,
+    alert: ReceivedAlert,
     idle_since: Cell<Instant>,
     /// Called when `limit` or `draining` has changed.
     on_change: RefCell<Option<Rc<dyn Fn()>>>,
@@ -78,10 +99,12 @@ pub(crate) async fn handshake<I>(
     io: I,
     limits: HeadLimits,
     keepalive: KeepalivePool,
+    config: Option<Arc<ClientTlsConfig>>,
 ) -> Result<Rc<Http2Connection>, Http2HandshakeError>
 where
     I: Read + Write + Unpin + 'static,
 {
+    let alert = ReceivedAlert::default();
     let (sender, mut connection) = client::Builder::new()
         .enable_push(false)
         .initial_max_send_streams(0)
@@ -90,10 +113,12 @@ where
         .max_send_buffer_size(SEND_BUFFER)
         .max_local_error_reset_streams(Some(LOCAL_RESETS_MAX))
         .max_header_list_size(max_header_list_size(limits))
-        .handshake::<_, Bytes>(TokioIo::new(io))
-        .await?;
+        .handshake::<_, Bytes>(TokioIo::new(AlertIo::new(io, &alert)))
+        .await
+        .map_err(|error| Http2HandshakeError::new(error, &alert))?;
     poll_fn(|cx| match Pin::new(&mut connection).poll(cx) {
-        Poll::Ready(ended) => Poll::Ready(ended.map_err(Into::into).and(Err(Http2HandshakeError::Closed))),
+        Poll::Ready(Ok(())) => Poll::Ready(Err(Http2HandshakeError::Closed)),
+        Poll::Ready(Err(error)) => Poll::Ready(Err(Http2HandshakeError::new(error, &alert))),
         Poll::Pending if connection.max_concurrent_send_streams() > 0 => Poll::Ready(Ok(())),
         Poll::Pending => Poll::Pending,
     })
@@ -105,6 +130,8 @@ where
         started: Cell::new(0),
         draining: Cell::new(false),
         keepalive,
+        config,
+        alert,
         idle_since: Cell::new(Instant::now()),
         on_change: RefCell::default(),
     });
@@ -173,9 +200,16 @@ impl Http2Connection {
     }
 
     /// Whether no stream is opened any more: the node drains or closed the connection, an exchange
-    /// got no answer, or `keepalive_pool.requests` are served.
+    /// got no answer, `keepalive_pool.requests` are served, or its identity is no longer used.
     pub(crate) fn is_retired(&self) -> bool {
-        self.draining.get() || self.started.get() >= self.keepalive.requests
+        self.draining.get()
+            || self.started.get() >= self.keepalive.requests
+            || self.config.as_ref().is_some_and(|config| config.is_retired())
+    }
+
+    /// The TLS alert by which the node ended the connection.
+    pub(crate) fn alert(&self) -> Option<String> {
+        self.alert.borrow().clone()
     }
 
     /// Opens no further stream: the node may be gone.

@@ -3,11 +3,13 @@
 //! Invariant: taken and returned at the end, so the first one is the oldest.
 
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use hyper::client::conn::http1::SendRequest;
 
 use crate::io::flag::Flag;
+use crate::upstream::client_tls::ClientTlsConfig;
 use crate::upstream::request_body::RequestBody;
 
 /// An open HTTP/1 connection without a request on it. Dropping it ends the connection in order.
@@ -17,6 +19,15 @@ pub(crate) struct Http1Connection {
     pub abort: Rc<Flag>,
     /// The requests that it has served.
     pub requests: u32,
+    /// Of its TLS.
+    pub config: Option<Arc<ClientTlsConfig>>,
+}
+
+impl Http1Connection {
+    /// Whether its identity is no longer used.
+    pub(crate) fn is_retired(&self) -> bool {
+        self.config.as_ref().is_some_and(|config| config.is_retired())
+    }
 }
 
 struct IdleConnection {
@@ -63,9 +74,12 @@ impl IdleConnections {
         if self.0.is_empty() { None } else { Some(self.0.remove(0).connection) }
     }
 
-    /// Closes those that the node has closed, and those past their time.
+    /// Closes those that the node has closed, those past their time, and those of identities that
+    /// are no longer used.
     pub(super) fn sweep(&mut self) {
-        self.0.retain(|idle| !idle.connection.sender.is_closed() && idle.since.elapsed() < idle.timeout);
+        self.0.retain(|IdleConnection { connection, since, timeout }| {
+            !connection.sender.is_closed() && since.elapsed() < *timeout && !connection.is_retired()
+        });
     }
 
     pub(super) fn len(&self) -> usize {

@@ -550,7 +550,7 @@ mod tests {
             let abort = Rc::<Flag>::default();
             let (key, abort_open) = (key.clone(), Rc::clone(&abort));
             self.open.push(Open { key, abort: abort_open, _far_end: far, task, _slot: slot });
-            Http1Connection { sender, abort, requests: 0 }
+            Http1Connection { sender, abort, requests: 0, config: None }
         }
 
         fn release(&mut self, index: usize) {

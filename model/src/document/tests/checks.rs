@@ -362,8 +362,6 @@ fn unsupported_upstream_fields_are_rejected() {
     for (changes, field) in [
         (json!({"type": "chash", "key": "uri"}), "type"),
         (json!({"type": "least_conn"}), "type"),
-        (json!({"tls": {"ca_certs": [AUTHORITY.certificate_pem()]}}), "tls.ca_certs"),
-        (json!({"tls": {"verify_identity": [{"dns": "a.com"}]}}), "tls.verify_identity"),
         (json!({"scheme": "udp"}), "scheme"),
         (json!({"checks": {"active": {}}}), "checks"),
         (json!({"nodes": null, "service_name": "x", "discovery_type": "dns"}), "service_name"),
