@@ -206,16 +206,16 @@ fn passthrough_beside_a_site_with_client() {
         found.into_iter().filter(|line| line.contains("tls_passthrough")).collect()
     };
     for (snis, expected) in [(json!(["x.org", "x.b.com"]), "\"x.b.com\""), (json!(["*"]), "every name")] {
-        let found = findings(site(json!({"client": client()})), json!({"snis": snis}));
+        let found = findings(site(client()), json!({"snis": snis}));
         let [line] = &found[..] else { panic!("{found:?}") };
         assert!(line.starts_with("error stream_routes/r tls_passthrough: passes on the TLS of "), "{line}");
         assert!(line.contains(expected) && line.contains("ssl 1 "), "{line}");
     }
     let apart = json!({"snis": ["x.org", "x.y.b.com"]});
-    assert_eq!(findings(site(json!({"client": client()})), apart), [""; 0]);
+    assert_eq!(findings(site(client()), apart), [""; 0]);
     assert_eq!(findings(site(json!({})), json!({"sni": "a.com"})), [""; 0]);
     let terminated = json!({"sni": "a.com", "tls_passthrough": false});
-    assert_eq!(findings(site(json!({"client": client()})), terminated), [""; 0]);
+    assert_eq!(findings(site(client()), terminated), [""; 0]);
 }
 
 #[test]
