@@ -1,9 +1,9 @@
 //! The PROXY protocol, versions 1 and 2 (HAProxy's `proxy-protocol.txt`): the header with which a
 //! proxy in front of a TCP connection names the client.
 //!
-//! It owns both directions: [`read`] takes a header from the beginning of a connection, [`write`]
-//! makes one for an upstream. Invariants: not one byte behind the header is consumed, the result
-//! does not depend on how the bytes arrive, and a header is bounded ([`V1_BYTES_MAX`],
+//! It owns both directions: [`read`] takes a header from the beginning of a connection, and
+//! [`write()`] makes one for an upstream. Invariants: not one byte behind the header is consumed,
+//! the result does not depend on how the bytes arrive, and a header is bounded ([`V1_BYTES_MAX`],
 //! [`V2_BYTES_MAX`]). Whether the peer may name a client is not decided here.
 
 use std::future::poll_fn;
