@@ -18,14 +18,14 @@ struct CacheState {
     documents: Option<RecentDocuments>,
     /// The epoch of the connection over which all documents were loaded.
     epoch: Option<u64>,
-    /// The number of received events.
-    events: u64,
+    /// The number of events and loads that were received.
+    changes: u64,
 }
 
 /// The state before a load, for [`DocumentCache::replace`].
 pub(super) struct LoadStart {
     epoch: Option<u64>,
-    events: u64,
+    changes: u64,
     /// The newest known revision; 0 before the first load.
     pub(super) revision: u64,
 }
@@ -35,25 +35,26 @@ impl DocumentCache {
     pub(super) fn start_load(&self, epoch: Option<u64>) -> LoadStart {
         let state = self.lock();
         let revision = state.documents.as_ref().map_or(0, RecentDocuments::revision);
-        LoadStart { epoch, events: state.events, revision }
+        LoadStart { epoch, changes: state.changes, revision }
     }
 
     /// Replaces all documents after a load. Accepts an older revision, because a cluster may be
-    /// restored from a backup, unless an event of a newer revision arrived during the load.
+    /// restored from a backup, unless an event or another load brought a newer one meanwhile.
     pub(super) fn replace(&self, loaded: &DocumentList, start: &LoadStart) {
         let mut state = self.lock();
-        let is_outdated = state.events != start.events
+        let is_outdated = state.changes != start.changes
             && state.documents.as_ref().is_some_and(|documents| documents.revision() > loaded.revision);
         if !is_outdated {
             state.documents = Some(loaded.into());
             state.epoch = start.epoch;
+            state.changes += 1;
         }
     }
 
     /// Applies whole revisions; ignores changes that are older than the cache.
     pub(super) fn apply(&self, events: &[Event]) {
         let mut state = self.lock();
-        state.events += 1;
+        state.changes += 1;
         if let Some(documents) = &mut state.documents {
             events.iter().for_each(|event| documents.apply(event));
         }
@@ -135,6 +136,18 @@ mod tests {
         assert_eq!(memory.documents(None).unwrap().revision, 6);
         memory.replace(&DocumentList { revision: 2, items: Vec::new() }, &memory.start_load(Some(1)));
         assert_eq!(memory.documents(None).unwrap().revision, 2);
+    }
+
+    /// A watch goes on after the newest load: nothing would bring the difference again.
+    #[test]
+    fn a_slow_load_does_not_undo_a_newer_one() {
+        let memory = DocumentCache::default();
+        memory.replace(&DocumentList { revision: 5, items: Vec::new() }, &memory.start_load(Some(1)));
+        let slow = memory.start_load(Some(1));
+        let newer = vec![stored("1", 6, json!({}))];
+        memory.replace(&DocumentList { revision: 6, items: newer }, &memory.start_load(Some(1)));
+        memory.replace(&DocumentList { revision: 5, items: Vec::new() }, &slow);
+        assert_eq!(memory.of_epoch(1).unwrap().list(None).items.len(), 1);
     }
 
     #[test]
