@@ -208,7 +208,7 @@ impl ChangePipeline {
                 before: change.before.as_ref(),
                 after: after.as_ref(),
                 gets_id: matches!(request.action, Action::Post { .. }),
-                expires: request.ttl.is_some(),
+                ttl: request.ttl,
             });
         let writes: Vec<_> = writes.collect();
         let compared = protection::compare(&writes, overlay, &self.keyring).await;
@@ -259,13 +259,19 @@ impl ChangePipeline {
         let relied_on = key.filter(|key| plan.conditions.contains(&Condition::NeverExpires((*key).clone())));
         let Some(key) = relied_on else { return Ok(()) };
         let rejected = |error| RejectedChanges { operation: None, error };
-        // Another writer may have removed it: then the next plan shows what is weaker.
+        // Another writer may have changed or removed it: then the next plan shows what is weaker.
+        let is_changed = |found: &StoredDocument| {
+            plan.conditions.iter().any(|condition| match condition {
+                Condition::Unchanged { key: read, since } => read == key && found.mod_revision > *since,
+                _ => false,
+            })
+        };
         match self.store.get(key).await.map_err(|error| rejected(error.into()))? {
-            Some(_) => {
+            Some(found) if !is_changed(&found) => {
                 let text = format!("{key} expires, which protects what the changed objects did");
                 Err(rejected(ChangeError::Weakens(vec![text])))
             }
-            None => Ok(()),
+            _ => Ok(()),
         }
     }
 

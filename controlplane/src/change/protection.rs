@@ -6,6 +6,7 @@
 //! counts under each id that it may get.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::num::NonZeroU32;
 use std::sync::Arc;
 
 use model::{
@@ -21,6 +22,9 @@ use super::overlay::StoreOverlay;
 use crate::compile::compile_stored;
 use crate::store::{StoreError, StoredDocument};
 
+/// Most different times to live in one commit: each is a state of its own to compare.
+const TTLS_MAX: usize = 8;
+
 /// A write of the commit.
 pub(super) struct ComparedWrite<'a> {
     pub(super) key: &'a Key,
@@ -29,8 +33,8 @@ pub(super) struct ComparedWrite<'a> {
     pub(super) after: Option<&'a Resource>,
     /// The commit gives it an id; that of `key` is a placeholder.
     pub(super) gets_id: bool,
-    /// The store removes it later.
-    pub(super) expires: bool,
+    /// Seconds until the store removes it.
+    pub(super) ttl: Option<NonZeroU32>,
 }
 
 /// What the writes of a commit weaken.
@@ -79,12 +83,17 @@ pub(super) async fn compare(
         let stored = overlay.require_stored(&key).await?;
         before.extend(stored.and_then(|stored| compile_compared(&stored, keyring)));
     }
+    // What expires first leaves what expires later for a time.
+    let ttls: BTreeSet<_> = writes.iter().filter_map(|write| write.ttl).collect();
+    if ttls.len() > TTLS_MAX {
+        let message = format!("{} different times to live in one commit, at most {TTLS_MAX}", ttls.len());
+        return Err(Problem::new("ttl", message).with_hint("write fewer documents at once").into());
+    }
     let mut changes = Vec::new();
-    let (any_new, any_expires) =
-        (writes.iter().any(|write| write.gets_id), writes.iter().any(|write| write.expires));
-    for (is_first, have_expired) in [(true, false), (false, false), (true, true), (false, true)] {
-        if (is_first || any_new) && (!have_expired || any_expires) {
-            changes.push(delta(writes, is_first, have_expired)?);
+    let any_new = writes.iter().any(|write| write.gets_id);
+    for is_first in [true, false].into_iter().filter(|is_first| *is_first || any_new) {
+        for elapsed in std::iter::once(None).chain(ttls.iter().copied().map(Some)) {
+            changes.push(delta(writes, is_first, elapsed)?);
         }
     }
     // The pairs of many entries that overlap take long.
@@ -120,7 +129,7 @@ fn surroundings(writes: &[ComparedWrite<'_>]) -> BTreeSet<Kind> {
             Kind::Service => &[Kind::Service, Kind::PluginConfig, Kind::Route, Kind::StreamRoute],
             Kind::StreamRoute => &[Kind::Service, Kind::StreamRoute],
             Kind::GlobalRule => &[Kind::GlobalRule],
-            Kind::Upstream if write.after.is_none() || write.expires => {
+            Kind::Upstream if write.after.is_none() || write.ttl.is_some() => {
                 &[Kind::Service, Kind::Route, Kind::StreamRoute]
             }
             Kind::Upstream => &[],
@@ -220,12 +229,12 @@ fn upstreams(writes: &[ComparedWrite<'_>], before: &[Versioned], after: &[Resour
 }
 
 /// The change, and the index of the write of each of its keys. Documents without an id are in front
-/// of all others (`is_first`) or behind them: the ids that they get are in between. `have_expired`:
-/// the documents with a time to live are gone.
+/// of all others (`is_first`) or behind them: the ids that they get are in between. `elapsed`: the
+/// documents with this time to live, or a shorter one, are gone.
 fn delta(
     writes: &[ComparedWrite<'_>],
     is_first: bool,
-    have_expired: bool,
+    elapsed: Option<NonZeroU32>,
 ) -> Result<(Delta, BTreeMap<Key, usize>), Problem> {
     let mut delta = Delta::default();
     let mut indexes = BTreeMap::new();
@@ -235,7 +244,7 @@ fn delta(
             false => write.key.clone(),
         };
         match write.after {
-            Some(after) if !(have_expired && write.expires) => {
+            Some(after) if write.ttl.is_none_or(|ttl| Some(ttl) > elapsed) => {
                 delta.upserts.push(Versioned { version: 0, resource: after.with_id(key.id.clone()) });
             }
             _ => delta.removals.push(key.clone()),

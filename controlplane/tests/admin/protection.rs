@@ -387,6 +387,31 @@ async fn what_expires_protects_nothing_that_stays() {
     world.put("/upstreams/brief?ttl=2000", secure).await.ok();
 }
 
+/// What expires first leaves what expires later in its place.
+#[tokio::test]
+async fn each_time_to_live_is_a_state_of_its_own() {
+    let world = protected().await;
+    world.put("/routes/1", listed("/a", json!({"priority": 5}))).await.ok();
+    let write = |ttl: u32, name: &str, document: Value| {
+        operation("PUT", &format!("/routes/{name}?ttl={ttl}"), document)
+    };
+    let last = operation("PUT", "/routes/3", listed("/a", json!({"priority": 3})));
+    let protected = || write(1, "1", listed("/a", json!({"priority": 5})));
+    let behind = write(u32::MAX, "2", open("/a", json!({"priority": 4})));
+    let batch = json!({"operations": [protected(), behind, last.clone()]});
+    weakens(&world, Method::POST, "/batch", batch).await;
+    world.post("/batch", json!({"operations": [protected(), last]})).await.ok();
+    let many = (1..=9).map(|ttl| write(ttl, "9", open("/z", json!({})))).enumerate();
+    let many: Vec<Value> = many
+        .map(|(number, operation)| {
+            let path = operation["path"].as_str().unwrap().replace("/9?", &format!("/9{number}?"));
+            with(operation, json!({"path": path}))
+        })
+        .collect();
+    let refused = world.post("/batch", json!({"operations": many})).await;
+    refused.assert_error("9 different times to live in one commit, at most 8");
+}
+
 #[tokio::test]
 async fn writers_at_once_do_not_undo_each_others_reasons() {
     let world = protected().await;
