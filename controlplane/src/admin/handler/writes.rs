@@ -149,7 +149,8 @@ impl AdminApi {
         Ok(self.waited_reply(StatusCode::OK, body, revision, &arguments).await)
     }
 
-    /// Carries out the operations in one commit; each leaves an audit line. `based_on`: the commit
+    /// Carries out the operations in one commit; each leaves an audit line, but a dry run of more
+    /// than a commit takes leaves one for all. `based_on`: the commit
     /// fails when any document was written after that revision, and leaves no line then.
     pub(super) async fn apply_audited(
         &self,
@@ -168,7 +169,7 @@ impl AdminApi {
         }
         let (revision, statuses) = match &applied {
             Ok(AcceptedChanges { revision, changes }) => {
-                (*revision, changes.iter().map(|change| status(change, *revision)).collect())
+                (*revision, changes.iter().map(|change| status(change, *revision)).collect::<Vec<_>>())
             }
             Err(rejected) => {
                 let (status, _) = error_members(rejected.error.clone());
@@ -179,6 +180,15 @@ impl AdminApi {
             self.current.note_write(revision);
         }
         let dry_run = arguments.dry_run;
+        if let ([NamedChange { method, resource, .. }, others @ ..], [status, ..]) =
+            (operations, statuses.as_slice())
+            && dry_run
+            && others.len() >= BATCH_MAX
+        {
+            let (resource, status) = (&format!("{resource} and {} more", others.len()), *status);
+            audit::write(&audit::AuditEntry { caller, client, method, resource, status, revision, dry_run });
+            return applied;
+        }
         for (NamedChange { method, resource, .. }, status) in operations.iter().zip(statuses) {
             audit::write(&audit::AuditEntry { caller, client, method, resource, status, revision, dry_run });
         }
