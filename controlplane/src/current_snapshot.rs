@@ -5,7 +5,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use model::{HostName, PathOptions, Snapshot, TlsVersion};
+use model::{HostName, PathOptions, Snapshot, TlsVersion, VerifyPolicy};
 use mtls::CertificateMonitor;
 use tokio::sync::watch;
 
@@ -28,7 +28,7 @@ pub struct ListenerSettings {
     pub plain_http: Vec<std::net::SocketAddr>,
     /// `proxy_ssl_verify on`, or `apisix.ssl.upstream_verify_default`: the servers of upstreams
     /// without `tls.verify` are verified.
-    pub upstream_verify: bool,
+    pub upstream_verify: VerifyPolicy,
     /// New private keys are encrypted with APISIX's public default key, or not at all.
     pub keyring_is_public: bool,
     /// The certificates of this control plane.
@@ -47,7 +47,10 @@ impl ListenerSettings {
                 delete_uri_tail_slash: apisix.paths.delete_uri_tail_slash,
             },
             plain_http: [&apisix.node_listen[..], &apisix.proxy_protocol.http].concat(),
-            upstream_verify: settings.http.proxy_ssl_verify || apisix.ssl.upstream_verify_default,
+            upstream_verify: VerifyPolicy::of_settings(
+                settings.http.proxy_ssl_verify,
+                apisix.ssl.upstream_verify_default,
+            ),
             keyring_is_public: settings.uses_public_keyring(),
             certificates: CertificateMonitor::default(),
         }

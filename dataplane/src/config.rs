@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use conf::Settings;
-use model::{HostName, KeepalivePool, PathOptions, RealIp, TlsVersion};
+use model::{HostName, KeepalivePool, PathOptions, RealIp, TlsVersion, VerifyPolicy};
 use pki::TrustAnchors;
 use process::bounded_read;
 
@@ -113,7 +113,10 @@ const BUNDLE_BYTES_MAX: u64 = 4 << 20;
 pub(crate) fn upstream_trust(settings: &Settings) -> Result<TrustDefaults, SettingsError> {
     Ok(TrustDefaults {
         anchors: upstream_anchors(settings)?,
-        verify: settings.http.proxy_ssl_verify || settings.apisix.ssl.upstream_verify_default,
+        verify: VerifyPolicy::of_settings(
+            settings.http.proxy_ssl_verify,
+            settings.apisix.ssl.upstream_verify_default,
+        ),
         depth: settings.http.proxy_ssl_verify_depth,
     })
 }

@@ -92,7 +92,7 @@ pub use request_target::{PathOptions, RequestTarget, RequestTargetError};
 pub use resource::{
     Blocked, CacheSlot, GlobalRule, KeepalivePool, KeyPair, MethodSet, Node, PassHost, PluginConfig,
     Reference, Referrers, Resource, Route, RouteMethod, Scheme, Service, Ssl, StreamRoute, Timeouts,
-    TlsVersion, Upstream, UpstreamIdentity, UpstreamRef, UpstreamTls, references, referrers,
+    TlsVersion, Upstream, UpstreamIdentity, UpstreamRef, UpstreamTls, VerifyPolicy, references, referrers,
 };
 pub use route_index::RouteQuery;
 pub use schema::{json_schema, lua_type, validate};

@@ -19,7 +19,7 @@ pub use snapshot::lint_snapshot;
 
 use crate::id::Key;
 use crate::redact::redact;
-use crate::resource::Resource;
+use crate::resource::{Resource, VerifyPolicy};
 
 /// The severity of a finding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -71,7 +71,7 @@ pub struct LintSettings {
     /// They also listen for plain HTTP, which mutual TLS does not protect.
     pub plain_http: bool,
     /// The servers of upstreams without `tls.verify` are verified.
-    pub upstream_verify: bool,
+    pub upstream_verify: VerifyPolicy,
 }
 
 /// Findings about one resource alone.

@@ -22,7 +22,7 @@ use ipnet::IpNet;
 pub use method::{MethodSet, RouteMethod};
 pub use plugins::{GlobalRule, PluginConfig};
 pub use reference::{Reference, Referrers, references, referrers};
-pub use upstream_tls::{UpstreamIdentity, UpstreamTls};
+pub use upstream_tls::{UpstreamIdentity, UpstreamTls, VerifyPolicy};
 
 use crate::client_identity::ClientIdentity;
 use crate::expression::Vars;

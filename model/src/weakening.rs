@@ -20,7 +20,7 @@ pub use change::{ChangeWeakenings, weakenings_of_change};
 use pki::{Certificate, TrustAnchors};
 
 use crate::redact::redact;
-use crate::resource::{Resource, Upstream, UpstreamRef, UpstreamTls};
+use crate::resource::{PassHost, Resource, Upstream, UpstreamRef, UpstreamTls, VerifyPolicy};
 
 /// A way in which a change protects less.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -124,7 +124,9 @@ fn upstream(outer: &str, old: &Upstream, new: &Upstream, found: &mut Weakenings)
         return;
     }
     // Without `verify`, the settings file may demand it.
-    let rank = |tls: &UpstreamTls| if tls.verifies(false) { 2 } else { i32::from(tls.verify.is_none()) };
+    let rank = |tls: &UpstreamTls| {
+        if tls.verifies(VerifyPolicy::WhereAsked) { 2 } else { i32::from(tls.verify.is_none()) }
+    };
     if rank(&new.tls) < rank(&old.tls) {
         found.add(format!("{outer}tls.verify"), "the upstream's certificate may not be verified any more");
     }
@@ -134,6 +136,13 @@ fn upstream(outer: &str, old: &Upstream, new: &Upstream, found: &mut Weakenings)
     };
     if old.tls.anchors.as_deref().is_some_and(|before| gone(before, new.tls.anchors.as_deref())) {
         found.add(format!("{outer}tls.ca_certs"), "servers of other authorities are accepted");
+    }
+    // Where `verify_identity` goes as well, that is its own weakening below.
+    let client_names = new.pass_host == PassHost::Pass && new.tls.verify_identity.is_none();
+    let came = client_names && old.pass_host != PassHost::Pass;
+    if came && old.tls.verifies(VerifyPolicy::UnlessExcepted) {
+        let what = "the client's Host chooses the name that the upstream's certificate must have";
+        found.add(format!("{outer}pass_host"), what);
     }
     if let Some(before) = &old.tls.verify_identity
         && new.tls.verify_identity.as_ref().is_none_or(|now| !before.covers(now))

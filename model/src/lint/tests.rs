@@ -40,7 +40,7 @@ fn findings_of(resources: &[(Kind, &str, Value)], plain_http: bool) -> Vec<Strin
     let versioned = resources
         .iter()
         .map(|(kind, own, document)| Versioned { version: 1, resource: checked(*kind, own, document) });
-    let settings = LintSettings { plain_http, upstream_verify: false };
+    let settings = LintSettings { plain_http, upstream_verify: VerifyPolicy::WhereAsked };
     let found = lint_snapshot(&Snapshot::from_resources(1, versioned), now(), settings);
     let line = |finding: &Finding| {
         let key = finding.resource.as_ref().map(ToString::to_string).unwrap_or_default();
@@ -342,7 +342,7 @@ proptest! {
     #[test]
     fn the_order_of_findings_depends_on_resources_only(snapshot in some_snapshot()) {
         let again = Snapshot::from_resources(9, snapshot.resources().cloned().collect::<Vec<_>>().into_iter().rev());
-        let all = LintSettings { plain_http: true, upstream_verify: true };
+        let all = LintSettings { plain_http: true, upstream_verify: VerifyPolicy::UnlessExcepted };
         let found = lint_snapshot(&snapshot, now(), all);
         prop_assert!(found.is_sorted());
         prop_assert_eq!(found, lint_snapshot(&again, now(), all));
@@ -352,9 +352,10 @@ proptest! {
 #[test]
 fn unverified_servers() {
     let now = now();
-    let found = |upstream_verify: bool, tls: Value| {
+    let found = |by_default: bool, tls: Value| {
         let document = json!({"scheme": "https", "nodes": {"a.test:1": 1}, "tls": tls});
         let versioned = Versioned { version: 1, resource: checked(Kind::Upstream, "1", &document) };
+        let upstream_verify = VerifyPolicy::of_settings(false, by_default);
         let settings = LintSettings { plain_http: false, upstream_verify };
         let found = lint_snapshot(&Snapshot::from_resources(1, [versioned]), now, settings);
         found.into_iter().map(|finding| (finding.severity, finding.field)).collect::<Vec<_>>()

@@ -5,7 +5,9 @@ use rustls_pki_types::UnixTime;
 use super::certificate::{check_dates, check_key_pair};
 use super::{Findings, LintSettings, Severity};
 use crate::pattern::HostPattern;
-use crate::resource::{PassHost, Resource, Route, Scheme, Upstream, UpstreamIdentity, UpstreamRef};
+use crate::resource::{
+    PassHost, Resource, Route, Scheme, Upstream, UpstreamIdentity, UpstreamRef, VerifyPolicy,
+};
 use crate::snapshot::Snapshot;
 
 /// What an upstream alone tells. `outer` is the path of an inline one.
@@ -19,7 +21,7 @@ pub(super) fn check_upstream(outer: &str, upstream: &Upstream, now: UnixTime, no
         let hint = "replace it by its successor: servers below it are rejected once it has ended";
         check_dates(&field(&format!("tls.ca_certs[{place}]")), "anchor", anchor, now, hint, notes);
     }
-    let has_tls = tls.identity.is_some() || tls.anchors.is_some() || tls.verifies(false);
+    let has_tls = tls.identity.is_some() || tls.anchors.is_some() || tls.verifies(VerifyPolicy::WhereAsked);
     if !upstream.scheme.is_encrypted() && has_tls {
         let what = format!(
             "tls is configured, but the scheme is {}: nothing is encrypted",
@@ -56,7 +58,7 @@ pub(super) fn check_verification(resource: &Resource, settings: LintSettings, no
     let outer = if matches!(resource, Resource::Upstream(_)) { "" } else { "upstream." };
     let hint = "set tls.verify to true, with tls.ca_certs for an authority of your own";
     let off = upstream.tls.verify == Some(false);
-    let (severity, what) = match off && settings.upstream_verify {
+    let (severity, what) = match off && settings.upstream_verify != VerifyPolicy::WhereAsked {
         true => (Severity::Warning, "the settings verify upstreams, and this one is excepted: "),
         false => (Severity::Notice, ""),
     };

@@ -23,10 +23,37 @@ pub struct UpstreamTls {
 }
 
 impl UpstreamTls {
-    /// Whether the server certificate is verified, where `default` is what the settings file says
-    /// for upstreams that say nothing. A server that is accepted by its identity always is.
-    pub fn verifies(&self, default: bool) -> bool {
-        self.verify_identity.is_some() || self.verify.unwrap_or(default)
+    /// Whether the server certificate is verified. A server that is accepted by its identity always
+    /// is.
+    pub fn verifies(&self, settings: VerifyPolicy) -> bool {
+        self.verify_identity.is_some()
+            || settings == VerifyPolicy::Always
+            || self.verify.unwrap_or(settings == VerifyPolicy::UnlessExcepted)
+    }
+}
+
+/// What the settings file says about the servers of all upstreams.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum VerifyPolicy {
+    /// Only those of upstreams with `tls.verify: true` are verified.
+    #[default]
+    WhereAsked,
+    /// Those of all upstreams but the ones with `tls.verify: false`
+    /// (`apisix.ssl.upstream_verify_default`).
+    UnlessExcepted,
+    /// All (`proxy_ssl_verify on`). An APISIX before 3.19 stores `verify: false` where it was
+    /// not written, so that it excepts nothing here.
+    Always,
+}
+
+impl VerifyPolicy {
+    /// `always`: `proxy_ssl_verify`; `by_default`: `upstream_verify_default`.
+    pub fn of_settings(always: bool, by_default: bool) -> Self {
+        match (always, by_default) {
+            (true, _) => Self::Always,
+            (false, true) => Self::UnlessExcepted,
+            (false, false) => Self::WhereAsked,
+        }
     }
 }
 

@@ -533,6 +533,8 @@ fn weakenings_of_whose_servers_are_accepted() {
     let (narrow, wide) = (json!([{"dns": "a.test"}]), json!([{"dns": "*.test"}]));
     weaker(Kind::Upstream, named(narrow.clone()), named(wide.clone()), "tls.verify_identity");
     weaker(Kind::Upstream, named(narrow.clone()), tls(json!({"verify": true})), "tls.verify_identity");
+    let passing = |host: &str| json!({"scheme": "https", "pass_host": host, "nodes": {"a.test:1": 1}, "tls": {"verify": true}});
+    weaker(Kind::Upstream, passing("node"), passing("pass"), "pass_host");
     let route = |upstream: Value| json!({"uri": "/", "upstream": upstream});
     weaker(Kind::Route, route(named(narrow)), route(named(wide)), "upstream.tls.verify_identity");
 }

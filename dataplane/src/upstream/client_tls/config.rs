@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use aws_lc_rs::digest::{Context, SHA256};
-use model::{KeyPair, ServerIdentity, UpstreamTls};
+use model::{KeyPair, ServerIdentity, UpstreamTls, VerifyPolicy};
 use mtls::{AcceptServer, ServerNames, ServerTrust, ServerVerifier};
 use pki::{TrustAnchors, VerifyError};
 use rustls::ClientConfig;
@@ -88,8 +88,8 @@ impl ClientTlsConfig {
 pub struct TrustDefaults {
     /// `apisix.ssl.ssl_trusted_certificate`, for upstreams without `tls.ca_certs`.
     pub anchors: Option<Arc<TrustAnchors>>,
-    /// `proxy_ssl_verify on`, or `apisix.ssl.upstream_verify_default`.
-    pub verify: bool,
+    /// Whose servers are verified.
+    pub verify: VerifyPolicy,
     /// `proxy_ssl_verify_depth`: most intermediates; `None` for the default of `pki`.
     pub depth: Option<u32>,
 }

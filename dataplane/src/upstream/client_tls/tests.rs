@@ -1,6 +1,6 @@
 //! Which configurations are one, how long they are in use, and what they never do.
 
-use model::{Id, Key, Kind, Versioned};
+use model::{Id, Key, Kind, VerifyPolicy, Versioned};
 use pki::ca::{Authority, AuthoritySpec, LeafSpec};
 use serde_json::{Value, json};
 
@@ -152,7 +152,11 @@ fn a_removed_upstream_retires_its_configuration() {
 
 #[test]
 fn the_settings_decide_for_upstreams_that_say_nothing() {
-    for (verify, expected) in [(false, [false, false, true]), (true, [true, false, true])] {
+    for (verify, expected) in [
+        (VerifyPolicy::WhereAsked, [false, false, true]),
+        (VerifyPolicy::UnlessExcepted, [true, false, true]),
+        (VerifyPolicy::Always, [true, true, true]),
+    ] {
         let configs = configs(TrustDefaults { verify, ..TrustDefaults::default() });
         let tls = [json!({}), json!({"verify": false}), json!({"verify": true})];
         let upstreams = ["1", "2", "3"].into_iter().zip(tls).map(|(id, tls)| upstream(id, 1, tls));

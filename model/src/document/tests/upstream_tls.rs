@@ -4,7 +4,7 @@ use pki::ca::{Authority, AuthoritySpec, LeafSpec, Usages};
 use rustls_pki_types::UnixTime;
 
 use super::*;
-use crate::resource::UpstreamTls;
+use crate::resource::{UpstreamTls, VerifyPolicy};
 use crate::samples::AUTHORITY;
 
 fn root(name: &str) -> String {
@@ -38,12 +38,13 @@ fn verify_has_three_values() {
         assert_eq!(compiled(&tls(value)).verify, verify);
     }
     let off = compiled(&tls(json!({"verify": false})));
-    assert!(!off.verifies(true) && !off.verifies(false));
+    let policies = [VerifyPolicy::WhereAsked, VerifyPolicy::UnlessExcepted, VerifyPolicy::Always];
+    assert_eq!(policies.map(|policy| off.verifies(policy)), [false, false, true]);
     let unset = UpstreamTls::default();
-    assert!(unset.verifies(true) && !unset.verifies(false));
+    assert_eq!(policies.map(|policy| unset.verifies(policy)), [false, true, true]);
     let entries = json!([{"spiffe": "spiffe://a.test/b"}, {"dns": "*.a.test"}]);
     let identity = compiled(&tls(json!({"verify_identity": entries})));
-    assert!(identity.verifies(false), "who names servers wants them verified");
+    assert!(identity.verifies(VerifyPolicy::WhereAsked), "who names servers wants them verified");
     assert_eq!(identity.verify_identity.unwrap().source(), &entries);
 }
 
