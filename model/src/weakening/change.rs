@@ -166,8 +166,8 @@ impl Change<'_> {
 
     fn compare_sites(&self, all: &mut ChangeWeakenings) {
         let (before, after) = (site_entries(self.before), site_entries(self.after));
-        let touched = self.keys.iter().filter(|key| key.kind == Kind::Ssl).map(|key| &key.id).collect();
-        let compared = compare(&before, &after, &touched);
+        let written = self.written(Kind::Ssl);
+        let compared = compare(&before, &after, &written, &written);
         all.rely_on(Kind::Ssl, &compared.keepers);
         for loss in compared.losses {
             let Some(cause) = self.cause(Kind::Ssl, &loss) else { continue };
@@ -188,7 +188,7 @@ impl Change<'_> {
         let (before, after) = (route_entries(self.before), route_entries(self.after));
         let routes = [self.before, self.after].into_iter().flat_map(Snapshot::routes);
         let touched = routes.map(|route| &route.id).filter(|id| self.touches(Kind::Route, id)).collect();
-        let compared = compare(&before, &after, &touched);
+        let compared = compare(&before, &after, &touched, &self.written(Kind::Route));
         all.rely_on(Kind::Route, &compared.keepers);
         all.relied_on.extend(self.new_sources(Kind::Route, &compared.keepers));
         for loss in compared.losses {
@@ -210,7 +210,7 @@ impl Change<'_> {
         let (before, after) = (stream_entries(self.before), stream_entries(self.after));
         let ids = before.iter().chain(&after).map(StreamEntry::id);
         let touched = ids.filter(|id| self.touches(Kind::StreamRoute, id)).collect();
-        let compared = compare(&before, &after, &touched);
+        let compared = compare(&before, &after, &touched, &self.written(Kind::StreamRoute));
         all.rely_on(Kind::StreamRoute, &compared.keepers);
         all.relied_on.extend(self.new_sources(Kind::StreamRoute, &compared.keepers));
         for loss in compared.losses {
@@ -243,6 +243,11 @@ impl Change<'_> {
         let [was, is] = [self.before, self.after].map(|state| encrypted_hop(state, key));
         let Some((was, is)) = was.zip(is) else { return Vec::new() };
         is.into_iter().filter(|key| !was.contains(key)).collect()
+    }
+
+    /// The changed resources of a kind.
+    fn written(&self, kind: Kind) -> HashSet<&Id> {
+        self.keys.iter().filter(|key| key.kind == kind).map(|key| &key.id).collect()
     }
 
     /// Whether the route or stream route, or what it refers to, changes.

@@ -51,17 +51,19 @@ pub(super) struct EntryComparison<'a, C> {
 }
 
 /// Compares two states. `touched`: the resources that change, or whose settings from other
-/// resources do; all other entries are the same in both states.
+/// resources do; all other entries are the same in both states. `written`: those that change
+/// themselves.
 ///
 /// Only entries that may overlap are compared, so the time grows with the pairs of those.
 pub(super) fn compare<'a, C: IndexEntry>(
     before: &'a [C],
     after: &'a [C],
     touched: &HashSet<&Id>,
+    written: &HashSet<&Id>,
 ) -> EntryComparison<'a, C> {
     let every = EntryGroup::new(after.iter());
     let fresh = EntryGroup::new(after.iter().filter(|entry| touched.contains(entry.id())));
-    let mut earlier = EarlierEntries::new(before, touched);
+    let mut earlier = EarlierEntries::new(before, written);
     let mut losses = BTreeMap::new();
     let mut keepers = BTreeSet::new();
     for protected in before.iter().filter(|entry| entry.protects()) {
@@ -96,29 +98,30 @@ fn first_keeper<'a, C: IndexEntry>(protected: &C, near: &[&'a C]) -> Option<&'a 
     keepers.min_by(|one, other| one.search_order(other))
 }
 
-/// Which entries before the change decided about the requests that an entry takes after it.
+/// Which entries before the change decided about the requests that an entry takes after it. Those
+/// of resources that are not written do not count: another writer may remove them at the same time.
 struct EarlierEntries<'a, C> {
-    touched: EntryGroup<'a, C>,
+    written: EntryGroup<'a, C>,
     own: HashMap<&'a Id, Vec<&'a C>>,
     /// The first entry that covers a taker, by the taker's address.
     first: HashMap<*const C, Option<&'a C>>,
 }
 
 impl<'a, C: IndexEntry> EarlierEntries<'a, C> {
-    fn new(before: &'a [C], touched: &HashSet<&Id>) -> Self {
-        let touched = EntryGroup::new(before.iter().filter(|entry| touched.contains(entry.id())));
+    fn new(before: &'a [C], written: &HashSet<&Id>) -> Self {
+        let written = EntryGroup::new(before.iter().filter(|entry| written.contains(entry.id())));
         let mut own: HashMap<&Id, Vec<&C>> = HashMap::new();
         for entry in before {
             own.entry(entry.id()).or_default().push(entry);
         }
-        Self { touched, own, first: HashMap::new() }
+        Self { written, own, first: HashMap::new() }
     }
 
     /// Whether an entry in front of `protected` already decided all requests that `taker` matches.
     fn decided(&mut self, taker: &'a C, protected: &C) -> bool {
         let first = *self.first.entry(std::ptr::from_ref(taker)).or_insert_with(|| {
             let own = self.own.get(taker.id()).into_iter().flatten().copied();
-            let related = self.touched.near(taker).into_iter().chain(own);
+            let related = self.written.near(taker).into_iter().chain(own);
             related.filter(|entry| entry.covers(taker)).min_by(|one, other| one.search_order(other))
         });
         first.is_some_and(|entry| entry.search_order(protected) == Ordering::Less)
@@ -234,8 +237,8 @@ mod tests {
             comparisons: &total,
         });
         let entries: Vec<_> = entries.collect();
-        let touched = entries.iter().map(|entry| &entry.id).collect();
-        let loses = !compare(&entries, &entries, &touched).losses.is_empty();
+        let touched: HashSet<&Id> = entries.iter().map(|entry| &entry.id).collect();
+        let loses = !compare(&entries, &entries, &touched, &touched).losses.is_empty();
         (total.get(), loses)
     }
 

@@ -163,6 +163,10 @@ pub(super) fn stream_routes(old: &StreamRoute, new: &StreamRoute, found: &mut We
 pub(super) fn connections(old: &StreamRoute, new: &StreamRoute, found: &mut Weakenings) {
     let nets = |route: &StreamRoute| route.remote_addr.into_iter().collect::<Vec<_>>();
     addresses("remote_addr", &nets(old), &nets(new), found);
+    let local = |route: &StreamRoute| route.server_addr.into_iter().collect::<Vec<_>>();
+    addresses("server_addr", &local(old), &local(new), found);
+    let other_port = old.server_port.is_some() && new.server_port != old.server_port;
+    found.add_if(other_port, "server_port", "takes connections of listeners that it did not before");
     let known = |now| old.snis.iter().any(|before| covers_host(before, now));
     let wider = !old.snis.is_empty() && (new.snis.is_empty() || !new.snis.iter().all(known));
     found.add_if(wider, "sni", "takes connections for other names, or without TLS");

@@ -183,6 +183,21 @@ fn two_writes_that_weaken_together_weaken() {
     assert_eq!(weaker(&stored, &[gone("1"), gone("2")]), ["route/1: uris", "route/2: uris"]);
 }
 
+/// Route 1 is no part of the write: another writer may remove it, or it expires.
+#[test]
+fn a_route_that_is_not_written_hides_no_taker() {
+    let list = json!({"client_identity": {"allow": [{"dns": "a.example"}]}});
+    let stored = [
+        (Kind::Service, "s", list.clone()),
+        (ROUTE, "1", open("/a", json!({"priority": 5, "service_id": "s"}))),
+        (ROUTE, "2", listed("/a", json!({"priority": 3}))),
+    ];
+    let taker = (ROUTE, "3", open("/a", json!({"priority": 4})));
+    assert_eq!(weaker(&stored, std::slice::from_ref(&taker)), ["route/3: uris"]);
+    let with_service = [(Kind::Service, "s", with(list, json!({"desc": "x"}))), taker];
+    assert_eq!(weaker(&stored, &with_service), ["route/3: uris"]);
+}
+
 #[test]
 fn what_protects_instead_is_relied_on() {
     let stored = ["1", "2", "3"].map(|own| (ROUTE, own, listed("/a", json!({}))));
