@@ -44,7 +44,7 @@ demo: build ## start a gateway with two upstreams and an etcd, run the scenarios
 	@target/debug/demo --dir $(DEMO_DIR) $(DEMO_PORTS)
 
 demo-check: build ## the same, then stop; fails unless every scenario was shown and behaved
-	@scripts/setup.sh test
+	@scripts/setup.sh etcd
 	@target/debug/demo --dir $(DEMO_DIR) $(DEMO_PORTS) --check
 
 test: ## every test: units, properties, and the real programs end to end
@@ -53,7 +53,7 @@ test: ## every test: units, properties, and the real programs end to end
 	$(CARGO) test --locked --workspace
 
 test-etcd: ## the suites about etcd as the store alone, with servers they start themselves
-	@scripts/setup.sh test
+	@scripts/setup.sh etcd
 	$(CARGO) build --locked --workspace --bins
 	$(CARGO) test --locked -p controlplane --lib store::
 	$(CARGO) test --locked -p e2e --test etcd

@@ -1,15 +1,16 @@
 #!/usr/bin/env bash
 # Finds what the build, the tests and the demo need and this machine lacks. As root on Debian or Ubuntu it installs
 # it; otherwise it names the packages and stops. `setup.sh compare` also wants the peers of the comparison, `setup.sh release`
-# what reads profiles, `setup.sh check` valgrind and `setup.sh demo` etcd, but they go on without what cannot be had; `setup.sh test`
-# needs etcd, and `setup.sh boring` that and what BoringSSL is built with. Silent when nothing is missing.
+# what reads profiles, `setup.sh check` valgrind and `setup.sh demo` etcd, but they go on without what cannot be had; `setup.sh etcd`
+# needs etcd, `setup.sh test` that and the peers of the tests (without which their tests are skipped), and `setup.sh boring` etcd and
+# what BoringSSL is built with. Silent when nothing is missing.
 set -euo pipefail
 
 # command -> Debian package. No cmake or OpenSSL: the crypto library builds with the C compiler alone, and the push protocol
 # is compiled by a Rust crate; protoc is for the etcd client. etcd itself is for the tests and the demo: the build needs none.
 needs="cc:build-essential curl:curl openssl:openssl protoc:protobuf-compiler"
 etcd="etcd:etcd-server etcdctl:etcd-client"
-case "${1:-}" in test | boring) needs="$needs $etcd" ;; esac
+case "${1:-}" in etcd | test | boring) needs="$needs $etcd" ;; esac
 # The comparison is made with those peers that are there; cmake is for a library under Pingora.
 wishes=""
 [ "${1:-}" = check ] && wishes="valgrind:valgrind"
