@@ -435,7 +435,7 @@ fn log_connected(hello: &Hello, peer: SocketAddr, held: usize) {
         tracing::warn!(node, "the data plane knows no plugin configs: {what}");
     }
     if !hello.upstreams {
-        let what = "resources with gRPC, tls.ca_certs, tls.verify_identity, snis or tls_passthrough are blocked there";
+        let what = "resources with gRPC, tls.ca_certs, tls.verify_identity, snis or tls_passthrough are blocked there, and a name of several snis goes to a broader stream route";
         tracing::warn!(node, "the data plane knows fewer kinds of upstreams: {what}");
     }
 }

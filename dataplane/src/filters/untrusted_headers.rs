@@ -26,12 +26,19 @@ pub struct PeerTrust {
 }
 
 impl PeerTrust {
-    /// The trust in the peer at this address.
-    pub fn of(peer: IpAddr, trusted_addresses: Option<&[IpNet]>, real_ip: Option<&RealIp>) -> Self {
-        let peer = peer.to_canonical();
+    /// The trust in the peer at this address. `client`: who wrote the request. It is the peer, or
+    /// the client that a PROXY protocol header names: a proxy of TCP connections passes on what the
+    /// client has written, and does not vouch for it.
+    pub fn of(
+        client: IpAddr,
+        peer: IpAddr,
+        trusted_addresses: Option<&[IpNet]>,
+        real_ip: Option<&RealIp>,
+    ) -> Self {
+        let client = client.to_canonical();
         Self {
-            forwarded: trusted_addresses.is_some_and(|nets| nets.iter().any(|net| net.contains(&peer))),
-            address: real_ip.is_some_and(|real_ip| real_ip.reads_header_from(peer)),
+            forwarded: trusted_addresses.is_some_and(|nets| nets.iter().any(|net| net.contains(&client))),
+            address: real_ip.is_some_and(|real_ip| real_ip.reads_header_from(peer.to_canonical())),
         }
     }
 }

@@ -1,8 +1,8 @@
 //! The server name of a ClientHello that is passed on: read, and left as it is.
 //!
 //! rustls' `Acceptor` reads it too, but consumes it, and rejects what the upstream may accept (TLS
-//! 1.1 alone, for example). Invariants: the bytes stay in the read buffer of the socket as they
-//! came; a ClientHello in which two readers could find two names is rejected; its bytes are bounded
+//! 1.1 alone, for example). Invariants: the bytes are copied out, and put back as they came
+//! ([`BufferedSocket::unread`]); a ClientHello in which two readers could find two names is rejected; its bytes are bounded
 //! ([`BYTES_MAX`]), and each is looked at once.
 
 use std::future::poll_fn;

@@ -68,8 +68,8 @@ fn check_passthrough(route: &StreamRoute, sites: &[SiteNames], notes: &mut Findi
     let Some((ssl, sni)) = passthrough::bypassed_site(route, sites) else { return };
     let taken = sni.map_or("every name".to_owned(), |sni| format!("\"{sni}\""));
     let what = format!(
-        "passes on the TLS of {taken}, and ssl {ssl} demands client certificates for such a name: data planes deny these \
-         connections"
+        "passes on the TLS of {taken}, and ssl {ssl} demands client certificates for such a name: data planes deny \
+         connections with its SNI"
     );
     notes.add(
         Severity::Error,

@@ -91,7 +91,8 @@ pub(super) fn unknown_feature(resource: &Resource) -> Option<&'static str> {
 }
 
 /// The blocked resource in place of one with an unknown feature: its matchers, and nothing else of
-/// what such a node does not know. A stream route with several names matches every name.
+/// what such a node does not know. A stream route with several names matches every
+/// name that no other route has: broader routes come before it there.
 fn block_newer(resource: &Resource, blocked: Option<Blocked>) -> Option<Resource> {
     let upstream = None;
     Some(match resource {

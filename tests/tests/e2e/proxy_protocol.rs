@@ -293,6 +293,28 @@ async fn an_untrusted_header_names_no_client_of_requests() {
     }
 }
 
+/// A proxy of TCP connections in `trusted_addresses` does not vouch for what its clients write.
+#[tokio::test]
+async fn a_named_client_has_its_own_trust() {
+    let world_of = async |trusted: &str| {
+        let mut settings = on_http("proxy_protocol", "127.0.0.1");
+        settings["apisix"]["trusted_addresses"] = json!([trusted]);
+        World::open(settings).await
+    };
+    let forged = "X-Forwarded-Host: forged.test\r\n";
+    for (trusted, passes) in [("127.0.0.1", false), (CLIENT, true)] {
+        let (world, _upstream) = world_of(trusted).await;
+        for seen in forwarded(&world, &v2(), forged).await {
+            assert_eq!(seen["x-forwarded-host"] == "forged.test", passes, "{trusted}: {seen}");
+        }
+    }
+    // Who names no client speaks for itself.
+    let (world, _upstream) = world_of("127.0.0.1").await;
+    for seen in forwarded(&world, b"PROXY UNKNOWN\r\n", forged).await {
+        assert_eq!(seen["x-forwarded-host"], "forged.test");
+    }
+}
+
 // === peers ===
 
 /// How HAProxy names the client to the gateway; every other one goes to the second listener.

@@ -160,7 +160,8 @@ impl Connection {
             None => {
                 let of_peer = self.peer_requests.get_or_init(|| {
                     let trust = self.peer_trust();
-                    (!trust.forwarded && !trust.address).then(|| limiter.client(self.info.peer.ip()))
+                    let is_shared = trust.forwarded || trust.address || self.is_unnamed_client();
+                    (!is_shared).then(|| limiter.client(self.info.peer.ip()))
                 });
                 let Some(requests) = of_peer else { return Ok(None) };
                 requests
@@ -172,11 +173,21 @@ impl Connection {
         })
     }
 
+    /// Whether a trusted proxy of TCP connections has not said who its client is.
+    fn is_unnamed_client(&self) -> bool {
+        let real_ip = self.worker.shared.config.real_ip.as_ref();
+        let peer = self.info.direct_peer.ip().to_canonical();
+        self.info.listener.proxy_protocol
+            && !self.info.is_proxied()
+            && real_ip.is_some_and(|real_ip| real_ip.reads_proxy_protocol_from(peer))
+    }
+
     /// The configured trust in the peer, whether or not it is a proxy that names a
     /// client.
     fn peer_trust(&self) -> PeerTrust {
         let config = &self.worker.shared.config;
         PeerTrust::of(
+            self.info.peer.ip(),
             self.info.direct_peer.ip(),
             config.trusted_addresses.as_deref(),
             config.real_ip.as_ref(),
@@ -476,7 +487,8 @@ fn client_response(
     connection: &Connection,
     permit: Option<RequestPermit>,
 ) -> Response<ResponseBody> {
-    let observer = ResponseObserver { worker: Rc::clone(&connection.worker), peer: connection.info.peer };
+    let observer =
+        ResponseObserver { worker: Rc::clone(&connection.worker), info: Rc::clone(&connection.info) };
     let mut response = response.map(|body| ResponseBody::Upstream { body, observer, _permit: permit });
     headers::prepare_response(response.headers_mut());
     response

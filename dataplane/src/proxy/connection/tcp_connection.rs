@@ -1,7 +1,7 @@
 //! A TCP connection: what becomes of its TLS, its route and upstream, and the relay.
 //!
-//! Invariant: what is passed on undecrypted belongs to no site with a client policy, under the very
-//! snapshot that selects its route.
+//! Invariant: on a listener that reads the SNI, what is passed on undecrypted has the name of no
+//! site with a client policy, under the very snapshot that selects its route.
 
 use model::{HostName, StreamQuery};
 
