@@ -84,7 +84,8 @@ fn set_connection_fields(headers: &mut HeaderMap) {
     headers.insert(header::UPGRADE, HeaderValue::from_static(WEBSOCKET));
 }
 
-/// Checks an upstream's 101. `key`: `Sec-WebSocket-Key` of the request.
+/// Checks an upstream's 101. `key`: `Sec-WebSocket-Key` of the request; without one nothing shows
+/// that the upstream has read the handshake.
 ///
 /// # Errors
 /// [`SwitchError`]: there is no tunnel.
@@ -98,14 +99,9 @@ pub(crate) fn check_switch<B>(key: Option<&HeaderValue>, response: &Response<B>)
     if protocol.is_none() || response.version() != Version::HTTP_11 || !is_upgrade_listed(headers) {
         return Err(SwitchError::Protocol);
     }
-    // Where the client has sent no key, the upstream decides whether it demands one.
-    if let Some(key) = key {
-        let accept = one(header::SEC_WEBSOCKET_ACCEPT).ok_or(SwitchError::Accept)?;
-        if accept.as_bytes() != accept_of(key).as_bytes() {
-            return Err(SwitchError::Accept);
-        }
-    }
-    Ok(())
+    let expected = accept_of(key.ok_or(SwitchError::Accept)?);
+    let accept = one(header::SEC_WEBSOCKET_ACCEPT).ok_or(SwitchError::Accept)?;
+    if accept.as_bytes() == expected.as_bytes() { Ok(()) } else { Err(SwitchError::Accept) }
 }
 
 /// RFC 6455 section 4.2.2.
@@ -151,7 +147,9 @@ mod tests {
         for accepts in [&[][..], &[("sec-websocket-accept", "AAAA")], &[accept, accept]] {
             assert_eq!(check(&[&[CONNECTION, UPGRADE], accepts].concat()), Err(SwitchError::Accept));
         }
-        assert_eq!(check_switch(None, &switching(&[CONNECTION, UPGRADE])), Ok(()));
+        for fields in [&[CONNECTION, UPGRADE][..], &[CONNECTION, UPGRADE, accept]] {
+            assert_eq!(check_switch(None, &switching(fields)), Err(SwitchError::Accept), "no key");
+        }
         let mut old = switching(&[CONNECTION, UPGRADE, accept]);
         *old.version_mut() = Version::HTTP_10;
         assert_eq!(check_switch(Some(&KEY), &old), Err(SwitchError::Protocol));
