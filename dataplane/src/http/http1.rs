@@ -8,7 +8,7 @@ use std::cell::Cell;
 use std::convert::Infallible;
 use std::future::{Future, poll_fn};
 use std::io;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::task::{Context, Poll};
 
@@ -65,7 +65,7 @@ pub(super) async fn serve<I, H>(
         let (body, in_flight) = IncomingBody::begin_request(BodySource::Http1(body), interim.clone(), &state);
         // Boxed: hyper reserves space for the future for as long as the connection is open.
         Box::pin(async move {
-            let handling = handler.handle(Request::from_parts(head, body));
+            let handling = pin!(handler.handle(Request::from_parts(head, body)));
             let send = |response| state.queue_interim(&response);
             let mut response = interim::handle_and_send(handling, interim.as_ref(), send).await;
             if error_page::closes_connection(&response) {

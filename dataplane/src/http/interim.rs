@@ -11,7 +11,7 @@
 
 use std::collections::VecDeque;
 use std::future::{Future, poll_fn};
-use std::pin::pin;
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
@@ -83,7 +83,11 @@ impl InterimResponses {
     /// holds it.
     pub(super) fn renew(mut self, bytes_max: usize) -> Self {
         match Arc::get_mut(&mut self.0).map(Mutex::get_mut) {
-            Some(Ok(state)) => *state = ChannelState::new(bytes_max),
+            Some(Ok(state)) => {
+                // The same task sends for the next request.
+                let sender = state.sender.take();
+                *state = ChannelState { sender, ..ChannelState::new(bytes_max) };
+            }
             _ => return Self::new(bytes_max),
         }
         self
@@ -160,12 +164,13 @@ impl InterimResponses {
 }
 
 /// Waits for the final response, and gives `send` each interim one that comes before it.
+///
+/// Takes the handler pinned: moved in here, its future would have its place twice.
 pub(super) async fn handle_and_send<T>(
-    handling: impl Future<Output = T>,
+    mut handling: Pin<&mut impl Future<Output = T>>,
     interim: Option<&InterimResponses>,
     mut send: impl FnMut(Response<()>),
 ) -> T {
-    let mut handling = pin!(handling);
     poll_fn(|cx| {
         let handled = handling.as_mut().poll(cx);
         // After the handler: what came with the final response is sent before it.
@@ -199,6 +204,7 @@ pub(super) fn encode(response: &Response<()>, out: &mut Vec<u8>) {
 #[cfg(test)]
 mod tests {
     use std::cell::RefCell;
+    use std::pin::pin;
     use std::task::Wake;
 
     use super::*;
@@ -289,10 +295,10 @@ mod tests {
         let mut cx = Context::from_waker(&waker);
         let sent = RefCell::new(Vec::new());
         let mut polls = 0;
-        let handler = poll_fn(|_| {
+        let handler = pin!(poll_fn(|_| {
             polls += 1;
             if polls < 3 { Poll::Pending } else { Poll::Ready("final") }
-        });
+        }));
         let send = |response: Response<()>| sent.borrow_mut().push(response.status());
         let mut handling = pin!(handle_and_send(handler, Some(&interim), send));
         assert!(handling.as_mut().poll(&mut cx).is_pending());

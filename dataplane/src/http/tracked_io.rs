@@ -201,6 +201,10 @@ impl<I: Write + Unpin> TrackedIo<I> {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
             queued.drain(..written);
+            if queued.is_empty() {
+                // A connection that hibernates keeps nothing.
+                *queued = Vec::new();
+            }
         }
         Poll::Ready(Ok(()))
     }

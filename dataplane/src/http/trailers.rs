@@ -7,9 +7,9 @@ use http::{HeaderMap, HeaderName, header};
 
 use super::head::{HeadError, HeadLimits};
 
-/// Fields that have their meaning in a head only. Besides, all whose name begins with `content-` or
-/// `proxy-`, or has `cookie` in it.
-static HEAD_ONLY: [HeaderName; 27] = [
+/// Fields that have their meaning in a head only. Besides, all whose name begins with `content-`,
+/// `proxy-` or `access-control-`, or has `cookie` in it.
+static HEAD_ONLY: [HeaderName; 28] = [
     header::ACCEPT_RANGES,
     header::AGE,
     header::ALLOW,
@@ -35,10 +35,10 @@ static HEAD_ONLY: [HeaderName; 27] = [
     header::TE,
     header::TRAILER,
     header::TRANSFER_ENCODING,
+    header::UPGRADE,
     header::VARY,
     header::WWW_AUTHENTICATE,
 ];
-const UPGRADE: HeaderName = header::UPGRADE;
 
 /// Keeps the trailers that may be forwarded. `None`: there is none.
 ///
@@ -62,7 +62,6 @@ fn is_head_only(name: &HeaderName) -> bool {
         || text.starts_with("proxy-")
         || text.starts_with("access-control-")
         || text.contains("cookie")
-        || *name == UPGRADE
         || HEAD_ONLY.contains(name)
 }
 
