@@ -151,12 +151,7 @@ impl UpstreamClient {
         preamble: Option<&[u8]>,
     ) -> Result<UpstreamStream, UpstreamError> {
         let prepared = self.tls_configs.prepared(target.upstream);
-        let config = if target.upstream.scheme.is_encrypted() {
-            let config = self.tls_configs.client_config(target.upstream, &prepared, target.snapshot)?;
-            Some(config)
-        } else {
-            None
-        };
+        let config = self.tls_configs.find(target.upstream, &prepared, target.snapshot)?;
         let mut attempts = NodeAttempts::new(target.upstream, &prepared.balancer);
         let mut last = UpstreamError::NoNode;
         while let Some(node) = attempts.next_node()? {

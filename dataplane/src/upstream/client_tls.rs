@@ -124,10 +124,24 @@ impl ClientTlsConfigs {
         })
     }
 
-    /// The configuration for an upstream within TLS.
+    /// The configuration for an upstream; `None`: its scheme is not encrypted.
     ///
     /// # Errors
     /// [`ClientTlsError`]. There is never a connection without the certificate.
+    pub fn find(
+        &self,
+        upstream: &Upstream,
+        prepared: &Arc<PreparedUpstream>,
+        snapshot: &Snapshot,
+    ) -> Result<Option<Arc<ClientTlsConfig>>, ClientTlsError> {
+        let is_encrypted = upstream.scheme.is_encrypted();
+        is_encrypted.then(|| self.client_config(upstream, prepared, snapshot)).transpose()
+    }
+
+    /// The configuration for an upstream within TLS.
+    ///
+    /// # Errors
+    /// [`ClientTlsError`].
     pub fn client_config(
         &self,
         upstream: &Upstream,
@@ -162,11 +176,16 @@ impl ClientTlsConfigs {
     /// The configuration with this content, made now if it is not in use.
     fn lease(&self, upstream: &Upstream, pair: Option<&KeyPair>) -> Result<Arc<ConfigLease>, ClientTlsError> {
         let key = self.factory.key(&upstream.tls, pair);
+        let found = lock(&self.by_key).get(&key).and_then(Weak::upgrade);
+        if let Some(lease) = found {
+            return Ok(lease);
+        }
+        // Without the lock: other workers do not wait for a key that is parsed.
+        let config = self.factory.build(&upstream.tls, pair).map_err(ClientTlsError::Unusable)?;
         let mut by_key = lock(&self.by_key);
         if let Some(lease) = by_key.get(&key).and_then(Weak::upgrade) {
             return Ok(lease);
         }
-        let config = self.factory.build(&upstream.tls, pair).map_err(ClientTlsError::Unusable)?;
         if by_key.len() == by_key.capacity() {
             by_key.retain(|_, lease| lease.strong_count() > 0);
         }
@@ -305,7 +324,8 @@ fn client_certificate<'a>(
             if let Some(blocked) = &ssl.blocked {
                 return Err(ClientTlsError::Blocked(id.clone(), blocked.reason().to_owned()));
             }
-            let pair = ssl.pairs.first().ok_or_else(|| ClientTlsError::NoSsl(id.clone()))?;
+            let no_pair = || ClientTlsError::Unusable(format!("ssl id [{id}] has no certificate"));
+            let pair = ssl.pairs.first().ok_or_else(no_pair)?;
             Ok(ClientCertificate { pair: Some(pair), ssl: Some(ssl) })
         }
     }

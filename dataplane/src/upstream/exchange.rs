@@ -35,6 +35,7 @@ use crate::http::upgrade::SwitchError;
 use crate::io::coarse_timer::{CoarseTimer, CoarseTimers};
 use crate::observability::HasReason;
 use crate::reason::Reason;
+use crate::tls::alert::received_alert;
 
 /// There is no response for the client.
 #[derive(Debug, thiserror::Error)]
@@ -75,6 +76,16 @@ pub(crate) enum ExchangeError {
     /// The client's body failed, which is no fault of a node.
     #[error("the client's body: {}", .0.label())]
     ClientBody(Reason),
+}
+
+impl ExchangeError {
+    /// A connection over HTTP/1 has failed: by an alert, where the upstream has sent one.
+    pub(in crate::upstream) fn of_http1(addr: SocketAddr, error: hyper::Error) -> Self {
+        match received_alert(&error) {
+            Some(alert) => Self::Alert { addr, alert },
+            None => Self::Http { addr, error },
+        }
+    }
 }
 
 impl HasReason for ExchangeError {
@@ -158,12 +169,8 @@ impl UpstreamClient {
     ) -> Result<Response<UpstreamResponseBody>, ExchangeError> {
         let prepared = self.tls_configs.prepared(target.upstream);
         let protocol = protocol(target.upstream)?;
-        let tls_config = if target.upstream.scheme.is_encrypted() {
-            let config = self.tls_configs.client_config(target.upstream, &prepared, target.snapshot);
-            Some(config.map_err(UpstreamError::from)?)
-        } else {
-            None
-        };
+        let tls_config = self.tls_configs.find(target.upstream, &prepared, target.snapshot);
+        let tls_config = tls_config.map_err(UpstreamError::from)?;
         // Kept for every request that may be sent twice, not only where there are other nodes: the
         // node may just be closing the connection that the pool has.
         let template = if is_retriable(&request) { Some(RetryTemplate::new(&request)) } else { None };
@@ -188,7 +195,8 @@ impl UpstreamClient {
                 if let Some(code) = last.attempt_status() {
                     status.record_failure(code);
                 }
-                if matches!(last, ExchangeError::ClientBody(_)) {
+                // The fault of the request, not of the node.
+                if matches!(last, ExchangeError::ClientBody(_) | ExchangeError::Authority { .. }) {
                     return Err(last);
                 }
                 unsent = failed.unsent;

@@ -208,13 +208,14 @@ impl Body for UpstreamResponseBody {
         if this.is_cut {
             return Poll::Ready(None);
         }
+        // Before the frames: an upstream that always has one does not outlive the deadline.
+        if this.deadline.as_mut().is_some_and(|timer| timer.poll(cx).is_ready()) {
+            this.source.abort();
+            this.is_cut = true;
+            let trailers = grpc::status_trailers(Reason::DeadlineExceeded);
+            return Poll::Ready(Some(Ok(Frame::trailers(trailers))));
+        }
         match this.source.poll_frame(cx) {
-            Poll::Pending if this.deadline.as_mut().is_some_and(|timer| timer.poll(cx).is_ready()) => {
-                this.source.abort();
-                this.is_cut = true;
-                let trailers = grpc::status_trailers(Reason::DeadlineExceeded);
-                Poll::Ready(Some(Ok(Frame::trailers(trailers))))
-            }
             Poll::Pending => {
                 let timeout = this.limits.read_timeout;
                 let timer = this.timer.get_or_insert_with(|| this.timers.after(timeout));
@@ -227,14 +228,14 @@ impl Body for UpstreamResponseBody {
                 }
             }
             Poll::Ready(None) => Poll::Ready(this.source.end().err().map(Err)),
-            Poll::Ready(Some(Ok(frame))) => match frame.into_trailers() {
-                Ok(trailers) => Poll::Ready(this.end_with(trailers)),
-                Err(frame) => {
+            Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
+                Ok(data) => {
                     this.timer = None;
                     // The last frame may be known as such already; there is no further poll then.
                     let ended = if this.source.is_end_stream() { this.source.end() } else { Ok(()) };
-                    Poll::Ready(Some(ended.map(|()| frame)))
+                    Poll::Ready(Some(ended.map(|()| Frame::data(data))))
                 }
+                Err(frame) => Poll::Ready(this.end_with(frame.into_trailers().unwrap_or_default())),
             },
             Poll::Ready(Some(Err(error))) => {
                 let error = this.source.cause(error);

@@ -59,14 +59,12 @@ impl UpstreamClient {
         status: &mut UpstreamStatus,
     ) -> Result<Response<UpgradeReply>, ExchangeError> {
         let prepared = self.tls_configs.prepared(target.upstream);
-        let tls_config = match target.upstream.scheme {
-            Scheme::Http => None,
-            Scheme::Https => {
-                let config = self.tls_configs.client_config(target.upstream, &prepared, target.snapshot);
-                Some(config.map_err(UpstreamError::from)?)
-            }
-            other => return Err(UpstreamError::Scheme(other.as_str()).into()),
-        };
+        let scheme = target.upstream.scheme;
+        if !matches!(scheme, Scheme::Http | Scheme::Https) {
+            return Err(UpstreamError::Scheme(scheme.as_str()).into());
+        }
+        let tls_config = self.tls_configs.find(target.upstream, &prepared, target.snapshot);
+        let tls_config = tls_config.map_err(UpstreamError::from)?;
         // A GET without a body may be sent again.
         let template = RetryTemplate::new(request);
         let mut last = UpstreamError::NoNode.into();
@@ -100,7 +98,8 @@ impl UpstreamClient {
             let name = || host_header::server_name(&host, addr.ip());
             let tls = tls_config.map(|tls| (&**tls, Alpn::Http1, name()));
             let deadline = ConnectDeadline::start(target.timeouts.connect);
-            // As many as there are clients, so they have no bound of their own.
+            // Without a slot: as many as there are requests that `requests_per_client` permits, and
+            // one that lasts for days must not stop the others.
             let stream = connector::connect(addr, tls, deadline, &self.permits, None, None).await?;
             Ok((addr, stream))
         };
@@ -113,7 +112,7 @@ impl UpstreamClient {
         }
         let key = request.headers().get(header::SEC_WEBSOCKET_KEY).cloned();
         let progress = request.body().progress();
-        let failed = |error| ExchangeError::Http { addr, error };
+        let failed = |error| ExchangeError::of_http1(addr, error);
         let (mut sender, connection) = self.http1_builder().handshake(stream).await.map_err(failed)?;
         let mut exchange = UpgradeExchange { connection: Box::new(connection), ended: false };
         let response = exchange.run(sender.try_send_request(request));

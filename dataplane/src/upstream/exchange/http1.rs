@@ -4,7 +4,6 @@ use http::{Request, Response};
 use hyper::body::Incoming;
 
 use super::{ExchangeError, FailedAttempt, response_in_time, set_host};
-use crate::tls::alert::received_alert;
 use crate::upstream::client::{UpstreamClient, UpstreamTarget};
 use crate::upstream::framing;
 use crate::upstream::pool::PooledConnection;
@@ -35,11 +34,7 @@ impl UpstreamClient {
                 if let Some(reason) = progress.failed() {
                     return Err(FailedAttempt::sent(ExchangeError::ClientBody(reason)));
                 }
-                let error = failed.into_error();
-                let error = match received_alert(&error) {
-                    Some(alert) => ExchangeError::Alert { addr, alert },
-                    None => ExchangeError::Http { addr, error },
-                };
+                let error = ExchangeError::of_http1(addr, failed.into_error());
                 Err(FailedAttempt { error, unsent, stale: reused })
             }
             Err((reason, within)) => {
