@@ -178,7 +178,7 @@ pub(crate) fn upstream_failed(peer: impl Display, route: &Id, error: &dyn HasRea
 }
 
 /// A response whose head has gone out and whose body the upstream did not complete.
-pub(crate) fn response_broken(peer: SocketAddr, error: &dyn HasReason) {
+pub(crate) fn response_broken(peer: impl Display, error: &dyn HasReason) {
     let reason = error.reason();
     if is_allowed(reason) {
         let detail = error_text(error);
@@ -209,7 +209,7 @@ pub(crate) fn tcp_failed(
 }
 
 /// A WebSocket that did not end by both sides' close. Without a reason its client broke off.
-pub(crate) fn web_socket_failed(peer: SocketAddr, route: &Id, reason: Option<Reason>, error: &dyn Error) {
+pub(crate) fn web_socket_failed(peer: impl Display, route: &Id, reason: Option<Reason>, error: &dyn Error) {
     let route = route.as_str();
     match reason {
         Some(reason) if is_allowed(reason) => {

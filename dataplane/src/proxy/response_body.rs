@@ -1,6 +1,5 @@
 //! The body of a response: an upstream's, streamed, a page of our own, or a tunnel instead of one.
 
-use std::net::SocketAddr;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
@@ -12,6 +11,7 @@ use hyper::body::{Body, Frame, SizeHint};
 use super::connection::tunnel::WebSocketTunnel;
 use super::request_limit::RequestPermit;
 use super::worker::Worker;
+use crate::io::connection_info::ConnectionInfo;
 use crate::observability::{HasReason, log};
 use crate::upstream::response_body::{UpstreamBodyError, UpstreamResponseBody};
 
@@ -33,14 +33,14 @@ pub(super) enum ResponseBody {
 /// Counts and logs a response that breaks off.
 pub(super) struct ResponseObserver {
     pub(super) worker: Rc<Worker>,
-    pub(super) peer: SocketAddr,
+    pub(super) info: Rc<ConnectionInfo>,
 }
 
 impl ResponseObserver {
     fn record(&self, error: &UpstreamBodyError) {
         if error.is_upstreams() {
             self.worker.counters.record_error(error.reason());
-            log::response_broken(self.peer, error);
+            log::response_broken(&self.info, error);
         }
     }
 }

@@ -51,7 +51,7 @@ impl Connection {
                 if let Some(reason) = reason {
                     counters.record_error(reason);
                 }
-                log::web_socket_failed(self.info.peer, &tunnel.route, reason, &error);
+                log::web_socket_failed(&self.info, &tunnel.route, reason, &error);
             }
         }
     }
