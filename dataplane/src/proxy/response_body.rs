@@ -16,7 +16,6 @@ use crate::observability::{HasReason, log};
 use crate::upstream::response_body::{UpstreamBodyError, UpstreamResponseBody};
 
 /// The body of a response.
-#[expect(clippy::large_enum_variant, reason = "nearly every body is an upstream's")]
 pub(super) enum ResponseBody {
     /// A page of our own; `None` once it is read.
     Full(Option<Bytes>),

@@ -9,7 +9,7 @@ mod http2;
 
 use std::future::{Future, poll_fn};
 use std::net::SocketAddr;
-use std::pin::pin;
+use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Poll;
@@ -121,19 +121,13 @@ impl ExchangeError {
 
 struct FailedAttempt {
     error: ExchangeError,
-    /// The request, when the node cannot have seen it.
-    unsent: Option<Request<RequestBody>>,
     /// The connection came from the pool, and the node may have closed it for its age.
     stale: bool,
 }
 
-impl FailedAttempt {
-    fn sent(error: ExchangeError) -> Self {
-        Self { error, unsent: None, stale: false }
-    }
-
-    fn unsent(error: UpstreamError, request: Request<RequestBody>) -> Self {
-        Self { error: error.into(), unsent: Some(request), stale: false }
+impl From<ExchangeError> for FailedAttempt {
+    fn from(error: ExchangeError) -> Self {
+        Self { error, stale: false }
     }
 }
 
@@ -141,15 +135,19 @@ impl UpstreamClient {
     /// Sends the request and returns the response once its head has arrived. `status` records each
     /// attempt.
     ///
+    /// `request` is taken when it is sent, and put back when the node cannot have seen it. By
+    /// reference, because each future on the way to the connection would be larger by all of it,
+    /// twice, and is moved as a whole when the request begins.
+    ///
     /// # Errors
     /// [`ExchangeError`] of the last attempt.
     pub(crate) async fn send_request(
         &self,
         target: &UpstreamTarget<'_>,
-        request: Request<RequestBody>,
+        request: &mut Option<Request<RequestBody>>,
         status: &mut UpstreamStatus,
     ) -> Result<Response<UpstreamResponseBody>, ExchangeError> {
-        // Boxed: the futures around it are moved as a whole when a request begins.
+        // Boxed for the same reason.
         let mut response = Box::pin(self.try_nodes(target, request, status));
         let Some(deadline) = target.deadline else { return response.await };
         let mut timer = self.timers.after(deadline.saturating_duration_since(Instant::now()));
@@ -164,7 +162,7 @@ impl UpstreamClient {
     async fn try_nodes(
         &self,
         target: &UpstreamTarget<'_>,
-        request: Request<RequestBody>,
+        request: &mut Option<Request<RequestBody>>,
         status: &mut UpstreamStatus,
     ) -> Result<Response<UpstreamResponseBody>, ExchangeError> {
         let prepared = self.tls_configs.prepared(target.upstream);
@@ -173,24 +171,25 @@ impl UpstreamClient {
         let tls_config = tls_config.map_err(UpstreamError::from)?;
         // Kept for every request that may be sent twice, not only where there are other nodes: the
         // node may just be closing the connection that the pool has.
-        let template = if is_retriable(&request) { Some(RetryTemplate::new(&request)) } else { None };
-        let mut unsent = Some(request);
+        let template = request.as_ref().filter(|request| is_retriable(request)).map(RetryTemplate::new);
         let mut last = UpstreamError::NoNode.into();
         let mut attempts = NodeAttempts::new(target.upstream, &prepared.balancer);
         while let Some(node) = attempts.next_node()? {
             // A stale connection of the pool is no failed attempt: the node gets a fresh one.
             let mut fresh = false;
             loop {
-                let request = unsent.take().or_else(|| template.as_ref().map(RetryTemplate::request));
-                let Some(request) = request else { return Err(last) };
-                let failed =
-                    match self.attempt(target, (protocol, tls_config.as_ref()), node, request, fresh).await {
-                        Ok(response) => {
-                            status.record_response(response.status());
-                            return Ok(response);
-                        }
-                        Err(failed) => failed,
-                    };
+                if request.is_none() {
+                    let Some(template) = &template else { return Err(last) };
+                    *request = Some(template.request());
+                }
+                let attempt = self.attempt(target, (protocol, tls_config.as_ref()), node, request, fresh);
+                let failed = match attempt.await {
+                    Ok(response) => {
+                        status.record_response(response.status());
+                        return Ok(response);
+                    }
+                    Err(failed) => failed,
+                };
                 last = failed.error;
                 if let Some(code) = last.attempt_status() {
                     status.record_failure(code);
@@ -199,7 +198,6 @@ impl UpstreamClient {
                 if matches!(last, ExchangeError::ClientBody(_) | ExchangeError::Authority { .. }) {
                     return Err(last);
                 }
-                unsent = failed.unsent;
                 if !failed.stale || fresh {
                     break;
                 }
@@ -215,7 +213,7 @@ impl UpstreamClient {
         target: &UpstreamTarget<'_>,
         (protocol, tls_config): (UpstreamProtocol, Option<&Arc<ClientTlsConfig>>),
         node: &Node,
-        request: Request<RequestBody>,
+        request: &mut Option<Request<RequestBody>>,
         fresh: bool,
     ) -> Result<Response<UpstreamResponseBody>, FailedAttempt> {
         let host = host_header::upstream_host(target.upstream, target.authority, node);
@@ -231,13 +229,10 @@ impl UpstreamClient {
         };
         let port = node.port.or(target.upstream.scheme.default_port());
         let checkout = async |addr: SocketAddr| self.checkout(addr, &checkout).await;
-        match self.connect_node(node, port, checkout).await {
-            Ok(PoolLease::Http1(connection)) => self.attempt_http1(target, connection, request, &host).await,
+        match self.connect_node(node, port, checkout).await.map_err(ExchangeError::from)? {
+            PoolLease::Http1(connection) => self.attempt_http1(target, connection, request, &host).await,
             // Boxed: not every request pays for the larger state.
-            Ok(PoolLease::Http2(stream)) => {
-                Box::pin(self.attempt_http2(target, stream, request, &host)).await
-            }
-            Err(error) => Err(FailedAttempt::unsent(error, request)),
+            PoolLease::Http2(stream) => Box::pin(self.attempt_http2(target, stream, request, &host)).await,
         }
     }
 }
@@ -256,12 +251,11 @@ fn protocol(upstream: &Upstream) -> Result<UpstreamProtocol, UpstreamError> {
 /// Waits for the response. The upstream's timeouts run only while it is the upstream that is
 /// waited for, not the client.
 pub(super) async fn response_in_time<F: Future>(
-    response: F,
+    mut response: Pin<&mut F>,
     progress: &SendProgress,
     timeouts: &Timeouts,
     timers: &Rc<CoarseTimers>,
 ) -> Result<F::Output, (Reason, Duration)> {
-    let mut response = pin!(response);
     let mut timer: Option<CoarseTimer> = None;
     poll_fn(|cx| {
         if let Poll::Ready(response) = response.as_mut().poll(cx) {
@@ -293,6 +287,14 @@ pub(super) fn set_host(request: &mut Request<RequestBody>, host: &str) {
     if let (false, Ok(value)) = (is_set, HeaderValue::from_str(host)) {
         request.headers_mut().insert(header::HOST, value);
     }
+}
+
+/// The request of an attempt.
+///
+/// # Errors
+/// Never: [`UpstreamClient::try_nodes`] begins no attempt without one.
+fn take(request: &mut Option<Request<RequestBody>>) -> Result<Request<RequestBody>, ExchangeError> {
+    request.take().ok_or_else(|| UpstreamError::NoNode.into())
 }
 
 /// Whether the request may be sent again after a node has seen it.

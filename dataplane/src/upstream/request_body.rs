@@ -76,10 +76,17 @@ impl SendProgress {
 
 /// Reads the body of a client's request.
 pub struct RequestBody<B: ClientBody = IncomingBody> {
-    incoming: Option<B>,
+    /// `None`: there is nothing more to send. Boxed, because a request is moved a dozen times on
+    /// its way to the upstream, and most have no body.
+    reader: Option<Box<BodyReader<B>>>,
     progress: SendProgress,
     /// Nothing of it has been read.
     untouched: bool,
+}
+
+/// Counts and times a body.
+struct BodyReader<B> {
+    incoming: B,
     /// Bytes that the client may still send.
     left: u64,
     client_timeout: Duration,
@@ -120,32 +127,31 @@ impl<B: ClientBody> RequestBody<B> {
     /// `max`: the most bytes the body may have, 0 for no limit. `client_timeout`: the longest pause
     /// between two frames.
     pub fn new(incoming: B, max: u64, client_timeout: Duration) -> Self {
-        let progress = SendProgress::new();
-        let incoming = if incoming.is_end_stream() { None } else { Some(incoming) };
-        if incoming.is_none() {
-            progress.0.waiting.set(WaitState::Response(Instant::now()));
+        if incoming.is_end_stream() {
+            return Self::empty();
         }
         let left = if max == 0 { u64::MAX } else { max };
-        Self { incoming, progress, untouched: true, left, client_timeout, timer: None, gate: None }
+        let reader = BodyReader { incoming, left, client_timeout, timer: None, gate: None };
+        Self { reader: Some(Box::new(reader)), progress: SendProgress::new(), untouched: true }
     }
 
     /// Keeps the body back until `interim` has the upstream's 100, or for [`CONTINUE_TIMEOUT`].
     pub(crate) fn wait_for_continue(&mut self, interim: InterimResponses) {
-        self.gate = Some(ContinueGate { interim, timer: None });
+        if let Some(reader) = &mut self.reader {
+            reader.gate = Some(ContinueGate { interim, timer: None });
+        }
     }
 
-    /// The body of a request that is sent again.
+    /// No body.
     pub fn empty() -> Self {
         let progress = SendProgress::new();
         progress.0.waiting.set(WaitState::Response(Instant::now()));
-        let client_timeout = Duration::ZERO;
-        let (timer, gate) = (None, None);
-        Self { incoming: None, progress, untouched: true, left: 0, client_timeout, timer, gate }
+        Self { reader: None, progress, untouched: true }
     }
 
     /// Takes the client's body out, unread: it is the client's half of a tunnel.
     pub(crate) fn take_incoming(&mut self) -> Option<B> {
-        self.incoming.take()
+        self.reader.take().map(|reader| reader.incoming)
     }
 
     pub fn progress(&self) -> SendProgress {
@@ -154,7 +160,7 @@ impl<B: ClientBody> RequestBody<B> {
 
     /// Whether there is nothing to send, so that the request can be sent again.
     pub fn is_empty(&self) -> bool {
-        self.incoming.is_none()
+        self.reader.is_none()
     }
 
     /// Whether nothing of it has been read, so that another node may still get all of it.
@@ -168,7 +174,7 @@ impl<B: ClientBody> RequestBody<B> {
     }
 
     fn end(&mut self) -> Poll<Option<Result<Frame<Bytes>, RequestBodyError>>> {
-        self.incoming = None;
+        self.reader = None;
         self.progress.0.waiting.set(WaitState::Response(Instant::now()));
         Poll::Ready(None)
     }
@@ -179,7 +185,7 @@ impl<B: ClientBody> Drop for RequestBody<B> {
     /// close the connection now would reset it and lose the response, so the rest is discarded for
     /// a while.
     fn drop(&mut self) {
-        let Some(incoming) = self.incoming.take() else { return };
+        let Some(incoming) = self.take_incoming() else { return };
         if is_fully_read(&incoming) {
             self.progress.0.waiting.set(WaitState::Response(Instant::now()));
         } else {
@@ -220,19 +226,19 @@ impl<B: ClientBody> Body for RequestBody<B> {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, RequestBodyError>>> {
         let this = &mut *self;
-        let Some(incoming) = &mut this.incoming else { return this.end() };
-        if let Some(gate) = &mut this.gate {
+        let Some(reader) = &mut this.reader else { return this.end() };
+        if let Some(gate) = &mut reader.gate {
             if gate.poll(cx).is_pending() {
                 this.progress.0.waiting.set(WaitState::Client);
                 return Poll::Pending;
             }
-            this.gate = None;
+            reader.gate = None;
         }
-        match Pin::new(incoming).poll_frame(cx) {
+        match Pin::new(&mut reader.incoming).poll_frame(cx) {
             Poll::Pending => {
                 this.progress.0.waiting.set(WaitState::Client);
-                let timeout = this.client_timeout;
-                let timer = this.timer.get_or_insert_with(|| Timer::after(timeout));
+                let timeout = reader.client_timeout;
+                let timer = reader.timer.get_or_insert_with(|| Timer::after(timeout));
                 if timer.poll(cx).is_ready() { this.fail(Reason::BodyTimeout) } else { Poll::Pending }
             }
             Poll::Ready(None) => this.end(),
@@ -241,18 +247,18 @@ impl<B: ClientBody> Body for RequestBody<B> {
             // that the route sets. RFC 9110 section 6.5.1 lets a gateway drop them. They come last.
             Poll::Ready(Some(Ok(frame))) if frame.is_trailers() => this.end(),
             Poll::Ready(Some(Ok(frame))) => {
-                (this.timer, this.untouched) = (None, false);
+                (reader.timer, this.untouched) = (None, false);
                 // The last frame may be known as such already; hyper does not poll again then.
                 let now = Instant::now();
-                let last = this.incoming.as_ref().is_none_or(is_fully_read);
+                let last = is_fully_read(&reader.incoming);
                 this.progress.0.waiting.set(if last {
                     WaitState::Response(now)
                 } else {
                     WaitState::Send(now)
                 });
                 if let Some(data) = frame.data_ref() {
-                    match this.left.checked_sub(data.len() as u64) {
-                        Some(left) => this.left = left,
+                    match reader.left.checked_sub(data.len() as u64) {
+                        Some(left) => reader.left = left,
                         None => return this.fail(Reason::BodyTooLarge),
                     }
                 }
@@ -262,11 +268,12 @@ impl<B: ClientBody> Body for RequestBody<B> {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.incoming.as_ref().is_none_or(Body::is_end_stream)
+        self.reader.as_ref().is_none_or(|reader| reader.incoming.is_end_stream())
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.incoming.as_ref().map_or_else(|| SizeHint::with_exact(0), Body::size_hint)
+        let reader = self.reader.as_ref();
+        reader.map_or_else(|| SizeHint::with_exact(0), |reader| reader.incoming.size_hint())
     }
 }
 

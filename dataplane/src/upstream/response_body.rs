@@ -59,7 +59,10 @@ impl ResponseLimits {
     }
 }
 
-pub(crate) struct UpstreamResponseBody {
+/// Boxed, because a response is moved a dozen times on its way to the client.
+pub(crate) struct UpstreamResponseBody(Box<ResponseReader>);
+
+struct ResponseReader {
     source: ResponseSource,
     limits: ResponseLimits,
     timers: Rc<CoarseTimers>,
@@ -181,9 +184,12 @@ impl UpstreamResponseBody {
         }
         let until = limits.deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
         let deadline = until.map(|left| timers.after(left));
-        Self { source, limits, timers: Rc::clone(timers), timer: None, deadline, is_cut: false }
+        let timers = Rc::clone(timers);
+        Self(Box::new(ResponseReader { source, limits, timers, timer: None, deadline, is_cut: false }))
     }
+}
 
+impl ResponseReader {
     /// The last frame, if there is one to forward.
     fn end_with(&mut self, trailers: HeaderMap) -> Option<Result<Frame<Bytes>, UpstreamBodyError>> {
         if let Err(error) = self.source.end() {
@@ -192,6 +198,47 @@ impl UpstreamResponseBody {
         match trailers::forwardable(trailers, self.limits.trailers) {
             Ok(trailers) => trailers.map(|trailers| Ok(Frame::trailers(trailers))),
             Err(error) => Some(Err(UpstreamBodyError::Trailers(error))),
+        }
+    }
+
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, UpstreamBodyError>>> {
+        if self.is_cut {
+            return Poll::Ready(None);
+        }
+        // Before the frames: an upstream that always has one does not outlive the deadline.
+        if self.deadline.as_mut().is_some_and(|timer| timer.poll(cx).is_ready()) {
+            self.source.abort();
+            self.is_cut = true;
+            let trailers = grpc::status_trailers(Reason::DeadlineExceeded);
+            return Poll::Ready(Some(Ok(Frame::trailers(trailers))));
+        }
+        match self.source.poll_frame(cx) {
+            Poll::Pending => {
+                let timeout = self.limits.read_timeout;
+                let timer = self.timer.get_or_insert_with(|| self.timers.after(timeout));
+                match timer.poll(cx) {
+                    Poll::Pending => Poll::Pending,
+                    Poll::Ready(()) => {
+                        self.source.abort();
+                        Poll::Ready(Some(Err(UpstreamBodyError::ReadTimeout(timeout))))
+                    }
+                }
+            }
+            Poll::Ready(None) => Poll::Ready(self.source.end().err().map(Err)),
+            Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
+                Ok(data) => {
+                    self.timer = None;
+                    // The last frame may be known as such already; there is no further poll then.
+                    let ended = if self.source.is_end_stream() { self.source.end() } else { Ok(()) };
+                    Poll::Ready(Some(ended.map(|()| Frame::data(data))))
+                }
+                Err(frame) => Poll::Ready(self.end_with(frame.into_trailers().unwrap_or_default())),
+            },
+            Poll::Ready(Some(Err(error))) => {
+                let error = self.source.cause(error);
+                self.source.abort();
+                Poll::Ready(Some(Err(error)))
+            }
         }
     }
 }
@@ -204,52 +251,14 @@ impl Body for UpstreamResponseBody {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, UpstreamBodyError>>> {
-        let this = &mut *self;
-        if this.is_cut {
-            return Poll::Ready(None);
-        }
-        // Before the frames: an upstream that always has one does not outlive the deadline.
-        if this.deadline.as_mut().is_some_and(|timer| timer.poll(cx).is_ready()) {
-            this.source.abort();
-            this.is_cut = true;
-            let trailers = grpc::status_trailers(Reason::DeadlineExceeded);
-            return Poll::Ready(Some(Ok(Frame::trailers(trailers))));
-        }
-        match this.source.poll_frame(cx) {
-            Poll::Pending => {
-                let timeout = this.limits.read_timeout;
-                let timer = this.timer.get_or_insert_with(|| this.timers.after(timeout));
-                match timer.poll(cx) {
-                    Poll::Pending => Poll::Pending,
-                    Poll::Ready(()) => {
-                        this.source.abort();
-                        Poll::Ready(Some(Err(UpstreamBodyError::ReadTimeout(timeout))))
-                    }
-                }
-            }
-            Poll::Ready(None) => Poll::Ready(this.source.end().err().map(Err)),
-            Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
-                Ok(data) => {
-                    this.timer = None;
-                    // The last frame may be known as such already; there is no further poll then.
-                    let ended = if this.source.is_end_stream() { this.source.end() } else { Ok(()) };
-                    Poll::Ready(Some(ended.map(|()| Frame::data(data))))
-                }
-                Err(frame) => Poll::Ready(this.end_with(frame.into_trailers().unwrap_or_default())),
-            },
-            Poll::Ready(Some(Err(error))) => {
-                let error = this.source.cause(error);
-                this.source.abort();
-                Poll::Ready(Some(Err(error)))
-            }
-        }
+        self.0.poll_frame(cx)
     }
 
     fn is_end_stream(&self) -> bool {
-        self.is_cut || self.source.is_end_stream()
+        self.0.is_cut || self.0.source.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.source.size_hint()
+        self.0.source.size_hint()
     }
 }

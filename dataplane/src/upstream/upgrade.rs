@@ -115,8 +115,13 @@ impl UpstreamClient {
         let failed = |error| ExchangeError::of_http1(addr, error);
         let (mut sender, connection) = self.http1_builder().handshake(stream).await.map_err(failed)?;
         let mut exchange = UpgradeExchange { connection: Box::new(connection), ended: false };
-        let response = exchange.run(sender.try_send_request(request));
-        let response = exchange::response_in_time(response, &progress, &target.timeouts, &self.timers).await;
+        let response = exchange::response_in_time(
+            pin!(exchange.run(sender.try_send_request(request))),
+            &progress,
+            &target.timeouts,
+            &self.timers,
+        )
+        .await;
         let response =
             response.map_err(|(reason, within)| ExchangeError::Timeout { addr, reason, within })?;
         let response = response.map_err(|error| failed(error.into_error()))?;

@@ -51,23 +51,26 @@ impl RequestHandler for Connection {
     type BodyError = UpstreamBodyError;
     type Tunnel = WebSocketTunnel;
 
-    async fn handle(&self, request: Request<IncomingBody>) -> Response<ResponseBody> {
-        let counters = &self.worker.counters;
+    fn handle(&self, request: Request<IncomingBody>) -> impl Future<Output = Response<ResponseBody>> {
         let is_head = *request.method() == Method::HEAD;
         let is_call = grpc::is_call(&request);
-        let mut response = forward(self, request, is_call).await.unwrap_or_else(|reason| {
-            counters.record_error(reason);
-            let mut response = error_response(reason, is_call);
-            if reason == Reason::Misdirected && self.is_site_removed() {
-                error_page::set_connection_close(&mut response);
-            }
+        // Not an `async fn`: its future would hold the request twice.
+        async move {
+            let counters = &self.worker.counters;
+            let mut response = forward(self, request, is_call).await.unwrap_or_else(|reason| {
+                counters.record_error(reason);
+                let mut response = error_response(reason, is_call);
+                if reason == Reason::Misdirected && self.is_site_removed() {
+                    error_page::set_connection_close(&mut response);
+                }
+                response
+            });
+            response_body::adjust_to_method(is_head, &mut response);
+            let counted = response.extensions().get().map(|CountedStatus(status)| *status);
+            counters.record_response(counted.unwrap_or_else(|| response.status()));
+            response.headers_mut().insert(header::SERVER, self.server_header());
             response
-        });
-        response_body::adjust_to_method(is_head, &mut response);
-        let counted = response.extensions().get().map(|CountedStatus(status)| *status);
-        counters.record_response(counted.unwrap_or_else(|| response.status()));
-        response.headers_mut().insert(header::SERVER, self.server_header());
-        response
+        }
     }
 
     fn take_tunnel(
@@ -273,8 +276,8 @@ async fn forward(
         parts.headers.insert(header::EXPECT, HeaderValue::from_static("100-continue"));
         body.wait_for_continue(interim.clone());
     }
-    let request = exchange::upstream_request(parts, path, body);
-    Ok(checked.send(&destination, request, interim.as_ref(), permit).await)
+    let mut request = Some(exchange::upstream_request(parts, path, body));
+    Ok(checked.send(&destination, &mut request, interim.as_ref(), permit).await)
 }
 
 /// A request whose client is authorized.
@@ -325,7 +328,7 @@ impl<'a> CheckedRequest<'a> {
     async fn send(
         &self,
         destination: &Destination<'_>,
-        request: Request<RequestBody>,
+        request: &mut Option<Request<RequestBody>>,
         interim: Option<&InterimResponses>,
         permit: Option<RequestPermit>,
     ) -> Response<ResponseBody> {

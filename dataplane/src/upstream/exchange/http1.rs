@@ -1,9 +1,11 @@
 //! One attempt over an HTTP/1 connection.
 
+use std::pin::pin;
+
 use http::{Request, Response};
 use hyper::body::Incoming;
 
-use super::{ExchangeError, FailedAttempt, response_in_time, set_host};
+use super::{ExchangeError, FailedAttempt, response_in_time, set_host, take};
 use crate::upstream::client::{UpstreamClient, UpstreamTarget};
 use crate::upstream::framing;
 use crate::upstream::pool::PooledConnection;
@@ -15,31 +17,30 @@ impl UpstreamClient {
         &self,
         target: &UpstreamTarget<'_>,
         mut connection: PooledConnection,
-        mut request: Request<RequestBody>,
+        request: &mut Option<Request<RequestBody>>,
         host: &str,
     ) -> Result<Response<UpstreamResponseBody>, FailedAttempt> {
-        set_host(&mut request, host);
-        let progress = request.body().progress();
         let (reused, addr) = (connection.reused, connection.addr());
+        let mut sent = take(request)?;
+        set_host(&mut sent, host);
+        let progress = sent.body().progress();
         if let Some(interim) = target.interim {
-            interim.attach(&mut request);
+            interim.attach(&mut sent);
         }
-        let response = connection.sender.try_send_request(request);
+        let response = pin!(connection.sender.try_send_request(sent));
         match response_in_time(response, &progress, &target.timeouts, &self.timers).await {
-            Ok(Ok(response)) => {
-                self.wrap_http1(target, response, connection, progress).map_err(FailedAttempt::sent)
-            }
+            Ok(Ok(response)) => Ok(self.wrap_http1(target, response, connection, progress)?),
             Ok(Err(mut failed)) => {
-                let unsent = failed.take_message();
                 if let Some(reason) = progress.failed() {
-                    return Err(FailedAttempt::sent(ExchangeError::ClientBody(reason)));
+                    return Err(ExchangeError::ClientBody(reason).into());
                 }
-                let error = ExchangeError::of_http1(addr, failed.into_error());
-                Err(FailedAttempt { error, unsent, stale: reused })
+                *request = failed.take_message();
+                Err(FailedAttempt {
+                    error: ExchangeError::of_http1(addr, failed.into_error()),
+                    stale: reused,
+                })
             }
-            Err((reason, within)) => {
-                Err(FailedAttempt::sent(ExchangeError::Timeout { addr, reason, within }))
-            }
+            Err((reason, within)) => Err(ExchangeError::Timeout { addr, reason, within }.into()),
         }
     }
 

@@ -5,7 +5,7 @@
 
 use std::future::Future;
 use std::net::SocketAddr;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::task::{Context, Poll};
 
 use h2::client::ResponseFuture;
@@ -13,7 +13,7 @@ use h2::{Reason, RecvStream};
 use http::request::Parts;
 use http::{Request, Response};
 
-use super::{ExchangeError, FailedAttempt, response_in_time};
+use super::{ExchangeError, FailedAttempt, response_in_time, take};
 use crate::http::grpc;
 use crate::http::interim::InterimResponses;
 use crate::upstream::client::{UpstreamClient, UpstreamTarget};
@@ -33,41 +33,39 @@ impl UpstreamClient {
         &self,
         target: &UpstreamTarget<'_>,
         stream: StreamSlot,
-        request: Request<RequestBody>,
+        request: &mut Option<Request<RequestBody>>,
         host: &str,
     ) -> Result<Response<UpstreamResponseBody>, FailedAttempt> {
         let addr = stream.addr();
-        let (parts, body) = request.into_parts();
+        let (parts, body) = take(request)?.into_parts();
         let scheme = if target.upstream.scheme.is_encrypted() { "https" } else { "http" };
         let accepts_trailers = target.upstream.scheme.is_grpc() || grpc::is_grpc_type(&parts.headers);
         let head = http2_head(&parts, host, scheme, accepts_trailers)
-            .map_err(|error| FailedAttempt::sent(ExchangeError::Authority { addr, error }))?;
+            .map_err(|error| ExchangeError::Authority { addr, error })?;
         let progress = body.progress();
         let (answer, send) = match stream.connection.send_request(head, body.is_empty()) {
             Ok(sent) => sent,
             Err(error) => {
-                let unsent = Some(Request::from_parts(parts, body));
-                return Err(FailedAttempt {
-                    error: ExchangeError::Http2 { addr, error },
-                    unsent,
-                    stale: true,
-                });
+                *request = Some(Request::from_parts(parts, body));
+                return Err(FailedAttempt { error: ExchangeError::Http2 { addr, error }, stale: true });
             }
         };
         let upload = if body.is_empty() { None } else { Some(Upload::start(send, body)) };
-        let answer = Answer { future: answer, interim: 0, channel: target.interim, addr };
+        let answer = pin!(Answer { future: answer, interim: 0, channel: target.interim, addr });
         match response_in_time(answer, &progress, &target.timeouts, &self.timers).await {
-            Ok(Ok(response)) => {
-                self.wrap_http2(target, response, stream, upload).map_err(FailedAttempt::sent)
-            }
+            Ok(Ok(response)) => Ok(self.wrap_http2(target, response, stream, upload)?),
             Ok(Err(_)) if let Some(reason) = progress.failed() => {
-                Err(FailedAttempt::sent(ExchangeError::ClientBody(reason)))
+                Err(ExchangeError::ClientBody(reason).into())
             }
-            Ok(Err(error)) => Err(failed(error, &stream, parts, upload)),
+            Ok(Err(error)) => {
+                let (failed, unsent) = failed(error, &stream, parts, upload);
+                *request = unsent;
+                Err(failed)
+            }
             Err((reason, within)) => {
                 // It may be a dead one, as an HTTP/1 connection that is closed for this.
                 stream.connection.retire();
-                Err(FailedAttempt::sent(ExchangeError::Timeout { addr, reason, within }))
+                Err(ExchangeError::Timeout { addr, reason, within }.into())
             }
         }
     }
@@ -90,8 +88,13 @@ impl UpstreamClient {
     }
 }
 
-/// An attempt without a response.
-fn failed(error: ExchangeError, stream: &StreamSlot, parts: Parts, upload: Option<Upload>) -> FailedAttempt {
+/// An attempt without a response, and its request, when the node cannot have seen it.
+fn failed(
+    error: ExchangeError,
+    stream: &StreamSlot,
+    parts: Parts,
+    upload: Option<Upload>,
+) -> (FailedAttempt, Option<Request<RequestBody>>) {
     let error = match stream.connection.alert() {
         Some(alert) => ExchangeError::Alert { addr: stream.addr(), alert },
         None => error,
@@ -103,7 +106,7 @@ fn failed(error: ExchangeError, stream: &StreamSlot, parts: Parts, upload: Optio
     };
     let unsent = body.filter(|_| unprocessed).map(|body| Request::from_parts(parts, body));
     let stale = unprocessed || stream.connection.is_retired() && stream.connection.has_served();
-    FailedAttempt { error, unsent, stale }
+    (FailedAttempt { error, stale }, unsent)
 }
 
 /// Whether the node says that it has not processed the request (RFC 9113 section 8.7): it is above

@@ -174,7 +174,7 @@ async fn send(client: &UpstreamClient, upstream: &Upstream, method: Method) -> R
         interim: None,
     };
     let mut status = UpstreamStatus::default();
-    let response = client.send_request(&target, request(method), &mut status).await;
+    let response = client.send_request(&target, &mut Some(request(method)), &mut status).await;
     let response = response.map_err(|error| error.reason())?;
     assert_eq!(response.status(), StatusCode::OK);
     let body = response.into_body().collect().await.map_err(|_| Reason::UpstreamClosed)?;
