@@ -2,8 +2,8 @@
 //!
 //! rustls' `Acceptor` reads it too, but consumes it, and rejects what the upstream may accept (TLS
 //! 1.1 alone, for example). Invariants: the bytes are copied out, and put back as they came
-//! ([`BufferedSocket::unread`]); a ClientHello in which two readers could find two names is rejected; its bytes are bounded
-//! ([`BYTES_MAX`]), and each is looked at once.
+//! ([`BufferedSocket::unread`]); a ClientHello in which two readers could find two names is
+//! rejected; its bytes are bounded ([`BYTES_MAX`]), and each is looked at once.
 
 use std::future::poll_fn;
 use std::io;

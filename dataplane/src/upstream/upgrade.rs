@@ -34,7 +34,7 @@ use crate::io::flag::Flag;
 /// What follows the head of the response.
 pub(crate) enum UpgradeReply {
     /// After 101.
-    Switched(UpstreamTunnel),
+    Switched(Box<UpstreamTunnel>),
     /// After any other status.
     Refused(UpstreamResponseBody),
 }
@@ -181,7 +181,7 @@ impl UpgradeExchange {
         let mut stream = parts.io;
         stream.socket().ignore_write_errors(false);
         let tunnel = UpstreamTunnel { unread: parts.read_buf, stream };
-        let mut response = response.map(|_empty| UpgradeReply::Switched(tunnel));
+        let mut response = response.map(|_empty| UpgradeReply::Switched(Box::new(tunnel)));
         *response.version_mut() = Version::HTTP_11;
         Ok(response)
     }

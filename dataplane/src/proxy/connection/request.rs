@@ -176,7 +176,7 @@ impl Connection {
         })
     }
 
-    /// Whether a trusted proxy of TCP connections has not said who its client is.
+    /// Whether a trusted proxy of TCP connections has not named its client.
     fn is_unnamed_client(&self) -> bool {
         let real_ip = self.worker.shared.config.real_ip.as_ref();
         let peer = self.info.direct_peer.ip().to_canonical();
@@ -356,7 +356,7 @@ impl<'a> CheckedRequest<'a> {
         self.respond(destination, result, &status, |response| {
             let (head, reply) = response.into_parts();
             let upstream = match reply {
-                UpgradeReply::Switched(upstream) => upstream,
+                UpgradeReply::Switched(upstream) => *upstream,
                 UpgradeReply::Refused(body) => {
                     return client_response(Response::from_parts(head, body), self.connection, permit);
                 }
