@@ -78,7 +78,7 @@ pub enum UpstreamError {
     Resolve(String),
     #[error(transparent)]
     Connect(#[from] ConnectError),
-    /// `retry_timeout` passed.
+    /// `retry_timeout` passed, after so many retries.
     #[error("proxy retry timeout, retry count: {0}")]
     RetryTimeout(usize),
 }
@@ -115,6 +115,8 @@ impl<'a> NodeAttempts<'a> {
         } else {
             balancer.first_node().into_iter().collect()
         };
+        // No node is tried twice where there is another (`t/node/upstream-retries.t`).
+        let max = if order.len() > 1 { max.min(order.len()) } else { max };
         let limit = upstream.retry_timeout.map(|limit| (Instant::now(), limit));
         Self { upstream, order, count: 0, max, limit }
     }
@@ -131,7 +133,7 @@ impl<'a> NodeAttempts<'a> {
             && let Some((started, limit)) = self.limit
             && started.elapsed() >= limit
         {
-            return Err(UpstreamError::RetryTimeout(self.count));
+            return Err(UpstreamError::RetryTimeout(self.count - 1));
         }
         let index = self.order.get(self.count % self.order.len());
         self.count += 1;
@@ -244,10 +246,11 @@ mod tests {
     }
 
     #[test]
-    fn each_node_is_tried_once_unless_retries_is_set() {
+    fn each_node_is_tried_once_where_there_are_several() {
         assert_eq!(attempted_ports(&upstream(3, None)), [1, 2, 3]);
         assert_eq!(attempted_ports(&upstream(3, Some(0))), [1]);
-        assert_eq!(attempted_ports(&upstream(2, Some(4))), [1, 2, 1, 2, 1]);
+        assert_eq!(attempted_ports(&upstream(3, Some(1))), [1, 2]);
+        assert_eq!(attempted_ports(&upstream(2, Some(4))), [1, 2]);
         assert_eq!(attempted_ports(&upstream(1, Some(2))), [1, 1, 1]);
         assert!(attempted_ports(&upstream(0, None)).is_empty());
         assert!(attempted_ports(&upstream(0, Some(5))).is_empty());
@@ -258,7 +261,7 @@ mod tests {
         let upstream = Upstream { retry_timeout: Some(Duration::ZERO), ..upstream(3, None) };
         let mut attempts = NodeAttempts::new(&upstream, &Balancer::new(&upstream));
         assert!(attempts.next_node().unwrap().is_some());
-        assert!(matches!(attempts.next_node(), Err(UpstreamError::RetryTimeout(1))));
+        assert!(matches!(attempts.next_node(), Err(UpstreamError::RetryTimeout(0))));
     }
 
     /// Connects where only `accepting` accepts. Gives the result and the addresses that were tried.

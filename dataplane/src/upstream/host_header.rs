@@ -69,6 +69,9 @@ mod tests {
         assert_eq!(host(Scheme::Https, PassHost::Pass, client), "app.example");
         assert_eq!(host(Scheme::Https, PassHost::Pass, None), "node.example");
         assert_eq!(host(Scheme::Http, PassHost::Node, client), "node.example:443");
+        assert_eq!(host(Scheme::Https, PassHost::Node, client), "node.example");
+        assert_eq!(host(Scheme::Grpc, PassHost::Node, client), "node.example:443");
+        assert_eq!(host(Scheme::Grpcs, PassHost::Node, client), "node.example");
         assert_eq!(host(Scheme::Tls, PassHost::Node, client), "node.example:443", "TCP has no default port");
         assert_eq!(host(Scheme::Tls, PassHost::Rewrite, client), "up.example:8443");
     }

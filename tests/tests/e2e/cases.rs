@@ -12,3 +12,4 @@ mod keyring;
 mod keys_and_protocols;
 mod sni;
 mod upstream_mtls;
+mod upstreams;
