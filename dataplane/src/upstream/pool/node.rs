@@ -42,6 +42,9 @@ struct Connections {
     /// The keys whose requests wait for a slot, once for each slot.
     slot_queue: VecDeque<ConnectionKey>,
     next_ticket: u64,
+    /// Whether one may be idle: a search in vain clears it, so that requests that wait with keys of
+    /// their own do not search them all again.
+    may_have_idle: bool,
 }
 
 /// A place for one exchange on a connection of its key.
@@ -101,6 +104,9 @@ impl StreamSlot {
 impl Drop for StreamSlot {
     fn drop(&mut self) {
         self.connection.end_stream();
+        if self.connection.idle_since().is_some() {
+            self.node.state.borrow_mut().may_have_idle = true;
+        }
         self.node.streams_changed(&self.key);
     }
 }
@@ -289,6 +295,7 @@ impl NodePool {
         let mut state = self.state.borrow_mut();
         let closed = match state.first_in_queue() {
             None => {
+                state.may_have_idle = true;
                 let pool = state.keys.entry(key).or_insert_with_key(KeyPool::new);
                 pool.idle.keep(connection, keepalive.size, keepalive.idle_timeout)
             }
@@ -307,11 +314,9 @@ impl NodePool {
     }
 
     /// Takes the connection out that has been idle for longest; it closes when it is dropped.
-    /// Linear in the number of keys: for when a new connection is opened.
     pub(super) fn remove_oldest(&self) -> Option<Removed> {
         let mut state = self.state.borrow_mut();
-        let idle = state.keys.iter().filter_map(|(key, pool)| Some((pool.oldest_idle()?, key)));
-        let key = idle.min_by_key(|(since, _)| *since)?.1.clone();
+        let (_, key) = state.oldest_idle()?;
         let removed = state.keys.get_mut(&key)?.remove_oldest();
         state.remove_unused(&key);
         Some(removed)
@@ -319,7 +324,7 @@ impl NodePool {
 
     /// Since when its oldest idle connection is idle.
     pub(super) fn oldest_idle(&self) -> Option<Instant> {
-        self.state.borrow().keys.values().filter_map(KeyPool::oldest_idle).min()
+        Some(self.state.borrow_mut().oldest_idle()?.0)
     }
 
     pub(super) fn idle_count(&self) -> usize {
@@ -387,6 +392,18 @@ impl Connections {
             return None;
         }
         self.keys.get_mut(key)?.remove_idle_http2()
+    }
+
+    /// Since when the oldest idle connection is idle, and its key. Linear in the number of keys
+    /// where a connection may be idle.
+    fn oldest_idle(&mut self) -> Option<(Instant, ConnectionKey)> {
+        if !self.may_have_idle {
+            return None;
+        }
+        let idle = self.keys.iter().filter_map(|(key, pool)| Some((pool.oldest_idle()?, key)));
+        let oldest = idle.min_by_key(|(since, _)| *since).map(|(since, key)| (since, key.clone()));
+        self.may_have_idle = oldest.is_some();
+        oldest
     }
 
     fn remove_unused(&mut self, key: &ConnectionKey) {
@@ -626,6 +643,21 @@ mod tests {
     }
 
     #[test]
+    fn requests_that_wait_do_not_search_all_keys() {
+        let mut harness = Harness::new(2);
+        harness.request("a", false);
+        harness.request("b", false);
+        harness.release(0);
+        // This one finds an idle connection, the next one none.
+        harness.request("c", false);
+        for number in 0..1000 {
+            harness.request(&number.to_string(), false);
+            assert!(!harness.node.state.borrow().may_have_idle, "{number}");
+        }
+        assert_eq!(harness.waiting.len(), 1000);
+    }
+
+    #[test]
     fn keys_that_clients_choose_are_not_kept() {
         let mut harness = Harness::new(1);
         for number in 0..1000 {
@@ -656,6 +688,7 @@ mod tests {
                 prop_assert!(slots <= max as usize);
                 prop_assert_eq!(harness.pool.queued(), harness.waiting.len());
                 prop_assert!(harness.waiting.is_empty() || harness.in_use.len() == max as usize);
+                prop_assert!(harness.node.idle_count() == 0 || harness.node.state.borrow().may_have_idle);
             }
             while !harness.in_use.is_empty() {
                 harness.release(0);
