@@ -101,6 +101,11 @@ impl<R: Reader, W: Writer> BufferedSocket<R, W> {
         self.guard = Some(Box::new(guard));
     }
 
+    /// The guard, where it is of this type.
+    pub fn guard_mut<T: Any>(&mut self) -> Option<&mut T> {
+        self.guard.as_mut()?.downcast_mut()
+    }
+
     /// The handle that shuts the socket down.
     pub fn shutdown_handle(&self) -> Option<ShutdownHandle> {
         self.shutdown.clone()

@@ -12,7 +12,7 @@ use model::{KeepalivePool, Node, Snapshot, Timeouts, Upstream};
 
 use super::balancer::Balancer;
 use super::client_tls::{Alpn, ClientTlsConfigs, ClientTlsError};
-use super::connector::{self, ConnectDeadline, ConnectError, UpstreamStream};
+use super::connector::{self, ConnectDeadline, ConnectError, TlsParams, UpstreamStream};
 use super::host_header;
 use super::pool::Pool;
 use super::pool::permits::ConnectionPermits;
@@ -29,7 +29,7 @@ const ADDRESSES_MAX: usize = 4;
 pub(crate) struct UpstreamClient {
     pub pool: Rc<Pool>,
     pub permits: ConnectionPermits,
-    /// The most open connections to one node, for requests.
+    /// The most open connections to one node for requests, where the upstream has no maximum.
     pub connections_per_node: u32,
     /// For the timeouts of responses.
     pub timers: Rc<CoarseTimers>,
@@ -161,9 +161,8 @@ impl UpstreamClient {
             let connect = async |addr: SocketAddr| {
                 let server_name = || host_header::server_name(&host, addr.ip());
                 let tls = config.as_ref().map(|config| (&**config, Alpn::None, server_name()));
-                let deadline = ConnectDeadline::start(target.timeouts.connect);
-                // As many as there are clients, so they have no bound of their own.
-                connector::connect(addr, tls, deadline, &self.permits, None, preamble).await
+                let max = target.upstream.keepalive.and_then(|keepalive| keepalive.max_connections);
+                self.connect_unpooled(addr, tls, target.timeouts.connect, max, preamble).await
             };
             match self.connect_node(node, node.port, connect).await {
                 Ok(stream) => return Ok(stream),
@@ -172,6 +171,28 @@ impl UpstreamClient {
             tracing::debug!(node = %node.host, error = %last, "a node failed");
         }
         Err(last)
+    }
+
+    /// A connection for one client, which never enters the pool: for a TCP stream, or a WebSocket
+    /// with its handshake. With `max` it takes a slot among those of its node.
+    pub(super) async fn connect_unpooled(
+        &self,
+        addr: SocketAddr,
+        tls: TlsParams<'_>,
+        timeout: Duration,
+        max: Option<u32>,
+        preamble: Option<&[u8]>,
+    ) -> Result<UpstreamStream, ConnectError> {
+        let deadline = ConnectDeadline::start(timeout);
+        let slot = match max {
+            None => None,
+            Some(max) => {
+                let node = self.pool.node(addr, max);
+                let limited = |within| ConnectError::NodeLimit { addr, max, within };
+                Some(deadline.limit(node.slot(), limited).await?)
+            }
+        };
+        connector::connect(addr, tls, deadline, &self.permits, slot, preamble).await
     }
 
     /// Connects to a node by `connect`, at the first of its addresses that accepts.

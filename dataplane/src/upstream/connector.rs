@@ -120,8 +120,14 @@ impl ConnectDeadline {
     }
 }
 
-/// A new connection, which holds a permit and, where connections to its node are counted, a slot
-/// until it ends. `preamble` is sent first, before TLS.
+/// What a connection holds until its descriptor is closed.
+struct Places {
+    _permit: Option<OwnedSemaphorePermit>,
+    slot: Option<ConnectionSlot>,
+}
+
+/// A new connection, which holds a permit and `slot` until it ends. `preamble` is sent first,
+/// before TLS.
 ///
 /// # Errors
 /// [`ConnectError`]; another node may be tried.
@@ -149,7 +155,7 @@ async fn connect_with_alpn(
 ) -> Result<(UpstreamStream, SelectedProtocol), ConnectError> {
     let permit =
         deadline.limit(permits.acquire(), |within| ConnectError::ConnectionLimit { addr, within }).await?;
-    let connecting = connect_tcp_and_tls(addr, tls, (permit, slot), preamble);
+    let connecting = connect_tcp_and_tls(addr, tls, Places { _permit: permit, slot }, preamble);
     deadline.limit(connecting, |within| ConnectError::Timeout { addr, within }).await?
 }
 
@@ -188,7 +194,7 @@ pub(crate) async fn connect_http(
     // A node may respond without reading the whole body, and close: the response counts.
     stream.socket().ignore_write_errors(true);
     let is_http2 = match (options.protocol, selected) {
-        (UpstreamProtocol::Http1, _) => false,
+        (UpstreamProtocol::Http1 | UpstreamProtocol::Unpooled, _) => false,
         (UpstreamProtocol::Negotiated, selected) => selected.as_deref() == Some(H2),
         // A server without ALPN may have HTTP/2 alone, too.
         (UpstreamProtocol::Http2, None) => true,
@@ -223,7 +229,7 @@ pub(crate) async fn connect_http(
 async fn connect_tcp_and_tls(
     addr: SocketAddr,
     tls: TlsParams<'_>,
-    places: (Option<OwnedSemaphorePermit>, Option<ConnectionSlot>),
+    places: Places,
     preamble: Option<&[u8]>,
 ) -> Result<(UpstreamStream, SelectedProtocol), ConnectError> {
     let socket = Socket::connect(addr).await.map_err(|error| ConnectError::Tcp { addr, error })?;
@@ -300,6 +306,12 @@ impl UpstreamStream {
             Self::Plain(stream) => stream.socket(),
             Self::Tls(stream) => stream.socket(),
         }
+    }
+
+    /// Returns its slot, where it has one: the connection is not counted any more.
+    pub(super) fn release_slot(&mut self) {
+        let places = self.socket().guard_mut::<Places>();
+        drop(places.and_then(|places| places.slot.take()));
     }
 }
 

@@ -2,7 +2,9 @@
 //!
 //! The connection is made for the handshake and driven here, without a task of its own: hyper gives
 //! it back when the upstream has switched. Invariant: it never enters the pool; what the upstream
-//! answers instead of 101 is an ordinary response, and the connection ends with it.
+//! answers instead of 101 is an ordinary response, and the connection ends with it. A handshake is
+//! a request, so it takes one of the node's slots; a tunnel keeps it under a maximum of the
+//! upstream's own.
 
 use std::future::{Future, poll_fn};
 use std::io;
@@ -21,7 +23,7 @@ use model::{Node, Scheme};
 
 use super::client::{NodeAttempts, UpstreamClient, UpstreamError, UpstreamTarget};
 use super::client_tls::{Alpn, ClientTlsConfig};
-use super::connector::{self, ConnectDeadline, UpstreamStream};
+use super::connector::{self, UpstreamStream};
 use super::exchange::{self, ExchangeError, RetryTemplate};
 use super::host_header;
 use super::request_body::RequestBody;
@@ -94,13 +96,12 @@ impl UpstreamClient {
     ) -> Result<Response<UpgradeReply>, ExchangeError> {
         let host = host_header::upstream_host(target.upstream, target.authority, node);
         exchange::set_host(&mut request, &host);
+        let own_max = target.upstream.keepalive.and_then(|keepalive| keepalive.max_connections);
         let connect = async |addr: SocketAddr| {
             let name = || host_header::server_name(&host, addr.ip());
             let tls = tls_config.map(|tls| (&**tls, Alpn::Http1, name()));
-            let deadline = ConnectDeadline::start(target.timeouts.connect);
-            // Without a slot: as many as there are requests that `requests_per_client` permits, and
-            // one that lasts for days must not stop the others.
-            let stream = connector::connect(addr, tls, deadline, &self.permits, None, None).await?;
+            let max = Some(own_max.unwrap_or(self.connections_per_node));
+            let stream = self.connect_unpooled(addr, tls, target.timeouts.connect, max, None).await?;
             Ok((addr, stream))
         };
         let port = node.port.or(target.upstream.scheme.default_port());
@@ -114,7 +115,8 @@ impl UpstreamClient {
         let progress = request.body().progress();
         let failed = |error| ExchangeError::of_http1(addr, error);
         let (mut sender, connection) = self.http1_builder().handshake(stream).await.map_err(failed)?;
-        let mut exchange = UpgradeExchange { connection: Box::new(connection), ended: false };
+        let keeps_slot = own_max.is_some();
+        let mut exchange = UpgradeExchange { connection: Box::new(connection), ended: false, keeps_slot };
         let response = exchange::response_in_time(
             pin!(exchange.run(sender.try_send_request(request))),
             &progress,
@@ -138,6 +140,8 @@ struct UpgradeExchange {
     connection: Box<Connection<UpstreamStream, RequestBody>>,
     /// hyper has ended the connection, or left it to the new protocol.
     ended: bool,
+    /// A tunnel counts among the connections to its node.
+    keeps_slot: bool,
 }
 
 impl UpgradeExchange {
@@ -180,6 +184,10 @@ impl UpgradeExchange {
         let parts = self.connection.into_parts();
         let mut stream = parts.io;
         stream.socket().ignore_write_errors(false);
+        if !self.keeps_slot {
+            // It may last for days, and must not stop requests.
+            stream.release_slot();
+        }
         let tunnel = UpstreamTunnel { unread: parts.read_buf, stream };
         let mut response = response.map(|_empty| UpgradeReply::Switched(Box::new(tunnel)));
         *response.version_mut() = Version::HTTP_11;

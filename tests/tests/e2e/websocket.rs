@@ -1,5 +1,6 @@
 //! WebSockets over HTTP/1 and HTTP/2: the handshake, the bytes that follow, and how they end.
 
+mod bound;
 mod ends;
 mod handshake;
 mod peers;

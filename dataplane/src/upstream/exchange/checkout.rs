@@ -50,7 +50,7 @@ impl UpstreamClient {
             return Ok(lease);
         }
         let alpn = match checkout.protocol {
-            UpstreamProtocol::Http1 => Alpn::Http1,
+            UpstreamProtocol::Http1 | UpstreamProtocol::Unpooled => Alpn::Http1,
             UpstreamProtocol::Http2 => Alpn::Http2,
             UpstreamProtocol::Negotiated => Alpn::Http2OrHttp1,
         };

@@ -31,6 +31,18 @@ pub(crate) enum UpstreamProtocol {
     Http2,
     /// HTTP/2 where the node selects it by ALPN, else HTTP/1.
     Negotiated,
+    /// A WebSocket's or TCP stream's own connection, which never enters the pool.
+    Unpooled,
+}
+
+impl UpstreamProtocol {
+    /// How many requests at a time a connection carries before its node says more.
+    fn streams(self) -> u32 {
+        match self {
+            Self::Http1 | Self::Unpooled => 1,
+            Self::Http2 | Self::Negotiated => STREAMS_MAX,
+        }
+    }
 }
 
 /// Connections that leave the pool. They close when they are dropped, outside of every borrow.
@@ -65,14 +77,13 @@ pub(super) struct Waiter<G> {
 
 impl<G> KeyPool<G> {
     pub(super) fn new(key: &ConnectionKey) -> Self {
-        let streams = if key.protocol == UpstreamProtocol::Http1 { 1 } else { STREAMS_MAX };
         Self {
             idle: IdleConnections::default(),
             http2: Vec::new(),
             waiters: BTreeMap::new(),
             slots_requested: 0,
             dialling: 0,
-            streams,
+            streams: key.protocol.streams(),
         }
     }
 

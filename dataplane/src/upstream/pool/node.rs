@@ -17,7 +17,7 @@ use model::KeepalivePool;
 use tokio::sync::oneshot;
 
 use super::idle::Http1Connection;
-use super::key::{ConnectionKey, DialError, KeyPool, Removed, Waiter};
+use super::key::{ConnectionKey, DialError, KeyPool, Removed, UpstreamProtocol, Waiter};
 use crate::upstream::http2::connection::Http2Connection;
 
 /// Keys without connections that a node keeps until the next sweep. Clients may choose the name in
@@ -213,6 +213,20 @@ impl NodePool {
             Ok(grant) => grant,
             // The waiter is dropped with the ticket or by a grant.
             Err(_impossible) => future::pending().await,
+        }
+    }
+
+    /// Waits for a slot for a connection that serves one client and never enters the pool. Dropping
+    /// the future ends the wait.
+    pub(crate) async fn slot(self: &Rc<Self>) -> ConnectionSlot {
+        let key = ConnectionKey { protocol: UpstreamProtocol::Unpooled, tls: None };
+        loop {
+            // No connection of this key is ever released, so a grant is a slot.
+            if let Grant::Dial(mut dial) = self.wait(&key, true).await
+                && let Some(slot) = dial.take_slot()
+            {
+                return slot;
+            }
         }
     }
 
@@ -640,6 +654,31 @@ mod tests {
         harness.run();
         assert_eq!((harness.waiting.len(), harness.in_use.len()), (0, 1));
         assert!(!harness.in_use[0].reused);
+    }
+
+    #[test]
+    fn an_unpooled_connection_waits_for_its_slot() {
+        let mut harness = Harness::new(1);
+        harness.request("a", false);
+        let node = Rc::clone(&harness.node);
+        let mut tunnel: Pin<Box<dyn Future<Output = ConnectionSlot>>> =
+            Box::pin(async move { node.slot().await });
+        assert!(poll(&mut tunnel).is_pending());
+        harness.request("a", false);
+        assert_eq!(harness.pool.queued(), 2);
+        // The one that waits for longest gets the slot, and not the connection.
+        harness.release(0);
+        let Poll::Ready(slot) = poll(&mut tunnel) else { panic!("a slot is free") };
+        assert_eq!((harness.open.len(), harness.waiting.len(), harness.node.idle_count()), (0, 1, 0));
+        drop(slot);
+        harness.run();
+        assert_eq!((harness.in_use.len(), harness.in_use[0].reused), (1, false));
+        harness.release(0);
+        let node = Rc::clone(&harness.node);
+        let mut tunnel = Box::pin(async move { node.slot().await });
+        assert!(poll(&mut tunnel).is_pending(), "an idle connection closes for it");
+        harness.run();
+        assert!(poll(&mut tunnel).is_ready());
     }
 
     #[test]
