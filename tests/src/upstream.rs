@@ -58,6 +58,8 @@ struct UpstreamState {
     /// Verifies client certificates at each request, in a strict upstream.
     judge: Option<Arc<dyn ClientCertVerifier>>,
     connections: AtomicU64,
+    /// Those whose client showed no certificate.
+    anonymous: AtomicU64,
     /// Open connections.
     open: watch::Sender<u64>,
     /// Requests whose head arrived.
@@ -133,6 +135,7 @@ impl Upstream {
             name: name.to_owned(),
             judge,
             connections: AtomicU64::new(0),
+            anonymous: AtomicU64::new(0),
             open: watch::Sender::new(0),
             arrived: watch::Sender::new(0),
             gate: watch::Sender::new(false),
@@ -156,6 +159,11 @@ impl Upstream {
     /// Completed handshakes so far.
     pub fn connections(&self) -> u64 {
         self.state.connections.load(Ordering::SeqCst)
+    }
+
+    /// Completed handshakes so far in which the client showed no certificate.
+    pub fn anonymous(&self) -> u64 {
+        self.state.anonymous.load(Ordering::SeqCst)
     }
 
     pub async fn open_at_most(&self, count: u64) {
@@ -238,6 +246,7 @@ where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     seen.connection = state.connections.fetch_add(1, Ordering::SeqCst) + 1;
+    state.anonymous.fetch_add(u64::from(seen.subject.is_none()), Ordering::SeqCst);
     let open = state.open.clone();
     let service = service_fn(move |request| {
         let (state, seen) = (Arc::clone(&state), seen.clone());

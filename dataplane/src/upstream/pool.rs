@@ -31,8 +31,8 @@ use crate::io::flag::Flag;
 use crate::runtime;
 
 /// How often idle connections past their time are closed, and those of identities that are no
-/// longer used.
-const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
+/// longer used, which may stay open for a second.
+const SWEEP_INTERVAL: Duration = Duration::from_millis(500);
 
 #[derive(Default)]
 pub(crate) struct Pool {

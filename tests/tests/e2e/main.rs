@@ -61,5 +61,6 @@ mod stream_cases;
 mod timeouts;
 mod upstream;
 mod upstream_bound;
+mod upstream_rotation;
 mod upstream_verified;
 mod websocket;

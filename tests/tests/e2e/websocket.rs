@@ -4,6 +4,7 @@ mod bound;
 mod ends;
 mod handshake;
 mod peers;
+mod rotation;
 
 use aws_lc_rs::digest::{SHA1_FOR_LEGACY_USE_ONLY, digest};
 use base64::Engine as _;
