@@ -26,12 +26,18 @@ const SECTIONS: &[(char, usize)] = &[
     ('P', 2),
     ('Q', 4),
     ('R', 2),
+    ('S', 3),
     ('T', 2),
     ('U', 6),
     ('V', 4),
     ('W', 7),
     ('X', 6),
+    ('Y', 11),
 ];
+
+/// The paragraphs of the contract's sections that the page has, each in one row or several.
+const CONTRACT: &[&str] =
+    &["6.1", "6.2", "6.3", "6.4", "6.5", "8", "10.1", "10.2", "10.3", "10.4", "10.5", "10.6", "10.7"];
 
 /// `| case | what | test | note |`, split.
 fn rows(page: &str) -> Vec<[&str; 4]> {
@@ -69,8 +75,12 @@ fn every_case_is_a_test_or_a_reason() {
     let numbered =
         SECTIONS.iter().flat_map(|(letter, count)| (1..=*count).map(move |n| format!("{letter}{n}")));
     let expected: Vec<String> = numbered.collect();
-    let written: Vec<&str> = rows.iter().map(|[case, ..]| *case).filter(|case| *case != "-").collect();
+    let cases = rows.iter().map(|[case, ..]| *case).filter(|case| *case != "-");
+    let (mut contract, written): (Vec<_>, Vec<_>) =
+        cases.partition(|case| case.starts_with(|c: char| c.is_ascii_digit()));
     assert_eq!(written, expected, "docs/CASES.md: one row a case, in order");
+    contract.dedup();
+    assert_eq!(contract, CONTRACT, "docs/CASES.md: the contract's paragraphs, in order");
 
     let tests = tests();
     let mut broken = Vec::new();
