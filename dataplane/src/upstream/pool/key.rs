@@ -56,13 +56,50 @@ pub struct DialError {
     pub detail: Rc<str>,
 }
 
+/// The keys whose requests wait for a slot of their node, once for each slot, in the order of their
+/// arrival.
+#[derive(Default)]
+pub(super) struct SlotQueue {
+    places: BTreeMap<u64, ConnectionKey>,
+    next: u64,
+}
+
+impl SlotQueue {
+    /// Enters at the end. Gives the place.
+    fn push(&mut self, key: ConnectionKey) -> u64 {
+        let place = self.next;
+        self.next += 1;
+        self.places.insert(place, key);
+        place
+    }
+
+    pub(super) fn first(&self) -> Option<&ConnectionKey> {
+        self.places.first_key_value().map(|(_, key)| key)
+    }
+
+    pub(super) fn pop_first(&mut self) -> Option<ConnectionKey> {
+        self.places.pop_first().map(|(_, key)| key)
+    }
+
+    fn remove(&mut self, place: Option<u64>) {
+        if let Some(place) = place {
+            self.places.remove(&place);
+        }
+    }
+
+    #[cfg(test)]
+    pub(super) fn len(&self) -> usize {
+        self.places.len()
+    }
+}
+
 pub(super) struct KeyPool<G> {
     pub idle: IdleConnections,
     pub http2: Vec<Rc<Http2Connection>>,
     /// In the order of their arrival.
     pub waiters: BTreeMap<u64, Waiter<G>>,
-    /// Its entries in the queue for slots.
-    pub slots_requested: usize,
+    /// Its places in the queue for slots.
+    pub places: VecDeque<u64>,
     /// Connections that are being opened.
     pub dialling: usize,
     /// How many requests at a time a new connection is expected to carry.
@@ -81,7 +118,7 @@ impl<G> KeyPool<G> {
             idle: IdleConnections::default(),
             http2: Vec::new(),
             waiters: BTreeMap::new(),
-            slots_requested: 0,
+            places: VecDeque::new(),
             dialling: 0,
             streams: key.protocol.streams(),
         }
@@ -101,14 +138,16 @@ impl<G> KeyPool<G> {
         waiting > self.expected(self.dialling)
     }
 
-    /// Enters the queue for slots as often as its requests need connections. A request that gave up
-    /// has left its place.
-    pub(super) fn request_slots(&mut self, key: &ConnectionKey, queue: &mut VecDeque<ConnectionKey>) {
+    /// Has as many places in the queue for slots as its requests need connections: takes further
+    /// ones, and leaves the last.
+    pub(super) fn update_places(&mut self, key: &ConnectionKey, queue: &mut SlotQueue) {
         let uncovered = self.waiters.len().saturating_sub(self.expected(self.dialling));
         let needed = uncovered.div_ceil(self.streams().max(1));
-        while self.slots_requested < needed {
-            self.slots_requested += 1;
-            queue.push_back(key.clone());
+        while self.places.len() < needed {
+            self.places.push_back(queue.push(key.clone()));
+        }
+        while self.places.len() > needed {
+            queue.remove(self.places.pop_back());
         }
     }
 
@@ -116,7 +155,7 @@ impl<G> KeyPool<G> {
     /// nothing else.
     pub(super) fn take_dependent(&mut self) -> Vec<Waiter<G>> {
         let others = self.expected(self.dialling.saturating_sub(1));
-        let queued = self.slots_requested.saturating_mul(self.streams());
+        let queued = self.places.len().saturating_mul(self.streams());
         let dependent = self.waiters.len().saturating_sub(others).saturating_sub(queued);
         let dependent = dependent.min(self.expected(1));
         (0..dependent).map_while(|_| self.waiters.pop_first()).map(|(_, waiter)| waiter).collect()
@@ -185,6 +224,6 @@ impl<G> KeyPool<G> {
     /// Whether nothing would be lost with it. Its entries in the queue refer to it.
     pub(super) fn is_unused(&self) -> bool {
         let connections = self.idle.len() + self.http2.len() + self.dialling;
-        connections == 0 && self.waiters.is_empty() && self.slots_requested == 0
+        connections == 0 && self.waiters.is_empty() && self.places.is_empty()
     }
 }

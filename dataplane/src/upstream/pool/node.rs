@@ -6,7 +6,7 @@
 //! request of its own key only.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::future;
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -17,7 +17,7 @@ use model::KeepalivePool;
 use tokio::sync::oneshot;
 
 use super::idle::Http1Connection;
-use super::key::{ConnectionKey, DialError, KeyPool, Removed, UpstreamProtocol, Waiter};
+use super::key::{ConnectionKey, DialError, KeyPool, Removed, SlotQueue, UpstreamProtocol, Waiter};
 use crate::upstream::http2::connection::Http2Connection;
 
 /// Keys without connections that a node keeps until the next sweep. Clients may choose the name in
@@ -39,8 +39,7 @@ struct Connections {
     /// Slots in use.
     open: u32,
     keys: HashMap<ConnectionKey, KeyPool<Grant>, RandomState>,
-    /// The keys whose requests wait for a slot, once for each slot.
-    slot_queue: VecDeque<ConnectionKey>,
+    slot_queue: SlotQueue,
     next_ticket: u64,
     /// Whether one may be idle: a search in vain clears it, so that requests that wait with keys of
     /// their own do not search them all again.
@@ -249,7 +248,7 @@ impl NodePool {
         }
         let (grant, receiver) = oneshot::channel();
         pool.waiters.insert(number, Waiter { fresh, grant });
-        pool.request_slots(key, slot_queue);
+        pool.update_places(key, slot_queue);
         self.queued.set(self.queued.get() + 1);
         drop(state);
         if must_dial {
@@ -288,7 +287,7 @@ impl NodePool {
             let next =
                 pool.open_http2().and_then(|connection| Some((connection, pool.waiters.pop_first()?.1)));
             let Some((connection, waiter)) = next else {
-                pool.request_slots(key, slot_queue);
+                pool.update_places(key, slot_queue);
                 let closed = state.close_if_another_waits(key);
                 drop(state);
                 drop((retired, closed));
@@ -377,15 +376,15 @@ impl NodePool {
 impl Connections {
     /// The key that is first in the queue, and whether its first request takes no used connection.
     fn first_in_queue(&mut self) -> Option<(&ConnectionKey, bool)> {
-        while let Some(key) = self.slot_queue.front() {
+        while let Some(key) = self.slot_queue.first() {
             let pool = self.keys.get_mut(key)?;
             if let Some((_, waiter)) = pool.waiters.first_key_value() {
                 let fresh = waiter.fresh;
-                return self.slot_queue.front().map(|key| (key, fresh));
+                return self.slot_queue.first().map(|key| (key, fresh));
             }
-            // Its requests gave up, or have streams.
-            pool.slots_requested = pool.slots_requested.saturating_sub(1);
-            self.slot_queue.pop_front();
+            // Its requests have streams by now.
+            pool.places.pop_front();
+            self.slot_queue.pop_first();
         }
         None
     }
@@ -393,9 +392,9 @@ impl Connections {
     /// Takes the request out that is first in the queue.
     fn pop_waiter(&mut self) -> Option<(ConnectionKey, Waiter<Grant>)> {
         self.first_in_queue()?;
-        let key = self.slot_queue.pop_front()?;
+        let key = self.slot_queue.pop_first()?;
         let pool = self.keys.get_mut(&key)?;
-        pool.slots_requested = pool.slots_requested.saturating_sub(1);
+        pool.places.pop_front();
         let waiter = pool.waiters.pop_first()?.1;
         Some((key, waiter))
     }
@@ -438,7 +437,12 @@ impl Drop for Ticket {
     fn drop(&mut self) {
         self.node.queued.set(self.node.queued.get().saturating_sub(1));
         let mut state = self.node.state.borrow_mut();
-        let waiter = state.keys.get_mut(&self.key).and_then(|pool| pool.waiters.remove(&self.number));
+        let Connections { keys, slot_queue, .. } = &mut *state;
+        let Some(pool) = keys.get_mut(&self.key) else { return };
+        // `None`: it had a grant.
+        let Some(waiter) = pool.waiters.remove(&self.number) else { return };
+        pool.update_places(&self.key, slot_queue);
+        state.remove_unused(&self.key);
         drop(state);
         drop(waiter);
     }
@@ -682,6 +686,19 @@ mod tests {
     }
 
     #[test]
+    fn requests_that_give_up_leave_the_queue() {
+        let mut harness = Harness::new(1);
+        harness.request("held", false);
+        harness.request("held", false);
+        for number in 0..1000 {
+            harness.request(&number.to_string(), false);
+            harness.waiting.pop();
+        }
+        let state = harness.node.state.borrow();
+        assert_eq!((state.slot_queue.len(), state.keys.len()), (1, 1));
+    }
+
+    #[test]
     fn requests_that_wait_do_not_search_all_keys() {
         let mut harness = Harness::new(2);
         harness.request("a", false);
@@ -726,6 +743,7 @@ mod tests {
                 prop_assert_eq!(slots, harness.open.len());
                 prop_assert!(slots <= max as usize);
                 prop_assert_eq!(harness.pool.queued(), harness.waiting.len());
+                prop_assert_eq!(harness.node.state.borrow().slot_queue.len(), harness.waiting.len());
                 prop_assert!(harness.waiting.is_empty() || harness.in_use.len() == max as usize);
                 prop_assert!(harness.node.idle_count() == 0 || harness.node.state.borrow().may_have_idle);
             }
