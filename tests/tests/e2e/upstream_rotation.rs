@@ -179,6 +179,53 @@ async fn a_running_request_finishes_under_its_identity() {
     }
 }
 
+/// Those that wait for the only connection get one of their own identity, old or new.
+#[tokio::test]
+async fn requests_in_the_queue_outlast_a_rotation() {
+    const QUEUED: &str = "countersign_upstream_requests_queued";
+    let world = World::builder().settings(json!({"countersign": {"workers": 1}})).start().await;
+    for protocol in PROTOCOLS {
+        let node = demanding(&world).await;
+        routes(&world, protocol, &node, &json!({"max_connections": 1})).await;
+        let address = world.http();
+        let send = |path: &'static str| {
+            tokio::spawn(async move {
+                let mut session = HttpConnection::plain(address, "app.test").await.unwrap();
+                session.get(path).await.unwrap()
+            })
+        };
+        let queued = async |wanted: u64| {
+            bounded("requests wait", async { while world.metric(QUEUED).await != wanted {} }).await;
+        };
+        let first = send("/blue/hold");
+        node.arrived(1).await;
+        let other = send("/green/report");
+        queued(1).await;
+        let second = send("/blue/hold");
+        let waiting = if protocol == ("https", false) {
+            queued(2).await;
+            2
+        } else {
+            // It has a stream beside the first.
+            node.arrived(2).await;
+            1
+        };
+        rotate(&world, "blue", 2).await;
+        rotate(&world, "green", 2).await;
+        let third = send("/blue/report");
+        queued(waiting + 1).await;
+        node.open_gate();
+        for (sent, name, expected) in
+            [(first, "blue", 1), (other, "green", 1), (second, "blue", 1), (third, "blue", 2)]
+        {
+            let reply = bounded("a response", sent).await.unwrap();
+            assert_eq!(reply.status, StatusCode::OK, "{protocol:?}: {}", reply.text());
+            assert_eq!(number(&reply.json(), name), expected, "{protocol:?}");
+        }
+        assert!(node.open() <= 1, "{protocol:?}");
+    }
+}
+
 /// A request keeps the identity that it began with, also at the next node.
 #[tokio::test]
 async fn a_retry_after_a_rotation_has_a_certificate() {
