@@ -18,19 +18,32 @@ pub struct Extension {
     path: &'static [&'static str],
     /// The sibling without which the field has no meaning.
     requires: Option<&'static str>,
+    /// The field means the same without its siblings: where the innermost object around it is
+    /// missing, it is created again.
+    stands_alone: bool,
 }
 
 const fn field(path: &'static [&'static str]) -> Extension {
-    Extension { path, requires: None }
+    Extension { path, requires: None, stands_alone: false }
 }
 
+const fn lone_field(path: &'static [&'static str]) -> Extension {
+    Extension { stands_alone: true, ..field(path) }
+}
+
+// Without `client` there is nothing to revoke.
 const SSL: [Extension; 2] =
-    [field(&["client", "crl"]), Extension { path: &["client", "crl_policy"], requires: Some("crl") }];
-const UPSTREAM: [Extension; 3] =
-    [field(&["http2"]), field(&["keepalive_pool", "max_connections"]), field(&["tls", "verify_identity"])];
+    [field(&["client", "crl"]), Extension { requires: Some("crl"), ..field(&["client", "crl_policy"]) }];
+// A document without `tls` or `keepalive_pool` still has servers to verify, and nodes to spare.
+const UPSTREAM: [Extension; 3] = [
+    field(&["http2"]),
+    lone_field(&["keepalive_pool", "max_connections"]),
+    lone_field(&["tls", "verify_identity"]),
+];
+// Without `upstream` there is none, or one of its own id with fields of its own.
 const HTTP2: Extension = field(&["upstream", "http2"]);
-const MAX_CONNECTIONS: Extension = field(&["upstream", "keepalive_pool", "max_connections"]);
-const VERIFY_IDENTITY: Extension = field(&["upstream", "tls", "verify_identity"]);
+const MAX_CONNECTIONS: Extension = lone_field(&["upstream", "keepalive_pool", "max_connections"]);
+const VERIFY_IDENTITY: Extension = lone_field(&["upstream", "tls", "verify_identity"]);
 const STREAM_ROUTE: [Extension; 3] = [HTTP2, MAX_CONNECTIONS, VERIFY_IDENTITY];
 const ROUTE: [Extension; 4] = [field(&["client_identity"]), HTTP2, MAX_CONNECTIONS, VERIFY_IDENTITY];
 
@@ -68,8 +81,27 @@ impl Extension {
     /// The object that may contain the field, if the document has it.
     fn parent_of<'a>(&self, document: &'a mut Map<String, Value>) -> Option<&'a mut Map<String, Value>> {
         let (parents, _) = self.split_path();
-        parents.iter().try_fold(document, |object, name| object.get_mut(*name)?.as_object_mut())
+        within(document, parents)
     }
+
+    /// The object for a stored field; one that is absent is created for a field that stands alone.
+    fn restored_parent<'a>(
+        &self,
+        document: &'a mut Map<String, Value>,
+    ) -> Option<&'a mut Map<String, Value>> {
+        match self.split_path().0.split_last() {
+            Some((innermost, outer)) if self.stands_alone => {
+                let object = within(document, outer)?;
+                object.entry(*innermost).or_insert_with(|| Value::Object(Map::new())).as_object_mut()
+            }
+            _ => self.parent_of(document),
+        }
+    }
+}
+
+/// The object at the path, if the document has it.
+fn within<'a>(document: &'a mut Map<String, Value>, path: &[&str]) -> Option<&'a mut Map<String, Value>> {
+    path.iter().try_fold(document, |object, name| object.get_mut(*name)?.as_object_mut())
 }
 
 /// What happened to the extension fields of a replaced document.
@@ -77,7 +109,8 @@ impl Extension {
 pub struct CarriedOver {
     /// Fields that the new document does not mention and keeps.
     pub kept: Vec<String>,
-    /// Fields that the new document removes, by `null` or by lacking the object around them.
+    /// Fields that the new document removes, by `null` or by lacking the object around them without
+    /// which they have no meaning.
     pub removed: Vec<String>,
 }
 
@@ -88,7 +121,11 @@ pub fn carry_over(kind: Kind, before: Option<&Value>, document: &mut Map<String,
     let before = before.and_then(Value::as_object);
     for extension in extensions(kind) {
         let old = before.and_then(|before| extension.of(before));
-        let Some(parent) = extension.parent_of(document) else {
+        let parent = match old {
+            Some(_) => extension.restored_parent(document),
+            None => extension.parent_of(document),
+        };
+        let Some(parent) = parent else {
             carried.removed.extend(old.map(|_| extension.field()));
             continue;
         };
@@ -152,8 +189,8 @@ pub fn split(kind: Kind, document: &mut Map<String, Value>) -> Option<Value> {
 
 /// Merges the fields of [`split`] back. If the document is the newer of the two, its own value of a
 /// field wins, because its writer knew the field. Fields of an object that the document no longer
-/// has are dropped. An `extension` with any other member is unreadable as a whole: it must not
-/// replace members of the document.
+/// has are dropped, unless they mean the same without it. An `extension` with any other member is
+/// unreadable as a whole: it must not replace members of the document.
 pub fn merge(kind: Kind, document: &mut Map<String, Value>, extension: Value, document_is_newer: bool) {
     let fields = match extension {
         Value::Object(fields) if unknown_member(kind, &fields).is_none() => fields,
@@ -161,7 +198,7 @@ pub fn merge(kind: Kind, document: &mut Map<String, Value>, extension: Value, do
     };
     for extension in extensions(kind) {
         if let Some(value) = extension.of(&fields)
-            && let Some(parent) = extension.parent_of(document)
+            && let Some(parent) = extension.restored_parent(document)
             && !(document_is_newer && parent.contains_key(extension.name()))
         {
             parent.insert(extension.name().to_owned(), value.clone());

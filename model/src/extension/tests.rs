@@ -134,6 +134,44 @@ fn unmentioned_extension_fields_are_kept() {
     assert_eq!(Value::Object(fresh), json!({"uri": "/a"}));
 }
 
+/// What verifies servers, and what bounds connections, does so without the members around it.
+#[test]
+fn a_field_that_stands_alone_survives_its_object() {
+    let tls = json!({"tls": {"client_cert_id": "1", "verify_identity": [{"dns": "a"}]}});
+    let pool = json!({"keepalive_pool": {"size": 5, "max_connections": 7}});
+    for (before, field) in [(tls, "tls.verify_identity"), (pool, "keepalive_pool.max_connections")] {
+        let (outer, member) = field.split_once('.').unwrap();
+        let kept = json!({outer: {member: before[outer][member]}});
+        let mut around = object(before.clone());
+        let beside = split(Kind::Upstream, &mut around).unwrap();
+        // Another program wrote the document without the object, or drops empty ones.
+        for newer in [false, true] {
+            let mut document = object(json!({"nodes": {}}));
+            merge(Kind::Upstream, &mut document, beside.clone(), newer);
+            assert_eq!(Value::Object(document), json!({"nodes": {}, outer: kept[outer]}));
+        }
+        carries(Kind::Upstream, before.clone(), json!({}), kept.clone(), &[field], &[]);
+        let null = json!({outer: {member: null}});
+        carries(Kind::Upstream, before.clone(), null, json!({outer: {}}), &[], &[field]);
+        // No object is no place, and no schema accepts it.
+        for other in [Value::Null, json!("x")] {
+            let given = json!({outer: other});
+            carries(Kind::Upstream, before.clone(), given.clone(), given, &[], &[field]);
+        }
+        let inline = |upstream: &Value| json!({"upstream": upstream});
+        let path = format!("upstream.{field}");
+        for kind in [Kind::Route, Kind::Service, Kind::StreamRoute] {
+            carries(kind, inline(&before), inline(&json!({})), inline(&kept), &[&path], &[]);
+            // The route names another upstream now.
+            let by_id = json!({"upstream_id": "1"});
+            carries(kind, inline(&before), by_id.clone(), by_id.clone(), &[], &[&path]);
+            let mut document = object(by_id.clone());
+            merge(kind, &mut document, inline(&beside), true);
+            assert_eq!(Value::Object(document), by_id);
+        }
+    }
+}
+
 #[test]
 fn a_patch_removes_fields_by_null() {
     let before = json!({"client": {"ca": "A", "crl": ["L"], "crl_policy": "prefer"}});
