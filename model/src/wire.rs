@@ -9,6 +9,7 @@ mod assembler;
 mod chunks;
 mod decode;
 mod encode;
+mod interner;
 mod older_nodes;
 mod tickets;
 

@@ -127,6 +127,17 @@ impl TrustAnchors {
         &self.certificates
     }
 
+    /// SHA-256 over the anchors in their order. Computed on each call.
+    pub fn digest(&self) -> [u8; 32] {
+        let mut context = Context::new(&SHA256);
+        for anchor in &self.certificates {
+            context.update(anchor.fingerprint_sha256());
+        }
+        let mut digest = [0; 32];
+        digest.copy_from_slice(context.finish().as_ref()); // both are 32 bytes
+        digest
+    }
+
     /// Most anchors that share a subject: that many may have to be tried for one certificate.
     pub(crate) fn same_subject_max(&self) -> u32 {
         self.same_subject_max

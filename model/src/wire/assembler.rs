@@ -4,17 +4,15 @@
 //! revision. A protocol violation rejects the delta at once and the rest of it is skipped; invalid
 //! resources reject it at its end, so that the control plane learns about all of them.
 
-use std::collections::{HashMap, HashSet};
-use std::sync::{Arc, Weak};
+use std::collections::HashSet;
 
-use pki::ClientAuth;
 use prost::Message;
 use proto::push;
 
+use super::interner::SharedParts;
 use super::{key_from_wire, key_to_wire, resource_from_wire};
 use crate::id::Key;
 use crate::problem::Problem;
-use crate::resource::Resource;
 use crate::snapshot::{Delta, Versioned};
 
 /// Bounds the reported errors of a delta.
@@ -70,7 +68,7 @@ pub struct DeltaAssembler {
     at: u64,
     limits: DeltaLimits,
     state: State,
-    policies: PolicyInterner,
+    shared: SharedParts,
 }
 
 #[derive(Debug)]
@@ -101,7 +99,7 @@ impl DeltaAssembler {
 
     /// As [`DeltaAssembler::new`], with other limits.
     pub fn with_limits(at: u64, limits: DeltaLimits) -> DeltaAssembler {
-        DeltaAssembler { at, limits, state: State::Idle, policies: PolicyInterner::default() }
+        DeltaAssembler { at, limits, state: State::Idle, shared: SharedParts::default() }
     }
 
     /// Sets the node's revision after a delta was applied. Until then, the next delta must start
@@ -132,7 +130,7 @@ impl DeltaAssembler {
         };
         let (from, to, last) = (chunk.from, chunk.to, chunk.last);
         let checked = self.check_chunk(&mut partial, &chunk);
-        if let Err(problem) = checked.and_then(|()| partial.add_chunk(chunk, &mut self.policies)) {
+        if let Err(problem) = checked.and_then(|()| partial.add_chunk(chunk, &mut self.shared)) {
             if !last {
                 self.state = State::Skipping { from, to };
             }
@@ -173,7 +171,7 @@ impl DeltaAssembler {
 }
 
 impl PartialDelta {
-    fn add_chunk(&mut self, chunk: push::Chunk, policies: &mut PolicyInterner) -> Result<(), Problem> {
+    fn add_chunk(&mut self, chunk: push::Chunk, shared: &mut SharedParts) -> Result<(), Problem> {
         for upsert in chunk.upserts {
             let version = upsert.version;
             let read = upsert
@@ -182,7 +180,7 @@ impl PartialDelta {
                 .and_then(resource_from_wire);
             match read {
                 Ok(mut resource) => {
-                    policies.intern(&mut resource);
+                    shared.intern(&mut resource);
                     self.insert_key(resource.key())?;
                     self.delta.upserts.push(Versioned { version, resource });
                 }
@@ -207,38 +205,6 @@ impl PartialDelta {
             Ok(())
         } else {
             Err(Problem::new("", format!("{text} occurs twice in the delta")))
-        }
-    }
-}
-
-/// Deduplicates the client policies of received resources: most sites of a fleet trust the same few
-/// authorities. Policies are equal if their digests are, as for tickets and the verification cache.
-/// The interner keeps no policy alive.
-#[derive(Debug, Default)]
-struct PolicyInterner {
-    /// Keyed by the first bytes of the digest. Of two policies with the same prefix, only the later
-    /// is shared; equality compares the whole digest.
-    seen: HashMap<[u8; 8], Weak<ClientAuth>>,
-    /// The number of entries at which dropped policies are removed.
-    enough: usize,
-}
-
-impl PolicyInterner {
-    /// Replaces the policy of an unshared resource by an equal known one.
-    fn intern(&mut self, resource: &mut Resource) {
-        let Resource::Ssl(ssl) = resource else { return };
-        let Some(policy) = Arc::get_mut(ssl).and_then(|ssl| ssl.client.as_mut()) else { return };
-        let [a, b, c, d, e, f, g, h, ..] = *policy.digest();
-        let short = [a, b, c, d, e, f, g, h];
-        match self.seen.get(&short).and_then(Weak::upgrade) {
-            Some(earlier) if earlier == *policy => *policy = earlier,
-            _ => {
-                if self.seen.len() >= self.enough {
-                    self.seen.retain(|_, policy| policy.strong_count() > 0);
-                    self.enough = (self.seen.len() * 2).max(1024);
-                }
-                self.seen.insert(short, Arc::downgrade(policy));
-            }
         }
     }
 }

@@ -6,7 +6,8 @@ use proptest::prelude::*;
 use prost::Message;
 
 use super::*;
-use crate::resource::{Resource, Ssl};
+use crate::id::Kind;
+use crate::resource::{Resource, Route, Ssl, Upstream, UpstreamRef};
 use crate::samples::{AUTHORITY, PAIRS, patterns, some_snapshot, some_versioned};
 use crate::snapshot::Snapshot;
 use crate::snapshot::{Delta, Versioned};
@@ -74,6 +75,36 @@ fn equal_policies_are_shared() {
     assert!(!same(0, 2));
     // Dropped policies are not kept.
     assert_eq!(Arc::strong_count(&policies[2]), 1);
+}
+
+#[test]
+fn equal_anchors_of_upstreams_are_shared() {
+    let upstream = |id: Option<&str>| {
+        let anchors = pki::TrustAnchors::new(vec![AUTHORITY.certificate().clone()]).unwrap();
+        let document = serde_json::json!({"scheme": "https", "nodes": {"127.0.0.1:1": 1}});
+        let id = Id::parse(id.unwrap_or("0")).unwrap();
+        let compiled = crate::compile(Kind::Upstream, &id, &document, &pki::Keyring::empty()).unwrap();
+        let mut upstream = Upstream::clone(compiled.own_upstream().unwrap());
+        upstream.tls.anchors = Some(Arc::new(anchors));
+        upstream
+    };
+    let inline = || Some(UpstreamRef::Inline(Arc::new(Upstream { id: None, ..upstream(None) })));
+    let Resource::Route(bare) = route("3").resource else { panic!("no route") };
+    let resources = [
+        Resource::Upstream(Arc::new(upstream(Some("1")))),
+        Resource::Upstream(Arc::new(upstream(Some("2")))),
+        Resource::Route(Arc::new(Route { upstream: inline(), ..(*bare).clone() })),
+    ];
+    let upserts = resources.map(|resource| Versioned { version: 1, resource }).to_vec();
+    let delta = Delta { from: 0, to: 1, upserts, removals: Vec::new() };
+    let mut assembler = DeltaAssembler::new(0);
+    let arrived = cut(&delta).into_iter().find_map(|chunk| assembler.push(chunk).unwrap()).unwrap();
+    assert_eq!(arrived, delta);
+    let anchors = arrived.upserts.iter().map(|upsert| upsert.resource.own_upstream()?.tls.anchors.clone());
+    let anchors: Vec<_> = anchors.map(Option::unwrap).collect();
+    assert!(anchors.iter().all(|other| Arc::ptr_eq(other, &anchors[0])));
+    drop(arrived);
+    assert_eq!(Arc::strong_count(&anchors[0]), 3, "the interner keeps none");
 }
 
 proptest! {

@@ -113,7 +113,7 @@ impl ConfigFactory {
         defaults: TrustDefaults,
         records: RecordLayerKind,
     ) -> Self {
-        let default_anchors = defaults.anchors.as_deref().map(anchors_digest).unwrap_or_default();
+        let default_anchors = defaults.anchors.as_deref().map(TrustAnchors::digest).unwrap_or_default();
         Self { provider, defaults, default_anchors, records }
     }
 
@@ -133,7 +133,7 @@ impl ConfigFactory {
         if self.verifies(tls) {
             context.update(b"verified");
             match tls.anchors.as_deref() {
-                Some(anchors) => context.update(&anchors_digest(anchors)),
+                Some(anchors) => context.update(&anchors.digest()),
                 None => context.update(&self.default_anchors),
             }
             if let Some(servers) = &tls.verify_identity {
@@ -200,16 +200,6 @@ impl ConfigFactory {
             ),
         }
     }
-}
-
-fn anchors_digest(anchors: &TrustAnchors) -> [u8; 32] {
-    let mut context = Context::new(&SHA256);
-    for anchor in anchors.certificates() {
-        context.update(anchor.fingerprint_sha256());
-    }
-    let mut digest = [0; 32];
-    digest.copy_from_slice(context.finish().as_ref());
-    digest
 }
 
 /// `tls.verify_identity`.
