@@ -177,7 +177,7 @@ impl NodeSession {
         loop {
             let delta = base.delta_to(&target);
             let delta = if hello.plugins { delta } else { without_plugins(delta) };
-            let delta = if hello.upstreams { delta } else { without_upstreams(delta) };
+            let delta = if hello.upstreams { delta } else { without_upstreams(delta, &target) };
             self.send_delta(delta).await?;
             match tokio::time::timeout(ACK_TIMEOUT, self.read_response(target.revision(), &registration))
                 .await
@@ -435,7 +435,7 @@ fn log_connected(hello: &Hello, peer: SocketAddr, held: usize) {
         tracing::warn!(node, "the data plane knows no plugin configs: {what}");
     }
     if !hello.upstreams {
-        let what = "resources with gRPC, tls.ca_certs, tls.verify_identity, snis or tls_passthrough are blocked there, and a name of several snis goes to a broader stream route";
+        let what = "resources with gRPC, tls.ca_certs, tls.verify_identity, snis or tls_passthrough are blocked there, and stream routes to which a name of several snis would go";
         tracing::warn!(node, "the data plane knows fewer kinds of upstreams: {what}");
     }
 }
