@@ -2,7 +2,8 @@
 //! names of a site with a client policy, which nothing would enforce then.
 //!
 //! The control plane rejects such a route by the patterns of both, lint finds those that were
-//! written in the other order, and a data plane denies each connection by its very name.
+//! written in the other order, and a data plane denies each connection by its very name. Without a
+//! name it may be for any site, so that one with a client policy is enough for all three.
 
 use serde_json::Value;
 
@@ -14,10 +15,12 @@ use crate::resource::{Ssl, StreamRoute};
 use crate::snapshot::Snapshot;
 
 /// Whether the TLS of a connection with this SNI may be passed on: its site has no client policy
-/// and is not blocked. A connection without SNI belongs to no site.
+/// and is not blocked; without SNI, no site has one or is.
 pub fn is_allowed(snapshot: &Snapshot, sni: Option<&HostName>) -> bool {
-    let site = sni.and_then(|sni| snapshot.site(sni));
-    site.is_none_or(|ssl| ssl.client.is_none() && ssl.blocked.is_none())
+    match sni {
+        Some(sni) => snapshot.site(sni).is_none_or(|ssl| !ssl.may_demand_clients()),
+        None => !snapshot.has_protected_site(),
+    }
 }
 
 /// An enabled site as far as this rule goes.
@@ -25,6 +28,7 @@ pub fn is_allowed(snapshot: &Snapshot, sni: Option<&HostName>) -> bool {
 pub struct SiteNames {
     id: Id,
     names: Vec<SniPattern>,
+    /// Or it is blocked, as far as it is known.
     has_client: bool,
 }
 
@@ -40,7 +44,7 @@ impl SiteNames {
     }
 
     pub(crate) fn from_ssl(ssl: &Ssl) -> Self {
-        Self { id: ssl.id.clone(), names: ssl.names.clone(), has_client: ssl.client.is_some() }
+        Self { id: ssl.id.clone(), names: ssl.names.clone(), has_client: ssl.may_demand_clients() }
     }
 }
 
@@ -84,10 +88,15 @@ fn shares_name(route: &SniPattern, site: &SniPattern) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use serde_json::json;
 
     use super::*;
     use crate::document::fields;
+    use crate::id::{Key, Kind};
+    use crate::resource::{Blocked, Resource};
+    use crate::snapshot::{Delta, Versioned};
 
     fn route(snis: &[&str]) -> StreamRoute {
         let document = json!({"snis": snis});
@@ -158,6 +167,52 @@ mod tests {
         }
         let sni = json!({"sni": "a.com", "client": {}, "status": 1, "type": "server"});
         assert!(bypassed_site(&route(&["a.com"]), &sites(&[sni])).is_some());
+    }
+
+    /// What is passed on without SNI is denied where a route without names is refused.
+    #[test]
+    fn without_sni_one_protected_site_is_enough() {
+        let site = |own: &str, name: &str| Ssl {
+            names: vec![SniPattern::parse(name).unwrap()],
+            ..Ssl::new(Id::parse(own).unwrap())
+        };
+        let protected =
+            || Ssl { blocked: Some(Blocked::new("it may ask for anything")), ..site("2", "b.com") };
+        let upsert = |ssl: Ssl| Versioned { version: 1, resource: Resource::Ssl(Arc::new(ssl)) };
+        let delta = |upserts: Vec<Ssl>, removals: Vec<Key>| Delta {
+            upserts: upserts.into_iter().map(upsert).collect(),
+            removals,
+            ..Delta::default()
+        };
+        let open = Snapshot::empty().apply(&delta(vec![site("1", "a.com")], vec![]));
+        let (a, b) = (HostName::from_sni("a.com").unwrap(), HostName::from_sni("b.com").unwrap());
+        assert!(is_allowed(&open, None) && is_allowed(&open, Some(&a)) && is_allowed(&open, Some(&b)));
+        let closed = open.apply(&delta(vec![protected()], vec![]));
+        assert!(
+            !is_allowed(&closed, None) && is_allowed(&closed, Some(&a)) && !is_allowed(&closed, Some(&b))
+        );
+        // Replaced by itself it counts once.
+        let closed = closed.apply(&delta(vec![protected()], vec![]));
+        let id = Id::parse("2").unwrap();
+        for change in [
+            delta(vec![site("2", "b.com")], vec![]),
+            delta(vec![], vec![Key::new(Kind::Ssl, id)]),
+            delta(vec![Ssl { enabled: false, ..protected() }], vec![]),
+            delta(vec![Ssl { client_side: true, ..protected() }], vec![]),
+        ] {
+            let next = closed.apply(&change);
+            assert!(is_allowed(&next, None), "{change:?}");
+            let sites: Vec<_> = [&closed, &next]
+                .map(|snapshot| {
+                    let ssls = snapshot.resources_of(Kind::Ssl).keys().filter_map(|id| snapshot.ssl(id));
+                    let sites = ssls.filter(|ssl| ssl.enabled && !ssl.client_side);
+                    sites.map(|ssl| SiteNames::from_ssl(ssl)).collect::<Vec<_>>()
+                })
+                .into();
+            let bypassed = sites.iter().map(|sites| bypassed_site(&route(&[]), sites).is_some());
+            assert_eq!(bypassed.collect::<Vec<_>>(), [true, false]);
+            assert!(!is_allowed(&next.apply(&delta(vec![protected()], vec![])), None));
+        }
     }
 
     /// As [`Snapshot::site`] finds it: the exact name before wildcards, the lowest id first.

@@ -69,8 +69,9 @@ reasons! {
     NoStreamRoute => "no_stream_route", None;
     /// The stream route is blocked, because another program stored an unsupported document.
     BlockedStreamRoute => "blocked_stream_route", None;
-    /// The TLS of the connection may not be passed on: the site of its SNI has a client policy or
-    /// is blocked, or its stream route changed meanwhile.
+    /// The TLS of the connection may not be passed on: the site of its SNI (without one, any site)
+    /// has a client policy or is blocked, its upstream would put it into another TLS, or its stream
+    /// route changed meanwhile.
     PassthroughDenied => "passthrough_denied", None;
     /// A stream or WebSocket was idle, or one side accepted no data, for longer than the upstream's
     /// timeouts.

@@ -10,6 +10,7 @@ mod cache_slot;
 mod method;
 mod plugins;
 mod reference;
+mod stream_route;
 mod upstream_tls;
 
 use std::fmt;
@@ -22,6 +23,7 @@ use ipnet::IpNet;
 pub use method::{MethodSet, RouteMethod};
 pub use plugins::{GlobalRule, PluginConfig};
 pub use reference::{Reference, Referrers, references, referrers};
+pub use stream_route::StreamRoute;
 pub use upstream_tls::{UpstreamIdentity, UpstreamTls, VerifyPolicy};
 
 use crate::client_identity::ClientIdentity;
@@ -177,6 +179,11 @@ impl Ssl {
             cache: CacheSlot::new(),
             blocked: None,
         }
+    }
+
+    /// Whether it has a client policy, or is blocked, so that its document may ask for one.
+    pub fn may_demand_clients(&self) -> bool {
+        self.client.is_some() || self.blocked.is_some()
     }
 }
 
@@ -456,29 +463,6 @@ pub struct Route {
     pub proxy_rewrite: Option<Arc<ProxyRewrite>>,
     /// Whether WebSocket upgrades are forwarded; `None` is the service's.
     pub enable_websocket: Option<bool>,
-    /// Set if the resource is blocked ([`Resource::blocked`]).
-    pub blocked: Option<Blocked>,
-}
-
-/// Matches TCP connections and selects their upstream. An absent matcher matches everything.
-#[derive(Debug, Clone, PartialEq)]
-pub struct StreamRoute {
-    /// The id.
-    pub id: Id,
-    /// Match the SNI, without duplicates; if empty, every SNI and connections without TLS.
-    pub snis: Vec<SniPattern>,
-    /// Whether TLS is passed on as it is: the upstream terminates it.
-    pub tls_passthrough: bool,
-    /// Matches the client's address.
-    pub remote_addr: Option<IpNet>,
-    /// Matches the local address of the connection.
-    pub server_addr: Option<IpNet>,
-    /// Matches the local port of the connection.
-    pub server_port: Option<u16>,
-    /// Overrides the service's.
-    pub upstream: Option<UpstreamRef>,
-    /// The service, which supplies the upstream if the route has none.
-    pub service: Option<Id>,
     /// Set if the resource is blocked ([`Resource::blocked`]).
     pub blocked: Option<Blocked>,
 }

@@ -105,6 +105,11 @@ impl Snapshot {
         self.sni_index.find(name)
     }
 
+    /// Whether a site has a client policy, or is blocked.
+    pub(crate) fn has_protected_site(&self) -> bool {
+        self.sni_index.has_protected()
+    }
+
     /// Grows along a line of deltas whenever [`Snapshot::site`] may return another result, so that
     /// a change of a route does not revalidate connections.
     pub fn site_generation(&self) -> u64 {

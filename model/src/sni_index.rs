@@ -60,30 +60,39 @@ impl<'a> SiteLookup<'a> {
 }
 
 #[derive(Clone)]
-pub(crate) struct SniIndex(HostIndex<Claimants>);
+pub(crate) struct SniIndex {
+    names: HostIndex<Claimants>,
+    /// The number of sites with [`Ssl::may_demand_clients`].
+    protected: usize,
+}
 
 impl SniIndex {
     pub(crate) fn new() -> SniIndex {
-        SniIndex(HostIndex::new())
+        SniIndex { names: HostIndex::new(), protected: 0 }
+    }
+
+    /// Whether a site demands client certificates, or is blocked.
+    pub(crate) fn has_protected(&self) -> bool {
+        self.protected > 0
     }
 
     /// Finds the ssl of a name.
     #[inline]
     pub(crate) fn find(&self, name: &HostName) -> SiteLookup<'_> {
-        if let Some(ssl) = self.0.exact(name).and_then(|claims| claims.first()) {
+        if let Some(ssl) = self.names.exact(name).and_then(|claims| claims.first()) {
             return SiteLookup::Exact(ssl);
         }
-        let wildcard = self.0.suffixes(name).next();
+        let wildcard = self.names.suffixes(name).next();
         match wildcard.and_then(|(star, claims)| Some((star, claims.first()?))) {
             Some((star, ssl)) if star.contains(&b'.') => SiteLookup::TooManyLabels { ssl, star: star.len() },
             Some((star, ssl)) => SiteLookup::Wildcard { ssl, star: star.len() },
-            None => self.0.any().first().map_or(SiteLookup::NotFound, SiteLookup::Any),
+            None => self.names.any().first().map_or(SiteLookup::NotFound, SiteLookup::Any),
         }
     }
 
     #[cfg(test)]
     pub(crate) fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.names.is_empty() && self.protected == 0
     }
 
     pub(crate) fn insert(&mut self, ssl: &Arc<Ssl>) {
@@ -91,17 +100,27 @@ impl SniIndex {
             let position = claims.partition_point(|other| other.id < ssl.id);
             claims.insert(position, Arc::clone(ssl));
         });
+        self.protected += usize::from(is_protected(ssl));
     }
 
     pub(crate) fn remove(&mut self, ssl: &Arc<Ssl>) {
         self.update(ssl, |claims| claims.retain(|other| other.id != ssl.id));
+        self.protected = self.protected.saturating_sub(usize::from(is_protected(ssl)));
     }
 
     fn update(&mut self, ssl: &Ssl, change: impl Fn(&mut Claimants)) {
-        if !ssl.client_side && ssl.enabled {
+        if is_site(ssl) {
             for name in &ssl.names {
-                self.0.update(name, &change);
+                self.names.update(name, &change);
             }
         }
     }
+}
+
+fn is_site(ssl: &Ssl) -> bool {
+    !ssl.client_side && ssl.enabled
+}
+
+fn is_protected(ssl: &Ssl) -> bool {
+    is_site(ssl) && ssl.may_demand_clients()
 }

@@ -6,7 +6,10 @@
 //! makes the commit depend on them: no document refers to one that another writer has removed.
 
 use model::passthrough::{self, SiteNames};
-use model::{Id, Key, Kind, Problem, Reference, Referrers, Resource, Scheme, Snapshot, Versioned};
+use model::{
+    Id, Key, Kind, Problem, Reference, Referrers, Resource, Scheme, Snapshot, StreamRoute, UpstreamRef,
+    Versioned,
+};
 use pki::Keyring;
 use rustls_pki_types::UnixTime;
 use serde_json::{Map, Value};
@@ -49,12 +52,18 @@ pub(crate) async fn check_references(
     check_raw_paths(resource, pending, keyring, overlay).await
 }
 
-/// Rejects a stream route that passes on TLS of a site with a client policy, which would bypass it.
-/// Such a site that is written later is accepted; data planes then deny these connections.
+/// Rejects a stream route that passes on TLS of a site with a client policy, which would bypass it,
+/// or that passes TLS on to an upstream within another TLS. Such a site or upstream that is written
+/// later is accepted; data planes then deny these connections.
 async fn check_passthrough(resource: &Resource, overlay: &mut StoreOverlay<'_>) -> Result<(), ChangeError> {
     let Resource::StreamRoute(route) = resource else { return Ok(()) };
     if !route.tls_passthrough {
         return Ok(());
+    }
+    if let Some((field, scheme)) = named_scheme(route, overlay).await?
+        && let Some(why) = route.puts_tls_into_tls(scheme)
+    {
+        return Err(Problem::new(field, why).with_hint(StreamRoute::TLS_INTO_TLS_HINT).into());
     }
     let ssls = overlay.require_all(Kind::Ssl).await?;
     let sites: Vec<_> =
@@ -68,6 +77,29 @@ async fn check_passthrough(resource: &Resource, overlay: &mut StoreOverlay<'_>) 
         "TLS cannot be passed on: {taken} ssl {ssl}, which demands client certificates, and nothing would verify them"
     );
     Err(Problem::new("tls_passthrough", message).with_hint(hint).into())
+}
+
+/// The scheme of the upstream that a stream route names, or its service, and the field that names
+/// it; `None` for an upstream of its own.
+async fn named_scheme(
+    route: &StreamRoute,
+    overlay: &mut StoreOverlay<'_>,
+) -> Result<Option<(&'static str, Scheme)>, ChangeError> {
+    let (field, upstream) = match (&route.upstream, &route.service) {
+        (Some(UpstreamRef::Inline(_)), _) | (None, None) => return Ok(None),
+        (Some(UpstreamRef::Id(id)), _) => ("upstream_id", Some(id.clone())),
+        (None, Some(service)) => {
+            let key = Key::new(Kind::Service, service.clone());
+            let Some(service) = overlay.require(&key, Dependence::Content).await? else { return Ok(None) };
+            if let Some(own) = service.get("upstream").filter(|own| own.is_object()) {
+                return Ok(Some(("service_id", scheme_of(own))));
+            }
+            ("service_id", named_id(&service, "upstream_id"))
+        }
+    };
+    let Some(id) = upstream else { return Ok(None) };
+    let found = overlay.require(&Key::new(Kind::Upstream, id), Dependence::Content).await?;
+    Ok(found.map(|upstream| (field, scheme_of(&upstream))))
 }
 
 /// Rejects a route, plugin config or service that forwards raw paths where a client could bypass a
@@ -152,8 +184,9 @@ fn scheme_of(upstream: &Value) -> Scheme {
 pub(crate) async fn check_removal(key: &Key, overlay: &mut StoreOverlay<'_>) -> Result<(), ChangeError> {
     let Some(Referrers { kinds, field, target }) = model::referrers(key.kind) else { return Ok(()) };
     for user in kinds {
-        let found =
-            overlay.require_none(*user, |_, document| refers_to(document, field, key.id.as_str())).await?;
+        let found = overlay
+            .require_none(*user, |_, document| named_id(document, field).as_ref() == Some(&key.id))
+            .await?;
         if let Some(found) = found {
             let message =
                 format!("can not delete {target}, {} [{}] is still using it now", user.singular(), found.id);
@@ -186,11 +219,11 @@ pub(crate) async fn check_global_rule(
     Ok(())
 }
 
-/// Ids may be written as numbers.
-fn refers_to(document: &Value, field: &str, id: &str) -> bool {
-    match document.get(field) {
-        Some(Value::String(text)) => text == id,
-        Some(Value::Number(number)) => number.to_string() == id,
-        _ => false,
+/// The id that a field names, which may be written as a number.
+fn named_id(document: &Value, field: &str) -> Option<Id> {
+    match document.get(field)? {
+        Value::String(text) => Id::parse(text).ok(),
+        Value::Number(number) => Id::parse(&number.to_string()).ok(),
+        _ => None,
     }
 }

@@ -43,15 +43,13 @@ fn snis(document: &Value) -> Result<Vec<SniPattern>, Problem> {
     Ok(if is_any { Vec::new() } else { names })
 }
 
-/// What is passed on is within TLS already.
+/// An upstream of its own; those that it names are checked by who knows them.
 fn forbid_tls_within_tls(route: &StreamRoute) -> Result<(), Problem> {
     let Some(UpstreamRef::Inline(upstream)) = &route.upstream else { return Ok(()) };
-    if !(route.tls_passthrough && upstream.scheme.is_encrypted()) {
-        return Ok(());
+    match route.puts_tls_into_tls(upstream.scheme) {
+        Some(why) => Err(Problem::new("upstream.scheme", why).with_hint(StreamRoute::TLS_INTO_TLS_HINT)),
+        None => Ok(()),
     }
-    let scheme = upstream.scheme.as_str();
-    let message = format!("tls_passthrough passes TLS on, and scheme {scheme} would put it into another TLS");
-    Err(Problem::new("upstream.scheme", message).with_hint("use scheme tcp, or remove tls_passthrough"))
 }
 
 fn address(document: &Value, field: &str) -> Result<Option<IpNet>, Problem> {

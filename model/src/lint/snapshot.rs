@@ -8,6 +8,7 @@ use rustls_pki_types::UnixTime;
 
 use super::upstream::{check_server_name, check_verification};
 use super::{Finding, Findings, LintSettings, Severity, lint_resource};
+use crate::destination;
 use crate::host_name::HostName;
 use crate::id::{Id, Kind};
 use crate::passthrough::{self, SiteNames};
@@ -44,7 +45,7 @@ pub fn lint_snapshot(snapshot: &Snapshot, now: UnixTime, settings: LintSettings)
                 }
             }
             Resource::StreamRoute(route) if route.tls_passthrough && route.blocked.is_none() => {
-                check_passthrough(route, &site_names, &mut notes);
+                check_passthrough(route, &site_names, snapshot, &mut notes);
             }
             Resource::Route(_)
             | Resource::StreamRoute(_)
@@ -64,12 +65,22 @@ fn sites(snapshot: &Snapshot) -> impl Iterator<Item = &Arc<Ssl>> {
     snapshot.resources_of(Kind::Ssl).keys().filter_map(|id| snapshot.ssl(id)).filter(enabled)
 }
 
-fn check_passthrough(route: &StreamRoute, sites: &[SiteNames], notes: &mut Findings) {
+fn check_passthrough(route: &StreamRoute, sites: &[SiteNames], snapshot: &Snapshot, notes: &mut Findings) {
+    if let Ok(upstream) =
+        destination::resolve_upstream(snapshot, route.upstream.as_ref(), route.service.as_ref())
+        && let Some(what) = route.puts_tls_into_tls(upstream.scheme)
+    {
+        let what = format!("{what}: data planes deny these connections");
+        notes.add(Severity::Error, "tls_passthrough", what, StreamRoute::TLS_INTO_TLS_HINT);
+    }
     let Some((ssl, sni)) = passthrough::bypassed_site(route, sites) else { return };
-    let taken = sni.map_or("every name".to_owned(), |sni| format!("\"{sni}\""));
+    let (taken, denied) = match sni {
+        Some(sni) => (format!("\"{sni}\""), "with its SNI"),
+        None => ("every name".to_owned(), "with its SNI, and those without one"),
+    };
     let what = format!(
-        "passes on the TLS of {taken}, and ssl {ssl} demands client certificates for such a name: data planes deny \
-         connections with its SNI"
+        "passes on the TLS of {taken}, and ssl {ssl} demands client certificates for such a name, or is blocked: data \
+         planes deny connections {denied}"
     );
     notes.add(
         Severity::Error,

@@ -61,10 +61,19 @@ async fn ask_through(world: &World, listener: usize, sni: &str) -> Result<String
 
 /// The bytes that a client gets whose connection is denied: none, not even an alert.
 async fn denied(world: &World, listener: usize, sni: &str) {
-    let client = client(world, listener, sni, &world.credentials.upstreams);
+    hears_nothing(world, listener, &client(world, listener, sni, &world.credentials.upstreams)).await;
+}
+
+/// [`denied`], for a client that sends no SNI.
+async fn denied_without_sni(world: &World, listener: usize) {
+    let client = client(world, listener, "app.test", &world.credentials.upstreams).no_sni();
+    hears_nothing(world, listener, &client).await;
+}
+
+async fn hears_nothing(world: &World, listener: usize, client: &HttpClient) {
     let bytes = raw::client_hello(client.config(), client.server_name());
     let mut stream = raw::send(world.stream(listener), &bytes).await;
-    assert_eq!(raw::until_closed(&mut stream).await, b"", "{sni}");
+    assert_eq!(raw::until_closed(&mut stream).await, b"", "{:?}", client.server_name());
 }
 
 async fn errors(world: &World, reason: &str) -> u64 {
@@ -212,6 +221,84 @@ async fn a_route_cannot_bypass_a_site_with_client() {
     denied(&world, PASS, "app.test").await;
     world.node_log().line_with(&["passthrough_denied", "sni=\"app.test\""]).await;
     assert_eq!((errors(&world, "passthrough_denied").await, upstream.connections()), (1, 0));
+}
+
+/// It may be for any site: refused where the site is there first, denied where it comes later.
+#[tokio::test]
+async fn without_sni_any_site_with_client_counts() {
+    let world = start().await;
+    let upstream = upstream(&world, "one").await;
+    let nameless = passing(json!(["*"]), &upstream);
+    world.apply(&[("ssls/app", world.open_site()), ("stream_routes/1", nameless.clone())]).await;
+    let asked = async |listener| {
+        let client = client(&world, listener, "app.test", &world.credentials.upstreams).no_sni();
+        reply(&mut client.handshake().await.unwrap()).await
+    };
+    for listener in [PASS, BY_ROUTE] {
+        assert_eq!(asked(listener).await, hello("one"));
+    }
+    world.apply(&[("ssls/app", world.protected_site())]).await;
+    for listener in [PASS, BY_ROUTE] {
+        denied_without_sni(&world, listener).await;
+        // Another name is none of that site.
+        assert_eq!(ask_through(&world, listener, "pass.test").await.unwrap(), hello("one"));
+    }
+    assert_eq!(errors(&world, "passthrough_denied").await, 2);
+    let lint = world.admin().get("lint").await.body["list"].to_string();
+    assert!(lint.contains("data planes deny connections with its SNI, and those without one"), "{lint}");
+    let mut connection = world.admin().connect().await.unwrap();
+    let answer = connection.call(Method::PUT, "stream_routes/2", Some(&nameless)).await.unwrap();
+    assert_eq!(answer.status, 400, "{}", answer.body);
+    world.apply(&[("ssls/app", world.open_site())]).await;
+    assert_eq!(asked(PASS).await, hello("one"));
+}
+
+/// What is passed on is within TLS already, whoever names the upstream.
+#[tokio::test]
+async fn tls_is_not_passed_on_within_tls() {
+    let world = start().await;
+    let upstream = upstream(&world, "one").await;
+    let with_scheme = |scheme: &str| {
+        let mut target = to(&[upstream.address()]);
+        target["scheme"] = json!(scheme);
+        target
+    };
+    let route = |more: Value| {
+        let mut route = json!({"snis": ["pass.test", "other.test"], "tls_passthrough": true});
+        route.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        route
+    };
+    world
+        .apply(&[
+            ("upstreams/clear", with_scheme("tcp")),
+            ("upstreams/tls", with_scheme("tls")),
+            ("services/named", json!({"upstream_id": "tls"})),
+            ("services/inline", json!({"upstream": with_scheme("https")})),
+            ("stream_routes/1", route(json!({"upstream_id": "clear"}))),
+        ])
+        .await;
+    let mut connection = world.admin().connect().await.unwrap();
+    for (more, field) in [
+        (json!({"upstream": with_scheme("tls")}), "upstream.scheme"),
+        (json!({"upstream_id": "tls"}), "upstream_id"),
+        (json!({"service_id": "named"}), "service_id"),
+        (json!({"service_id": "inline"}), "service_id"),
+    ] {
+        let answer = connection.call(Method::PUT, "stream_routes/2", Some(&route(more))).await.unwrap();
+        assert_eq!((answer.status.as_u16(), &answer.body["field"]), (400, &json!(field)), "{}", answer.body);
+        let message = answer.body["error_msg"].as_str().unwrap();
+        assert!(message.contains("would put it into another TLS"), "{message}");
+    }
+    assert_eq!(ask_through(&world, PASS, "pass.test").await.unwrap(), hello("one"));
+    // The upstream changes later.
+    world.apply(&[("upstreams/clear", with_scheme("tls"))]).await;
+    for listener in [PASS, BY_ROUTE] {
+        denied(&world, listener, "pass.test").await;
+    }
+    assert_eq!(errors(&world, "passthrough_denied").await, 2);
+    let lint = world.admin().get("lint").await.body["list"].to_string();
+    assert!(lint.contains("another TLS: data planes deny these connections"), "{lint}");
+    assert_eq!(upstream.connections(), 1);
 }
 
 /// Denied where the site comes later: nobody is kept from protecting one.

@@ -108,6 +108,10 @@ async fn proxy_tcp(
     let destination = tcp::find_destination(&snapshot, route, &query)
         .map_err(|reason| failed(TcpProxyError::Denied(reason)))?;
     let (upstream, timeouts) = (destination.upstream, destination.timeouts);
+    // The upstream's scheme may have changed since the route was written.
+    if matches!(client, TcpClient::Passed(_)) && upstream.scheme.is_encrypted() {
+        return Err(failed(TcpProxyError::Denied(Reason::PassthroughDenied)));
+    }
     let authority = Some(destination.authority);
     let target =
         UpstreamTarget { snapshot: &snapshot, upstream, timeouts, authority, interim: None, deadline: None };
