@@ -52,13 +52,29 @@ impl Cluster {
     }
 
     async fn execute(self: &Arc<Self>, attempt: &mut Attempt) -> Result<TxnOutcome, StoreError> {
-        let fence = self.fence_revision().await?;
         let connection = self.connections.current().await?;
         let mut leases = TtlLeases::new();
-        for ttl in attempt.ttls() {
-            leases.insert(ttl, self.grant_lease(&connection, ttl.get().into()).await?);
+        let outcome = self.execute_with(attempt, &connection, &mut leases).await;
+        let may_have_keys =
+            matches!(outcome, Ok(TxnOutcome::Committed(_)) | Err(StoreError::OutcomeUnknown { .. }));
+        if !may_have_keys {
+            self.revoke_leases(&connection, leases).await;
         }
-        let txn = attempt.txn(&self.layout, fence, &leases);
+        outcome
+    }
+
+    /// `leases` takes those that are granted.
+    async fn execute_with(
+        self: &Arc<Self>,
+        attempt: &mut Attempt,
+        connection: &EtcdConnection,
+        leases: &mut TtlLeases,
+    ) -> Result<TxnOutcome, StoreError> {
+        let fence = self.fence_revision().await?;
+        for ttl in attempt.ttls() {
+            leases.insert(ttl, self.grant_lease(connection, ttl.get().into()).await?);
+        }
+        let txn = attempt.txn(&self.layout, fence, leases);
         let mut kv = connection.kv();
         let error = tokio::select! {
             response = kv.txn(txn) => match response {
@@ -71,10 +87,10 @@ impl Cluster {
                 }
                 Err(error) => error,
             },
-            () = self.connections.wait_lost(&connection) => Error::Internal("the connection was lost".to_owned()),
+            () = self.connections.wait_lost(connection) => Error::Internal("the connection was lost".to_owned()),
             () = tokio::time::sleep(self.connections.timeout()) => Error::Internal("no response in time".to_owned()),
         };
-        let what = self.connections.describe_error(&connection, &error);
+        let what = self.connections.describe_error(connection, &error);
         if is_failed_compare(&error) {
             let states = self.key_states(&attempt.compare_reads(&self.layout)).await?;
             return attempt.explain(&self.layout, states).map(|()| TxnOutcome::Outdated);
@@ -90,7 +106,7 @@ impl Cluster {
             problem = what,
             "a write has no response; resolving whether it was committed"
         );
-        self.connections.check_health(&connection).await;
+        self.connections.check_health(connection).await;
         let resolving = self.resolve_unknown(attempt);
         match tokio::time::timeout(self.connections.timeout(), resolving).await {
             Ok(Ok(outcome)) => Ok(outcome),
@@ -150,6 +166,17 @@ impl Cluster {
         .await;
         let timed_out = |_| StoreError::Unavailable { what: "no lease was granted in time".to_owned() };
         Ok(response.map_err(timed_out)?.map_err(|error| self.unavailable(connection, &error))?.id())
+    }
+
+    /// Revokes leases without keys: they may live for 136 years. One that stays does no harm.
+    async fn revoke_leases(&self, connection: &EtcdConnection, leases: TtlLeases) {
+        let mut client = connection.client.lease_client();
+        for lease in leases.into_values() {
+            let revoked = tokio::time::timeout(self.connections.timeout(), client.revoke(lease)).await;
+            if !matches!(revoked, Ok(Ok(_))) {
+                return;
+            }
+        }
     }
 
     /// Moves the fence, so that an earlier write can no longer be applied, and finds the outcome.
@@ -390,6 +417,31 @@ mod tests {
         assert!(!write.send(&store).await);
         assert_eq!(store.get(&key).await.unwrap(), None);
         store.commit(put(&key, json!({"v": 2}), Precondition::Absent)).await.unwrap();
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_failed_write_leaves_no_lease() {
+        let (_server, store) = store().await;
+        let key = key(Kind::Ssl, "1");
+        let with_ttl = |precondition| Mutation::Put {
+            key: key.clone(),
+            document: json!({"v": 1}),
+            precondition,
+            ttl: std::num::NonZeroU32::new(u32::MAX),
+        };
+        let leases = async || {
+            let connection = store.cluster.connections.current().await.unwrap();
+            connection.client.lease_client().leases().await.unwrap().leases().len()
+        };
+        store.commit(with_ttl(Precondition::Absent).into()).await.unwrap();
+        assert_eq!(leases().await, 1);
+        let conflict = store.commit(with_ttl(Precondition::Absent).into()).await;
+        assert!(matches!(conflict, Err(StoreError::Conflict { .. })), "{conflict:?}");
+        assert_eq!(leases().await, 1);
+        // The first attempt is outdated by a moved fence; the second one commits.
+        store.cluster.fence.0.store(1, Ordering::Release);
+        store.commit(with_ttl(Precondition::Unconditional).into()).await.unwrap();
+        assert_eq!(leases().await, 2);
     }
 
     #[tokio::test(flavor = "multi_thread")]
