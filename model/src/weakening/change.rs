@@ -11,7 +11,7 @@
 use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
 
-use super::entries::{EntryLoss, IndexEntry, compare};
+use super::entries::{EntryLoss, IndexEntry, LOSSES_MAX, compare};
 use super::route_entries::route_entries;
 use super::routing::{self, OPENS, has_allow_list};
 use super::site_entries::site_entries;
@@ -66,6 +66,14 @@ pub fn weakenings_of_change(before: &Snapshot, delta: &Delta) -> ChangeWeakening
 }
 
 impl ChangeWeakenings {
+    /// Says that a comparison ended before it was complete.
+    fn note_end(&mut self, is_complete: bool) {
+        if let Some((key, last)) = self.found.last().filter(|_| !is_complete) {
+            let more = format!("the comparison ended with {LOSSES_MAX} of these: there may be more");
+            self.found.push((key.clone(), Weakening::new(last.field.clone(), more)));
+        }
+    }
+
     /// Adds the keepers that are other resources than what they protect.
     fn rely_on(&mut self, kind: Kind, keepers: &BTreeSet<(&Id, &Id)>) {
         let others = keepers.iter().filter(|(protected, keeper)| protected != keeper);
@@ -169,8 +177,8 @@ impl Change<'_> {
         let written = self.written(Kind::Ssl);
         let compared = compare(&before, &after, &written, &written);
         all.rely_on(Kind::Ssl, &compared.keepers);
-        for loss in compared.losses {
-            let Some(cause) = self.cause(Kind::Ssl, &loss) else { continue };
+        for loss in &compared.losses {
+            let Some(cause) = self.cause(Kind::Ssl, loss) else { continue };
             let name = loss.protected.name;
             let what = match loss.taker {
                 Some(taker) => format!(
@@ -182,6 +190,7 @@ impl Change<'_> {
             };
             all.found.push((cause, Weakening::new("snis", what)));
         }
+        all.note_end(compared.is_complete);
     }
 
     fn compare_routes(&self, all: &mut ChangeWeakenings) {
@@ -191,8 +200,8 @@ impl Change<'_> {
         let compared = compare(&before, &after, &touched, &self.written(Kind::Route));
         all.rely_on(Kind::Route, &compared.keepers);
         all.relied_on.extend(self.new_sources(Kind::Route, &compared.keepers));
-        for loss in compared.losses {
-            let Some(cause) = self.cause(Kind::Route, &loss) else { continue };
+        for loss in &compared.losses {
+            let Some(cause) = self.cause(Kind::Route, loss) else { continue };
             let (place, owner) = (loss.protected.place(), loss.protected.id());
             let what = match loss.taker {
                 Some(taker) => format!(
@@ -204,6 +213,7 @@ impl Change<'_> {
             };
             all.found.push((cause, Weakening::new("uris", what)));
         }
+        all.note_end(compared.is_complete);
     }
 
     fn compare_stream_routes(&self, all: &mut ChangeWeakenings) {
@@ -213,14 +223,15 @@ impl Change<'_> {
         let compared = compare(&before, &after, &touched, &self.written(Kind::StreamRoute));
         all.rely_on(Kind::StreamRoute, &compared.keepers);
         all.relied_on.extend(self.new_sources(Kind::StreamRoute, &compared.keepers));
-        for loss in compared.losses {
-            let Some(cause) = self.cause(Kind::StreamRoute, &loss) else { continue };
+        for loss in &compared.losses {
+            let Some(cause) = self.cause(Kind::StreamRoute, loss) else { continue };
             let owner = loss.protected.id();
             let what = format!(
                 "connections that were closed, because stream route {owner} is blocked, may match another"
             );
             all.found.push((cause, Weakening::new("sni", what)));
         }
+        all.note_end(compared.is_complete);
     }
 
     /// The services and plugin configs by which keepers protect, and by which what they keep was

@@ -41,13 +41,19 @@ pub(super) struct EntryLoss<'a, C> {
     pub(super) taker: Option<&'a C>,
 }
 
+/// Most losses of one comparison, which ends there: one is enough for the verdict, and every pair of
+/// many thousands of entries may be one.
+pub(super) const LOSSES_MAX: usize = 1000;
+
 /// The comparison of two states of a lookup.
 pub(super) struct EntryComparison<'a, C> {
     /// At most one for each pair of resources.
     pub(super) losses: Vec<EntryLoss<'a, C>>,
     /// Each changed resource that protected, with the resources that protect in its place: others,
-    /// or itself.
+    /// or itself. All only if the comparison is complete.
     pub(super) keepers: BTreeSet<(&'a Id, &'a Id)>,
+    /// It did not end at [`LOSSES_MAX`].
+    pub(super) is_complete: bool,
 }
 
 /// Compares two states. `touched`: the resources that change, or whose settings from other
@@ -67,6 +73,9 @@ pub(super) fn compare<'a, C: IndexEntry>(
     let mut losses = BTreeMap::new();
     let mut keepers = BTreeSet::new();
     for protected in before.iter().filter(|entry| entry.protects()) {
+        if losses.len() >= LOSSES_MAX {
+            break;
+        }
         let is_touched = touched.contains(protected.id());
         let near = if is_touched { &every } else { &fresh }.near(protected);
         let keeper = if is_touched { first_keeper(protected, &near) } else { Some(protected) };
@@ -78,6 +87,9 @@ pub(super) fn compare<'a, C: IndexEntry>(
             keepers.insert((protected.id(), keeper.id()));
         }
         for taker in near {
+            if losses.len() >= LOSSES_MAX {
+                break;
+            }
             if taker.search_order(keeper) == Ordering::Less
                 && taker.overlaps(protected)
                 && taker.weakens(protected)
@@ -88,7 +100,8 @@ pub(super) fn compare<'a, C: IndexEntry>(
             }
         }
     }
-    EntryComparison { losses: losses.into_values().collect(), keepers }
+    let is_complete = losses.len() < LOSSES_MAX;
+    EntryComparison { losses: losses.into_values().collect(), keepers, is_complete }
 }
 
 /// The first entry that takes over all requests of an entry and protects as much.
@@ -258,6 +271,28 @@ mod tests {
     fn entries_of_one_place_are_compared_in_pairs() {
         let (total, loses) = comparisons(200, |_| [String::new(), "/".to_owned()]);
         assert!(total <= 5 * 200 * 200 && !loses, "{total} {loses}");
+    }
+
+    #[test]
+    fn a_comparison_ends_at_the_most_losses() {
+        let total = Cell::new(0);
+        let entries = |range: std::ops::Range<usize>| -> Vec<Counted<'_>> {
+            let entry = |number: usize| Counted {
+                id: Id::parse(&format!("{number:06}")).unwrap(),
+                stems: [String::new(), "/".to_owned()],
+                comparisons: &total,
+            };
+            range.map(entry).collect()
+        };
+        for (count, complete) in [(30, true), (2000, false)] {
+            let (before, after) = (entries(10_000..10_000 + count), entries(0..30));
+            let after: Vec<_> = after.into_iter().chain(entries(10_000..10_000 + count)).collect();
+            let fresh: HashSet<&Id> = after.iter().take(30).map(|entry| &entry.id).collect();
+            let compared = compare(&before, &after, &fresh, &fresh);
+            let losses = if complete { count * 30 } else { LOSSES_MAX };
+            assert_eq!((compared.losses.len(), compared.is_complete), (losses, complete));
+        }
+        assert!(total.get() < 20 * LOSSES_MAX, "{}", total.get());
     }
 
     #[test]
