@@ -197,3 +197,6 @@ impl<V: VerifyClient> ClientCertVerifier for ClientVerifier<V> {
 
     verify_handshake_signatures!();
 }
+
+#[cfg(test)]
+mod tests;

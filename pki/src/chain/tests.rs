@@ -517,6 +517,54 @@ fn a_server_certificate_must_match_the_name() {
     assert_eq!(verdict.unwrap_err().reason(), VerifyReason::NotValidForName);
 }
 
+/// Who decides by the identity gets that of the leaf, and only of a chain that is trusted.
+#[test]
+fn a_server_chain_is_verified_for_any_name() {
+    let authorities = line(2);
+    let [root, one, two] = &authorities[..] else { panic!("three authorities") };
+    let anchors = |certificate: &Certificate| TrustAnchors::new(vec![certificate.clone()]).unwrap();
+    let verify = |anchors: &TrustAnchors, depth, chain: &[Certificate], now| {
+        let sent: Vec<_> = chain[1..].iter().map(|certificate| certificate.der().clone()).collect();
+        verify_server_chain(anchors, depth, chain[0].der(), &sent, at(now))
+    };
+    let spec = LeafSpec::server("a.test").uri("spiffe://a.test/b");
+    let server = two.issue(&spec).unwrap();
+    let chain = [server.certificate.clone(), two.certificate().clone(), one.certificate().clone()];
+    let trusted = anchors(root.certificate());
+    let identity = verify(&trusted, 2, &chain, NOW).unwrap();
+    assert_eq!(
+        (identity.san_dns(), identity.spiffe_id()),
+        (&["a.test".to_owned()][..], Some("spiffe://a.test/b"))
+    );
+    assert_eq!(identity.certificate().spki_sha256(), server.certificate.spki_sha256());
+    let other = two.issue(&spec).unwrap().certificate;
+    assert_ne!(identity.certificate().spki_sha256(), other.spki_sha256(), "each has a key of its own");
+
+    let reason = |verdict: Result<_, VerifyError>| verdict.map(drop).unwrap_err().reason();
+    let namesake = anchors(super::tests::root().certificate());
+    for (wrong, found) in [
+        (verify(&trusted, 1, &chain, NOW), VerifyReason::DepthExceeded),
+        (verify(&trusted, 2, &chain[..2], NOW), VerifyReason::UnknownIssuer),
+        (verify(&anchors(&other), 2, &chain, NOW), VerifyReason::UnknownIssuer),
+        (verify(&namesake, 2, &chain, NOW), VerifyReason::BadSignature),
+        (verify(&trusted, 2, &chain, 2_600_000_000), VerifyReason::Expired),
+        (verify(&trusted, 2, &chain, 0), VerifyReason::NotYetValid),
+    ] {
+        assert_eq!(reason(wrong), found);
+    }
+    let brief = spec.clone().between(at(NOW - 20), at(NOW - 10));
+    let brief = two.issue(&brief).unwrap();
+    let ended = [brief.certificate, chain[1].clone(), chain[2].clone()];
+    assert_eq!(reason(verify(&trusted, 2, &ended, NOW)), VerifyReason::Expired);
+    let client = two.issue(&LeafSpec::client("a").dns("a.test")).unwrap();
+    let client = [client.certificate, chain[1].clone(), chain[2].clone()];
+    assert_eq!(reason(verify(&trusted, 2, &client, NOW)), VerifyReason::InvalidPurpose);
+    // A server's own certificate as anchor: no path, but its dates count.
+    let pinned = anchors(&server.certificate);
+    assert_eq!(verify(&pinned, 0, &chain[..1], NOW).unwrap(), identity);
+    assert_eq!(reason(verify(&pinned, 0, &chain[..1], 0)), VerifyReason::NotYetValid);
+}
+
 #[test]
 fn too_many_certificates_are_rejected() {
     let root = root();
