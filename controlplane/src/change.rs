@@ -1,6 +1,6 @@
 //! The change pipeline: draft -> check -> commit.
 //!
-//! `admin` passes in requests; `draft` builds the whole documents, `overlay` is the store as they
+//! `admin` passes in requests; `draft` and `planned` build the whole documents, `overlay` is the store as they
 //! will leave it, `check` validates them exactly as a data plane does, and `commit` is the only
 //! code that writes the configuration to the store: all requests of a batch in one commit, or none.
 //! Invariant: nothing is stored that `check` has not accepted, and no private key is stored in
@@ -12,6 +12,7 @@ pub(crate) mod draft;
 pub(crate) mod extension_fields;
 mod fairness;
 pub(crate) mod overlay;
+mod planned;
 pub(crate) mod private_keys;
 pub(crate) mod protection;
 

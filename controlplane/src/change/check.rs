@@ -15,7 +15,8 @@ use rustls_pki_types::UnixTime;
 use serde_json::{Map, Value};
 
 use super::ChangeError;
-use super::overlay::{Dependence, StoreOverlay};
+use super::fairness::Pauses;
+use super::overlay::{Dependence, StoreOverlay, named_id};
 use crate::compile::{compile, compile_stored};
 
 /// Checks and compiles a document by itself; returns likely misconfigurations beside it.
@@ -35,48 +36,139 @@ pub(crate) fn check_document(
     Ok((resource, findings.iter().map(ToString::to_string).collect()))
 }
 
-/// Checks a compiled document against the others. `pending`: all that its batch writes.
-///
-/// # Errors
-/// The first reference that does not hold, or a store error.
-pub(crate) async fn check_references(
-    resource: &Resource,
-    pending: &[Resource],
-    keyring: &Keyring,
-    overlay: &mut StoreOverlay<'_>,
-) -> Result<(), ChangeError> {
-    for reference in model::references(resource) {
-        check_reference(&reference, overlay).await?;
-    }
-    check_passthrough(resource, overlay).await?;
-    check_raw_paths(resource, pending, keyring, overlay).await
+/// Checks of the documents of one plan against the others. What many documents of a plan need of a
+/// whole kind is read once.
+pub(super) struct ReferenceChecks<'a, 's> {
+    overlay: &'a mut StoreOverlay<'s>,
+    keyring: &'a Keyring,
+    /// All that the plan writes.
+    pending: &'a [Resource],
+    /// The sites, for stream routes that pass TLS on.
+    sites: Option<Vec<SiteNames>>,
+    /// All but stream routes, for routes that forward raw paths.
+    state: Option<Snapshot>,
 }
 
-/// Rejects a stream route that passes on TLS of a site with a client policy, which would bypass it,
-/// or that passes TLS on to an upstream within another TLS. Such a site or upstream that is written
-/// later is accepted; data planes then deny these connections.
-async fn check_passthrough(resource: &Resource, overlay: &mut StoreOverlay<'_>) -> Result<(), ChangeError> {
-    let Resource::StreamRoute(route) = resource else { return Ok(()) };
-    if !route.tls_passthrough {
-        return Ok(());
+impl<'a, 's> ReferenceChecks<'a, 's> {
+    pub(super) fn new(
+        overlay: &'a mut StoreOverlay<'s>,
+        keyring: &'a Keyring,
+        pending: &'a [Resource],
+    ) -> Self {
+        Self { overlay, keyring, pending, sites: None, state: None }
     }
-    if let Some((field, scheme)) = named_scheme(route, overlay).await?
-        && let Some(why) = route.puts_tls_into_tls(scheme)
-    {
-        return Err(Problem::new(field, why).with_hint(StreamRoute::TLS_INTO_TLS_HINT).into());
+
+    /// Checks a compiled document.
+    ///
+    /// # Errors
+    /// The first reference that does not hold, or a store error.
+    pub(super) async fn check(&mut self, resource: &Resource) -> Result<(), ChangeError> {
+        for reference in model::references(resource) {
+            check_reference(&reference, self.overlay).await?;
+        }
+        if let Resource::StreamRoute(route) = resource
+            && route.tls_passthrough
+        {
+            self.check_passthrough(route).await?;
+        }
+        self.check_raw_paths(resource).await
     }
-    let ssls = overlay.require_all(Kind::Ssl).await?;
-    let sites: Vec<_> =
-        ssls.into_iter().filter_map(|(key, ssl)| SiteNames::from_document(&key.id, ssl)).collect();
-    let Some((ssl, sni)) = passthrough::bypassed_site(route, &sites) else { return Ok(()) };
-    let (taken, hint) = match sni {
-        Some(sni) => (format!("\"{sni}\" belongs to"), "leave the name out, or let TLS be terminated"),
-        None => ("every name includes those of".to_owned(), "name the names to pass on in snis"),
-    };
-    let message = format!(
-        "TLS cannot be passed on: {taken} ssl {ssl}, which demands client certificates, and nothing would verify them"
-    );
-    Err(Problem::new("tls_passthrough", message).with_hint(hint).into())
+
+    /// Rejects the removal of a document that others refer to. An ssl can always be removed
+    /// (contract 2.3).
+    ///
+    /// # Errors
+    /// Names the first document that refers to it.
+    pub(super) async fn check_removal(&mut self, key: &Key) -> Result<(), ChangeError> {
+        let Some(Referrers { kinds, field, target }) = model::referrers(key.kind) else { return Ok(()) };
+        for user in kinds {
+            if let Some(found) = self.overlay.require_unused(*user, field, &key.id).await? {
+                let (user, id) = (user.singular(), found.id);
+                let message = format!("can not delete {target}, {user} [{id}] is still using it now");
+                return Err(Problem::new("", message).into());
+            }
+        }
+        Ok(())
+    }
+
+    /// Rejects a global rule with a plugin that another global rule has: which of them would apply
+    /// is not defined. `document` is that of the rule.
+    ///
+    /// # Errors
+    /// Names the first such plugin.
+    pub(super) async fn check_global_rule(
+        &mut self,
+        key: &Key,
+        document: &Map<String, Value>,
+    ) -> Result<(), ChangeError> {
+        let plugins = document.get("plugins").and_then(Value::as_object);
+        for name in plugins.into_iter().flat_map(Map::keys).filter(|_| key.kind == Kind::GlobalRule) {
+            let has_it = |other: &Key, document: &Value| {
+                other != key && document.get("plugins").is_some_and(|plugins| plugins.get(name).is_some())
+            };
+            if let Some(other) = self.overlay.require_none(Kind::GlobalRule, has_it).await? {
+                let message = format!("plugin '{name}' already exists in global rule with id '{}'", other.id);
+                return Err(Problem::new(format!("plugins.{name}"), message).into());
+            }
+        }
+        Ok(())
+    }
+
+    /// Rejects a stream route that passes on TLS of a site with a client policy, which would bypass
+    /// it, or that passes TLS on to an upstream within another TLS. Such a site or upstream that is
+    /// written later is accepted; data planes then deny these connections.
+    async fn check_passthrough(&mut self, route: &StreamRoute) -> Result<(), ChangeError> {
+        if let Some((field, scheme)) = named_scheme(route, self.overlay).await?
+            && let Some(why) = route.puts_tls_into_tls(scheme)
+        {
+            return Err(Problem::new(field, why).with_hint(StreamRoute::TLS_INTO_TLS_HINT).into());
+        }
+        let sites = match self.sites.take() {
+            Some(sites) => sites,
+            None => {
+                let ssls = self.overlay.require_all(Kind::Ssl).await?.into_iter();
+                ssls.filter_map(|(key, ssl)| SiteNames::from_document(&key.id, ssl)).collect()
+            }
+        };
+        let sites = self.sites.insert(sites);
+        let Some((ssl, sni)) = passthrough::bypassed_site(route, sites) else { return Ok(()) };
+        let (taken, hint) = match sni {
+            Some(sni) => (format!("\"{sni}\" belongs to"), "leave the name out, or let TLS be terminated"),
+            None => ("every name includes those of".to_owned(), "name the names to pass on in snis"),
+        };
+        let message = format!(
+            "TLS cannot be passed on: {taken} ssl {ssl}, which demands client certificates, and nothing would verify them"
+        );
+        Err(Problem::new("tls_passthrough", message).with_hint(hint).into())
+    }
+
+    /// Rejects a route, plugin config or service that forwards raw paths where a client could
+    /// bypass a rule. A rule that is written later is accepted; data planes then deny such
+    /// requests.
+    async fn check_raw_paths(&mut self, resource: &Resource) -> Result<(), ChangeError> {
+        if !forwards_raw_paths(resource, self.overlay).await? {
+            return Ok(());
+        }
+        let state = match self.state.take() {
+            Some(state) => state,
+            None => self.compile_state().await?,
+        };
+        Ok(model::raw_path::check_resource(self.state.insert(state), resource)?)
+    }
+
+    async fn compile_state(&mut self) -> Result<Snapshot, ChangeError> {
+        let mut resources = Vec::new();
+        let mut pauses = Pauses::new();
+        for kind in Kind::ALL.into_iter().filter(|kind| *kind != Kind::StreamRoute) {
+            for stored in self.overlay.unchanged(kind).await? {
+                resources.extend(compile_stored(stored, self.keyring, None).0);
+                pauses.let_others_run().await;
+            }
+        }
+        let pending = self.pending.iter().cloned();
+        resources.extend(pending.map(|resource| Versioned { version: 0, resource }));
+        Ok(Snapshot::from_resources(0, resources))
+    }
 }
 
 /// The scheme of the upstream that a stream route names, or its service, and the field that names
@@ -100,26 +192,6 @@ async fn named_scheme(
     let Some(id) = upstream else { return Ok(None) };
     let found = overlay.require(&Key::new(Kind::Upstream, id), Dependence::Content).await?;
     Ok(found.map(|upstream| (field, scheme_of(&upstream))))
-}
-
-/// Rejects a route, plugin config or service that forwards raw paths where a client could bypass a
-/// rule. A rule that is written later is accepted; data planes then deny such requests.
-async fn check_raw_paths(
-    resource: &Resource,
-    pending: &[Resource],
-    keyring: &Keyring,
-    overlay: &mut StoreOverlay<'_>,
-) -> Result<(), ChangeError> {
-    if !forwards_raw_paths(resource, overlay).await? {
-        return Ok(());
-    }
-    let mut resources = Vec::new();
-    for kind in Kind::ALL.into_iter().filter(|kind| *kind != Kind::StreamRoute) {
-        let unchanged = overlay.unchanged(kind).await?;
-        resources.extend(unchanged.iter().filter_map(|stored| compile_stored(stored, keyring, None).0));
-    }
-    resources.extend(pending.iter().map(|resource| Versioned { version: 0, resource: resource.clone() }));
-    Ok(model::raw_path::check_resource(&Snapshot::from_resources(0, resources), resource)?)
 }
 
 /// Decides by the document itself, or by the plugin config or service of a route without a
@@ -174,56 +246,4 @@ fn is_client(ssl: &Value) -> bool {
 /// The upstream is stored or was compiled, so its scheme was checked.
 fn scheme_of(upstream: &Value) -> Scheme {
     upstream.get("scheme").and_then(Value::as_str).and_then(Scheme::parse).unwrap_or(Scheme::Http)
-}
-
-/// Rejects the removal of a document that others refer to. An ssl can always be removed (contract
-/// 2.3).
-///
-/// # Errors
-/// Names the first document that refers to it.
-pub(crate) async fn check_removal(key: &Key, overlay: &mut StoreOverlay<'_>) -> Result<(), ChangeError> {
-    let Some(Referrers { kinds, field, target }) = model::referrers(key.kind) else { return Ok(()) };
-    for user in kinds {
-        let found = overlay
-            .require_none(*user, |_, document| named_id(document, field).as_ref() == Some(&key.id))
-            .await?;
-        if let Some(found) = found {
-            let message =
-                format!("can not delete {target}, {} [{}] is still using it now", user.singular(), found.id);
-            return Err(Problem::new("", message).into());
-        }
-    }
-    Ok(())
-}
-
-/// Rejects a global rule with a plugin that another global rule has: which of them would apply is
-/// not defined. `document` is that of the rule.
-///
-/// # Errors
-/// Names the first such plugin.
-pub(crate) async fn check_global_rule(
-    key: &Key,
-    document: &Map<String, Value>,
-    overlay: &mut StoreOverlay<'_>,
-) -> Result<(), ChangeError> {
-    let plugins = document.get("plugins").and_then(Value::as_object);
-    for name in plugins.into_iter().flat_map(Map::keys).filter(|_| key.kind == Kind::GlobalRule) {
-        let has_it = |other: &Key, document: &Value| {
-            other != key && document.get("plugins").is_some_and(|plugins| plugins.get(name).is_some())
-        };
-        if let Some(other) = overlay.require_none(Kind::GlobalRule, has_it).await? {
-            let message = format!("plugin '{name}' already exists in global rule with id '{}'", other.id);
-            return Err(Problem::new(format!("plugins.{name}"), message).into());
-        }
-    }
-    Ok(())
-}
-
-/// The id that a field names, which may be written as a number.
-fn named_id(document: &Value, field: &str) -> Option<Id> {
-    match document.get(field)? {
-        Value::String(text) => Id::parse(text).ok(),
-        Value::Number(number) => Id::parse(&number.to_string()).ok(),
-        _ => None,
-    }
 }

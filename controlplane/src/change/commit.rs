@@ -12,15 +12,16 @@ use std::sync::Arc;
 use model::{Id, Key, Kind, Problem, Resource};
 use pki::Keyring;
 use rustls_pki_types::UnixTime;
-use serde_json::{Map, Value};
-use tokio::sync::Mutex;
+use serde_json::Value;
+use tokio::sync::{Mutex, OwnedMutexGuard};
 
-use super::fairness::let_others_run;
+use super::fairness::Pauses;
 use super::overlay::{DocumentSource, StoreOverlay};
+use super::planned::{PlannedChange, draft_change};
 use super::protection::{self, ComparedWrite};
 use super::{
-    AcceptedChange, AcceptedChanges, Action, ChangeError, ChangeNotes, ChangeRequest, RejectedChanges,
-    RequestPrecondition, WriteOptions, check, draft, extension_fields, private_keys,
+    AcceptedChange, AcceptedChanges, Action, ChangeError, ChangeRequest, RejectedChanges,
+    RequestPrecondition, WriteOptions, check, extension_fields, private_keys,
 };
 use crate::compile::compile_stored;
 use crate::store::{Batch, Condition, Mutation, Precondition, Store, StoreError, StoredDocument};
@@ -36,33 +37,20 @@ pub struct ChangePipeline {
     protect_client_auth: bool,
     /// Held by a write whose commit has lost against another, so that it does not lose again to the
     /// writers of this process. Held from its start by a protected write, whose commit fails after
-    /// any other of the kinds that it has read, and by its dry run, whose comparison takes as long.
-    turn: Arc<Mutex<()>>,
+    /// any other of the kinds that it has read.
+    turn: Turn,
+    /// Held by the dry run of a protected write, whose comparison takes as long: one at a time, and
+    /// no write waits for it.
+    dry_run_turn: Turn,
 }
 
-/// A request with its document.
-struct PlannedChange {
-    /// Under a placeholder id for a POST, so that an invalid document takes no revision.
-    key: Key,
-    before: Option<StoredDocument>,
-    /// The whole new document; `None`: it is removed.
-    document: Option<Map<String, Value>>,
-    notes: ChangeNotes,
-}
+/// Its guard goes into the work that nobody can stop.
+type Turn = Arc<Mutex<()>>;
 
 /// Checked changes, and what the commit must require of other documents.
 struct ChangePlan {
     changes: Vec<PlannedChange>,
     conditions: Vec<Condition>,
-}
-
-/// How `create_time` and `update_time` are set, in unix seconds.
-enum Timestamps<'a> {
-    /// A whole document: keeps the creation time of the document that it replaces.
-    Replace(Option<&'a Value>),
-    /// A patched document: keeps times from the request; `has_update_time` says whether the update
-    /// time is one of them.
-    Patch { has_update_time: bool },
 }
 
 /// Names the request that fails.
@@ -73,7 +61,8 @@ fn at<E: Into<ChangeError>>(operation: usize) -> impl Fn(E) -> RejectedChanges {
 impl ChangePipeline {
     /// Makes changes in `store` and encrypts private keys with `keyring`.
     pub fn new(store: Arc<dyn Store>, keyring: Arc<Keyring>) -> Self {
-        Self { store, keyring, protect_client_auth: false, turn: Arc::default() }
+        let (turn, dry_run_turn) = Default::default();
+        Self { store, keyring, protect_client_auth: false, turn, dry_run_turn }
     }
 
     /// Denies changes that weaken client authentication, unless their caller allows it
@@ -96,8 +85,9 @@ impl ChangePipeline {
         options: WriteOptions,
         based_on: Option<u64>,
     ) -> Result<AcceptedChanges, RejectedChanges> {
+        let own_turn = if options.dry_run { &self.dry_run_turn } else { &self.turn };
         let mut turn = match self.protect_client_auth {
-            true => Some(self.turn.lock().await),
+            true => Some(Arc::clone(own_turn).lock_owned().await),
             false => None,
         };
         let mut reserved = HashMap::new();
@@ -105,12 +95,13 @@ impl ChangePipeline {
         let mut recent = self.store.recent().filter(|_| !options.dry_run);
         for _ in 0..CAS_ATTEMPTS {
             let source = recent.take().map_or(DocumentSource::Store(&*self.store), DocumentSource::Recent);
-            let mut plan = match self.plan(requests, options, &source).await {
+            let mut plan = match self.plan(requests, options, &source, &mut turn).await {
                 // Recent documents may lack what was written a moment ago.
                 Err(_) if source.is_recent() => continue,
                 plan => plan?,
             };
             if options.dry_run {
+                self.check_lasting(&plan).await?;
                 return Ok(plan.accept(requests, None));
             }
             if let Some(since) = based_on {
@@ -129,7 +120,7 @@ impl ChangePipeline {
                     }
                     plan.check_conflict(requests, key.as_ref())?;
                     if turn.is_none() {
-                        turn = Some(self.turn.lock().await);
+                        turn = Some(Arc::clone(own_turn).lock_owned().await);
                     }
                 }
                 Err(error) => return Err(RejectedChanges { operation: None, error: error.into() }),
@@ -145,7 +136,9 @@ impl ChangePipeline {
         requests: &[ChangeRequest],
         options: WriteOptions,
         source: &DocumentSource<'_>,
+        turn: &mut Option<OwnedMutexGuard<()>>,
     ) -> Result<ChangePlan, RejectedChanges> {
+        let mut pauses = Pauses::new();
         let mut changes = Vec::with_capacity(requests.len());
         let mut pending = HashMap::with_capacity(requests.len());
         for (index, request) in requests.iter().enumerate() {
@@ -162,27 +155,25 @@ impl ChangePipeline {
         let mut resources = Vec::with_capacity(changes.len());
         for (index, change) in changes.iter_mut().enumerate() {
             resources.push(self.check_alone(change, options.now).map_err(at(index))?);
-            let_others_run(index).await;
+            pauses.let_others_run().await;
         }
         let mut overlay = StoreOverlay::new(source, pending);
         let compiled: Vec<Resource> = resources.iter().flatten().cloned().collect();
+        let mut checks = check::ReferenceChecks::new(&mut overlay, &self.keyring, &compiled);
         for (index, (change, request)) in changes.iter().zip(requests).enumerate() {
             let checked = match (resources.get(index).and_then(Option::as_ref), &request.action) {
-                (Some(resource), _) => {
-                    check::check_references(resource, &compiled, &self.keyring, &mut overlay).await
-                }
+                (Some(resource), _) => checks.check(resource).await,
                 (None, Action::Delete { force: true }) => Ok(()),
-                (None, _) => check::check_removal(&change.key, &mut overlay).await,
+                (None, _) => checks.check_removal(&change.key).await,
             };
             checked.map_err(at(index))?;
             if let Some(document) = &change.document {
-                let checked = check::check_global_rule(&change.key, document, &mut overlay).await;
-                checked.map_err(at(index))?;
+                checks.check_global_rule(&change.key, document).await.map_err(at(index))?;
             }
-            let_others_run(index).await;
+            pauses.let_others_run().await;
         }
         if self.protect_client_auth {
-            self.protect(requests, &mut changes, &resources, options, &mut overlay).await?;
+            self.protect(requests, &mut changes, &resources, options, &mut overlay, turn).await?;
         }
         let conditions = overlay.into_conditions();
         for (index, (change, resource)) in changes.iter_mut().zip(&resources).enumerate() {
@@ -201,6 +192,7 @@ impl ChangePipeline {
         resources: &[Option<Resource>],
         options: WriteOptions,
         overlay: &mut StoreOverlay<'_>,
+        turn: &mut Option<OwnedMutexGuard<()>>,
     ) -> Result<(), RejectedChanges> {
         let writes =
             changes.iter().zip(resources).zip(requests).map(|((change, after), request)| ComparedWrite {
@@ -211,7 +203,7 @@ impl ChangePipeline {
                 ttl: request.ttl,
             });
         let writes: Vec<_> = writes.collect();
-        let compared = protection::compare(&writes, overlay, &self.keyring).await;
+        let compared = protection::compare(&writes, overlay, &self.keyring, turn).await;
         let compared = compared.map_err(|error| RejectedChanges { operation: None, error })?;
         let weakenings = compared.weakenings;
         if !options.allow_weakening {
@@ -267,11 +259,23 @@ impl ChangePipeline {
             })
         };
         match self.store.get(key).await.map_err(|error| rejected(error.into()))? {
-            Some(found) if !is_changed(&found) => {
-                let text = format!("{key} expires, which protects what the changed objects did");
-                Err(rejected(ChangeError::Weakens(vec![text])))
-            }
+            Some(found) if !is_changed(&found) => Err(relies_on_expiring(key)),
             _ => Ok(()),
+        }
+    }
+
+    /// As [`Self::check_expiry`], for a plan that has no commit to find it out.
+    async fn check_lasting(&self, plan: &ChangePlan) -> Result<(), RejectedChanges> {
+        let mut lasting = plan.conditions.iter().filter_map(|condition| match condition {
+            Condition::NeverExpires(key) => Some(key),
+            _ => None,
+        });
+        let Some(first) = lasting.next() else { return Ok(()) };
+        let rejected = |error: StoreError| RejectedChanges { operation: None, error: error.into() };
+        let expiries = self.store.expiries().await.map_err(rejected)?;
+        match std::iter::once(first).chain(lasting).find(|key| expiries.contains_key(*key)) {
+            Some(key) => Err(relies_on_expiring(key)),
+            None => Ok(()),
         }
     }
 
@@ -330,6 +334,12 @@ impl ChangePipeline {
     }
 }
 
+/// The error of a plan that relies on the protection of a document that expires.
+fn relies_on_expiring(key: &Key) -> RejectedChanges {
+    let text = format!("{key} expires, which protects what the changed objects did");
+    RejectedChanges { operation: None, error: ChangeError::Weakens(vec![text]) }
+}
+
 impl ChangePlan {
     fn batch(&self, requests: &[ChangeRequest]) -> Batch {
         let mutations = self.changes.iter().zip(requests).map(|(change, request)| {
@@ -381,115 +391,5 @@ impl ChangePlan {
             }
         });
         AcceptedChanges { revision, changes: accepted.collect() }
-    }
-}
-
-/// The document of a request, and the one that it replaces.
-async fn draft_change(
-    request: &ChangeRequest,
-    now: UnixTime,
-    source: &DocumentSource<'_>,
-) -> Result<PlannedChange, ChangeError> {
-    let ChangeRequest { kind, id, action, precondition, .. } = request;
-    match action {
-        Action::Put { body } => {
-            let draft::Draft { key, mut document } = draft::put(*kind, id.as_deref(), body.clone())?;
-            let before = source.get(&key).await?;
-            check_precondition(precondition, before.as_ref())?;
-            let stored = before.as_ref().map(|before| &before.document);
-            draft::forbid_times(&document, stored)?;
-            let kept = private_keys::carry_over(*kind, stored, &mut document);
-            let mut notes = extension_fields::carry_over(&key, stored, &mut document);
-            notes.kept.extend(kept);
-            set_timestamps(&mut document, Timestamps::Replace(stored), now);
-            Ok(PlannedChange { key, before, document: Some(document), notes })
-        }
-        Action::Post { body } => {
-            let mut document = draft::post(*kind, id.as_deref(), body.clone())?;
-            check_precondition(precondition, None)?;
-            let key = Key::new(*kind, Id::parse("0")?);
-            let notes = extension_fields::carry_over(&key, None, &mut document);
-            set_timestamps(&mut document, Timestamps::Replace(None), now);
-            Ok(PlannedChange { key, before: None, document: Some(document), notes })
-        }
-        Action::Patch { sub_path, body } => {
-            draft_patch(request, sub_path.as_deref(), body.as_ref(), now, source).await
-        }
-        Action::Delete { .. } => {
-            let key = existing_key(request)?;
-            let before = source.get(&key).await?.ok_or(ChangeError::NotFound)?;
-            check_precondition(precondition, Some(&before))?;
-            Ok(PlannedChange { key, before: Some(before), document: None, notes: ChangeNotes::default() })
-        }
-    }
-}
-
-async fn draft_patch(
-    request: &ChangeRequest,
-    sub_path: Option<&str>,
-    body: Option<&Value>,
-    now: UnixTime,
-    source: &DocumentSource<'_>,
-) -> Result<PlannedChange, ChangeError> {
-    let key = existing_key(request)?;
-    // Errors of the request itself come before the look-up of the document.
-    if body.is_none() || (sub_path.is_none() && !body.is_some_and(Value::is_object)) {
-        draft::patch(&key, Value::Object(Map::new()), sub_path, body.cloned())?;
-        return Err(ChangeError::NotFound);
-    }
-    let has_update_time = sub_path.is_none() && body.is_some_and(|body| body.get("update_time").is_some());
-    let before = source.get(&key).await?.ok_or(ChangeError::NotFound)?;
-    check_precondition(&request.precondition, Some(&before))?;
-    let mentions_crls = extension_fields::mentions_crls(sub_path, body);
-    let mut document = draft::patch(&key, before.document.clone(), sub_path, body.cloned())?.document;
-    let notes = extension_fields::settle_patched(
-        &key,
-        &before.document,
-        &mut document,
-        sub_path.is_some(),
-        mentions_crls,
-    );
-    set_timestamps(&mut document, Timestamps::Patch { has_update_time }, now);
-    Ok(PlannedChange { key, before: Some(before), document: Some(document), notes })
-}
-
-/// The name of a document that must exist.
-fn existing_key(request: &ChangeRequest) -> Result<Key, ChangeError> {
-    let Some(id) = &request.id else {
-        return Err(Problem::new("id", format!("missing {} id", request.kind.noun())).into());
-    };
-    // A string that is no valid id names no document.
-    let id = Id::parse(id).map_err(|_| ChangeError::NotFound)?;
-    Ok(Key::new(request.kind, id))
-}
-
-fn check_precondition(
-    precondition: &RequestPrecondition,
-    before: Option<&StoredDocument>,
-) -> Result<(), ChangeError> {
-    if precondition.holds(before.map(|before| before.mod_revision)) {
-        return Ok(());
-    }
-    Err(ChangeError::PreconditionFailed(match (precondition, before) {
-        (RequestPrecondition::Absent, _) => "the object exists",
-        (_, None) => "the object does not exist",
-        _ => "the object was changed: read it again",
-    }))
-}
-
-fn set_timestamps(document: &mut Map<String, Value>, times: Timestamps<'_>, now: UnixTime) {
-    let now = now.as_secs();
-    match times {
-        Timestamps::Replace(before) => {
-            let created = before.and_then(|before| before.get("create_time")).cloned();
-            document.insert("create_time".to_owned(), created.unwrap_or_else(|| now.into()));
-            document.insert("update_time".to_owned(), now.into());
-        }
-        Timestamps::Patch { has_update_time } => {
-            document.entry("create_time").or_insert_with(|| now.into());
-            if !has_update_time {
-                document.insert("update_time".to_owned(), now.into());
-            }
-        }
     }
 }

@@ -1,8 +1,25 @@
-//! Pauses in the checks of many documents, which never wait: other tasks run in between.
+//! Pauses in long work that waits for nothing: other tasks of the runtime's worker run in between.
 
-/// Yields after every 64th document.
-pub(super) async fn let_others_run(index: usize) {
-    if index % 64 == 63 {
-        tokio::task::yield_now().await;
+use std::time::{Duration, Instant};
+
+/// How long a task works without a pause.
+const STRETCH: Duration = Duration::from_millis(2);
+
+/// The pauses of one task.
+pub(super) struct Pauses {
+    last: Instant,
+}
+
+impl Pauses {
+    pub(super) fn new() -> Self {
+        Self { last: Instant::now() }
+    }
+
+    /// Lets other tasks run if a pause is due. After each document.
+    pub(super) async fn let_others_run(&mut self) {
+        if self.last.elapsed() >= STRETCH {
+            tokio::task::yield_now().await;
+            self.last = Instant::now();
+        }
     }
 }

@@ -5,13 +5,14 @@
 //! must still hold at the commit. Invariant: every read on which a check depends is a condition of
 //! the commit, so that another writer who changes it in between makes the commit fail.
 
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 
-use model::{Key, Kind};
+use model::{Id, Key, Kind};
 use serde_json::Value;
 
-use crate::store::{Condition, DocumentList, RecentDocuments, Store, StoreError, StoredDocument};
+use crate::store::{Condition, RecentDocuments, Store, StoreError, StoredDocument};
 
 /// Where a plan reads documents.
 pub(crate) enum DocumentSource<'a> {
@@ -36,12 +37,27 @@ impl DocumentSource<'_> {
 
     /// # Errors
     /// When the store cannot be read.
-    async fn list(&self, kind: Kind) -> Result<DocumentList, StoreError> {
-        match self {
-            Self::Store(store) => store.list(kind).await,
-            Self::Recent(documents) => Ok(documents.list(Some(kind))),
-        }
+    async fn list(&self, kind: Kind) -> Result<KindDocuments, StoreError> {
+        Ok(match self {
+            Self::Store(store) => {
+                let list = store.list(kind).await?;
+                KindDocuments {
+                    revision: list.revision,
+                    items: list.items.into_iter().map(Arc::new).collect(),
+                }
+            }
+            Self::Recent(documents) => {
+                let items = documents.of_kind(kind).cloned().collect();
+                KindDocuments { revision: documents.revision(), items }
+            }
+        })
     }
+}
+
+/// All stored documents of a kind, at one revision.
+struct KindDocuments {
+    revision: u64,
+    items: Vec<Arc<StoredDocument>>,
 }
 
 /// The store with pending changes on top.
@@ -50,8 +66,12 @@ pub(crate) struct StoreOverlay<'a> {
     /// Documents that will be written; `None`: removed.
     pending: HashMap<Key, Option<Value>>,
     /// Whole kinds, once they were read.
-    lists: HashMap<Kind, DocumentList>,
+    lists: HashMap<Kind, KindDocuments>,
+    /// The first document of a kind that names each id in a field.
+    users: HashMap<(Kind, &'static str), HashMap<Id, Key>>,
     conditions: Vec<Condition>,
+    /// Those of `conditions`.
+    required: HashSet<Condition>,
 }
 
 /// What a check depends on.
@@ -63,7 +83,8 @@ pub(crate) enum Dependence {
 
 impl<'a> StoreOverlay<'a> {
     pub(crate) fn new(source: &'a DocumentSource<'a>, pending: HashMap<Key, Option<Value>>) -> Self {
-        Self { source, pending, lists: HashMap::new(), conditions: Vec::new() }
+        let (lists, users, conditions, required) = Default::default();
+        Self { source, pending, lists, users, conditions, required }
     }
 
     /// A document that a pending one refers to; the commit requires what the check depends on.
@@ -113,13 +134,18 @@ impl<'a> StoreOverlay<'a> {
     /// # Errors
     /// When the store cannot be read.
     pub(crate) async fn require_kind(&mut self, kind: Kind) -> Result<Vec<&StoredDocument>, StoreError> {
-        let since = self.list(kind).await?.revision;
-        self.depend_on(Condition::KindUnchanged { kind, since });
+        self.require_unchanged(kind).await?;
         self.unchanged(kind).await
     }
 
+    async fn require_unchanged(&mut self, kind: Kind) -> Result<(), StoreError> {
+        let since = self.list(kind).await?.revision;
+        self.depend_on(Condition::KindUnchanged { kind, since });
+        Ok(())
+    }
+
     fn depend_on(&mut self, condition: Condition) {
-        if !self.conditions.contains(&condition) {
+        if self.required.insert(condition.clone()) {
             self.conditions.push(condition);
         }
     }
@@ -145,18 +171,39 @@ impl<'a> StoreOverlay<'a> {
         kind: Kind,
         found: impl Fn(&Key, &Value) -> bool,
     ) -> Result<Option<Key>, StoreError> {
-        let revision = self.list(kind).await?.revision;
-        let unchanged = self.unchanged(kind).await?.into_iter().map(|item| (&item.key, &item.document));
-        let selected =
-            unchanged.into_iter().find(|(key, document)| found(key, document)).map(|(key, _)| key.clone());
-        let pending = self.pending.iter().filter(|(key, _)| key.kind == kind);
-        let mut pending = pending.filter_map(|(key, document)| Some((key, document.as_ref()?)));
-        let selected = selected
-            .or_else(|| pending.find(|(key, document)| found(key, document)).map(|(key, _)| key.clone()));
-        if selected.is_none() {
-            self.depend_on(Condition::KindUnchanged { kind, since: revision });
+        self.list(kind).await?;
+        let selected = self.documents(kind).find(|(key, document)| found(key, document));
+        match selected.map(|(key, _)| key.clone()) {
+            None => self.require_unchanged(kind).await.map(|()| None),
+            selected => Ok(selected),
         }
-        Ok(selected)
+    }
+
+    /// The first document of a kind that names the id in `field`; the commit requires that no other
+    /// writer has added or changed one meanwhile. All ids are read at once.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub(crate) async fn require_unused(
+        &mut self,
+        kind: Kind,
+        field: &'static str,
+        id: &Id,
+    ) -> Result<Option<Key>, StoreError> {
+        self.list(kind).await?;
+        if !self.users.contains_key(&(kind, field)) {
+            let mut users = HashMap::new();
+            for (key, document) in self.documents(kind) {
+                if let Some(id) = named_id(document, field) {
+                    users.entry(id).or_insert_with(|| key.clone());
+                }
+            }
+            self.users.insert((kind, field), users);
+        }
+        match self.users.get(&(kind, field)).and_then(|users| users.get(id)).cloned() {
+            None => self.require_unchanged(kind).await.map(|()| None),
+            user => Ok(user),
+        }
     }
 
     /// All documents of a kind as they will be, in the order of their keys; the commit requires
@@ -165,20 +212,22 @@ impl<'a> StoreOverlay<'a> {
     /// # Errors
     /// When the store cannot be read.
     pub(crate) async fn require_all(&mut self, kind: Kind) -> Result<Vec<(&Key, &Value)>, StoreError> {
-        let since = self.list(kind).await?.revision;
-        let condition = Condition::KindUnchanged { kind, since };
-        if !self.conditions.contains(&condition) {
-            self.conditions.push(condition);
-        }
-        let stored = self.lists.get(&kind).into_iter().flat_map(|list| &list.items);
-        let stored = stored.filter(|item| !self.pending.contains_key(&item.key));
-        let pending = self.pending.iter().filter(|(key, _)| key.kind == kind);
-        let mut all: Vec<_> = stored
-            .map(|item| (&item.key, &item.document))
-            .chain(pending.filter_map(|(key, document)| Some((key, document.as_ref()?))))
-            .collect();
+        self.require_unchanged(kind).await?;
+        let mut all: Vec<_> = self.documents(kind).collect();
         all.sort_by_key(|(key, _)| &key.id);
         Ok(all)
+    }
+
+    /// The documents of a kind that was read, as they will be: unchanged ones first.
+    fn documents(&self, kind: Kind) -> impl Iterator<Item = (&Key, &Value)> {
+        let unchanged = self.stored(kind).map(|item| (&item.key, &item.document));
+        let pending = self.pending.iter().filter(move |(key, _)| key.kind == kind);
+        unchanged.chain(pending.filter_map(|(key, document)| Some((key, document.as_ref()?))))
+    }
+
+    fn stored(&self, kind: Kind) -> impl Iterator<Item = &StoredDocument> {
+        let items = self.lists.get(&kind).into_iter().flat_map(|list| &list.items);
+        items.map(|item| &**item).filter(|item| !self.pending.contains_key(&item.key))
     }
 
     /// The stored documents of a kind that no pending change replaces.
@@ -187,11 +236,10 @@ impl<'a> StoreOverlay<'a> {
     /// When the store cannot be read.
     pub(crate) async fn unchanged(&mut self, kind: Kind) -> Result<Vec<&StoredDocument>, StoreError> {
         self.list(kind).await?;
-        let stored = self.lists.get(&kind).into_iter().flat_map(|list| &list.items);
-        Ok(stored.filter(|item| !self.pending.contains_key(&item.key)).collect())
+        Ok(self.stored(kind).collect())
     }
 
-    async fn list(&mut self, kind: Kind) -> Result<&DocumentList, StoreError> {
+    async fn list(&mut self, kind: Kind) -> Result<&KindDocuments, StoreError> {
         match self.lists.entry(kind) {
             Entry::Occupied(read) => Ok(read.into_mut()),
             Entry::Vacant(slot) => Ok(slot.insert(self.source.list(kind).await?)),
@@ -201,5 +249,14 @@ impl<'a> StoreOverlay<'a> {
     /// What the commit must require of documents that it does not write.
     pub(crate) fn into_conditions(self) -> Vec<Condition> {
         self.conditions
+    }
+}
+
+/// The id that a field names, which may be written as a number.
+pub(super) fn named_id(document: &Value, field: &str) -> Option<Id> {
+    match document.get(field)? {
+        Value::String(text) => Id::parse(text).ok(),
+        Value::Number(number) => Id::parse(&number.to_string()).ok(),
+        _ => None,
     }
 }

@@ -15,9 +15,10 @@ use model::{
 };
 use pki::Keyring;
 use serde_json::Value;
+use tokio::sync::OwnedMutexGuard;
 
 use super::ChangeError;
-use super::fairness::let_others_run;
+use super::fairness::Pauses;
 use super::overlay::StoreOverlay;
 use crate::compile::compile_stored;
 use crate::store::{StoreError, StoredDocument};
@@ -46,7 +47,8 @@ pub(super) struct ComparedWrites {
     pub(super) relied_on: BTreeSet<Key>,
 }
 
-/// Compares the state before the writes with the one after them.
+/// Compares the state before the writes with the one after them. `turn` is held until the work is
+/// done, also where the caller no longer waits for it.
 ///
 /// # Errors
 /// When the store cannot be read.
@@ -54,7 +56,9 @@ pub(super) async fn compare(
     writes: &[ComparedWrite<'_>],
     overlay: &mut StoreOverlay<'_>,
     keyring: &Keyring,
+    turn: &mut Option<OwnedMutexGuard<()>>,
 ) -> Result<ComparedWrites, ChangeError> {
+    let mut pauses = Pauses::new();
     let stored = writes.iter().filter_map(|write| compile_compared(write.before?, keyring));
     let mut before: Vec<Versioned> = stored.collect();
     let after: Vec<Resource> = writes.iter().filter_map(|write| write.after.cloned()).collect();
@@ -73,9 +77,9 @@ pub(super) async fn compare(
             _ => matchers.may_meet(stored),
         };
         let mut compiled = Vec::new();
-        for (index, stored) in overlay.require_kind(kind).await?.into_iter().enumerate() {
+        for stored in overlay.require_kind(kind).await? {
             compiled.extend(is_relevant(stored).then(|| compile_compared(stored, keyring)).flatten());
-            let_others_run(index).await;
+            pauses.let_others_run().await;
         }
         before.append(&mut compiled);
     }
@@ -97,8 +101,12 @@ pub(super) async fn compare(
         }
     }
     // The pairs of many entries that overlap take long.
-    let work = tokio::task::spawn_blocking(move || compare_states(before, changes));
-    work.await.map_err(|error| StoreError::Unavailable { what: error.to_string() }.into())
+    let guard = turn.take();
+    let work = tokio::task::spawn_blocking(move || (compare_states(before, changes), guard));
+    let (compared, guard) =
+        work.await.map_err(|error| StoreError::Unavailable { what: error.to_string() })?;
+    *turn = guard;
+    Ok(compared)
 }
 
 /// Compares the stored resources with what each of the deltas makes of them.
@@ -107,7 +115,9 @@ fn compare_states(before: Vec<Versioned>, changes: Vec<(Delta, BTreeMap<Key, usi
     let mut compared = ComparedWrites::default();
     for (delta, indexes) in changes {
         let change = model::weakenings_of_change(&before, &delta);
-        let indexed = |(key, weakening): (Key, Weakening)| Some((*indexes.get(&key)?, weakening.to_string()));
+        let indexed = |(key, weakening): (Key, Weakening)| {
+            Some((*indexes.get(&key)?, without_placeholders(weakening.to_string())))
+        };
         compared.weakenings.extend(change.found.into_iter().filter_map(indexed));
         compared.relied_on.extend(change.relied_on);
     }
@@ -254,10 +264,30 @@ fn delta(
     Ok((delta, indexes))
 }
 
+const FILLERS: [char; 2] = ['-', 'z'];
+const FILLED: usize = 56;
+const DIGITS: usize = 8;
+
 /// An id in front of all others, or behind them, in the order of the indexes.
 fn placeholder(index: usize, is_first: bool) -> Result<Id, Problem> {
-    let filler = if is_first { "-" } else { "z" };
-    Id::parse(&format!("{}{index:08}", filler.repeat(56)))
+    let [first, last] = FILLERS.map(|filler| filler.to_string().repeat(FILLED));
+    Id::parse(&format!("{}{index:0DIGITS$}", if is_first { first } else { last }))
+}
+
+/// The text with a word in place of each placeholder: nobody knows the ids that the commit gives.
+fn without_placeholders(mut text: String) -> String {
+    for filler in FILLERS {
+        let filler = filler.to_string().repeat(FILLED);
+        while let Some(at) = text.find(&filler) {
+            let end = at + FILLED + DIGITS;
+            let digits = text.get(at + FILLED..end);
+            if !digits.is_some_and(|digits| digits.bytes().all(|digit| digit.is_ascii_digit())) {
+                break;
+            }
+            text.replace_range(at..end, "(new)");
+        }
+    }
+    text
 }
 
 #[cfg(test)]
@@ -313,5 +343,9 @@ mod tests {
         let [one, two, three, four] = ids.map(Result::unwrap);
         let assigned = Id::parse(&format!("{:020}", 7)).unwrap();
         assert!(one < two && two < assigned && assigned < three && three < four);
+        let text = format!("may go to route {one}, which allows others, or to {four}");
+        assert_eq!(without_placeholders(text), "may go to route (new), which allows others, or to (new)");
+        let own = format!("route {}", "z".repeat(64));
+        assert_eq!(without_placeholders(own.clone()), own);
     }
 }

@@ -44,7 +44,7 @@ pub enum Precondition {
 }
 
 /// What a commit requires of documents, which it need not write: what a check has read still holds.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Condition {
     Exists(Key),
     /// The document exists and has no time to live.

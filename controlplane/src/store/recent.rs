@@ -3,6 +3,9 @@
 //! Invariant: these are all documents of one revision, which may not be the newest. A plan that is
 //! made on them is checked by its commit.
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
 use imbl::OrdMap;
 use model::{Key, Kind};
 
@@ -12,22 +15,28 @@ use super::{DocumentList, Event, StoredDocument};
 #[derive(Clone, Debug, Default)]
 pub struct RecentDocuments {
     revision: u64,
-    items: OrdMap<Key, StoredDocument>,
+    items: BTreeMap<Kind, OrdMap<Key, Arc<StoredDocument>>>,
 }
 
 impl RecentDocuments {
-    pub(super) fn revision(&self) -> u64 {
+    pub(crate) fn revision(&self) -> u64 {
         self.revision
     }
 
     pub(crate) fn get(&self, key: &Key) -> Option<&StoredDocument> {
-        self.items.get(key)
+        self.items.get(&key.kind)?.get(key).map(|item| &**item)
+    }
+
+    /// The documents of one kind, in the order of their keys.
+    pub(crate) fn of_kind(&self, kind: Kind) -> impl Iterator<Item = &Arc<StoredDocument>> {
+        self.items.get(&kind).into_iter().flat_map(OrdMap::values)
     }
 
     /// The documents of one kind, or all.
     pub(crate) fn list(&self, kind: Option<Kind>) -> DocumentList {
-        let selected = self.items.values().filter(|item| kind.is_none_or(|kind| item.key.kind == kind));
-        DocumentList { revision: self.revision, items: selected.cloned().collect() }
+        let kinds = Kind::ALL.into_iter().filter(|own| kind.is_none_or(|kind| kind == *own));
+        let items = kinds.flat_map(|kind| self.of_kind(kind)).map(|item| (**item).clone());
+        DocumentList { revision: self.revision, items: items.collect() }
     }
 
     /// Applies a change; ignores one of an older revision.
@@ -37,15 +46,25 @@ impl RecentDocuments {
         }
         self.revision = event.revision;
         match &event.document {
-            Some(stored) => drop(self.items.insert(event.key.clone(), stored.clone())),
-            None => drop(self.items.remove(&event.key)),
+            Some(stored) => self.insert(stored),
+            None => {
+                if let Some(items) = self.items.get_mut(&event.key.kind) {
+                    items.remove(&event.key);
+                }
+            }
         }
+    }
+
+    fn insert(&mut self, stored: &StoredDocument) {
+        let items = self.items.entry(stored.key.kind).or_default();
+        items.insert(stored.key.clone(), Arc::new(stored.clone()));
     }
 }
 
 impl From<&DocumentList> for RecentDocuments {
     fn from(list: &DocumentList) -> Self {
-        let items = list.items.iter().map(|item| (item.key.clone(), item.clone())).collect();
-        Self { revision: list.revision, items }
+        let mut documents = Self { revision: list.revision, items: BTreeMap::new() };
+        list.items.iter().for_each(|item| documents.insert(item));
+        documents
     }
 }
