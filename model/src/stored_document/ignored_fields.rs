@@ -78,6 +78,15 @@ fn strip_upstream(outer: &str, members: &mut Map<String, Value>, notes: &mut Fin
         let what = format!("the balancer {balancer} is not there, roundrobin takes its place");
         note_ignored(notes, format!("{outer}type"), &what, "expect the requests of one client at any node");
     }
+    // An APISIX before 3.19 stores it in every upstream with `tls`, where nobody wrote it.
+    let tls = whole.get_mut("tls").and_then(Value::as_object_mut);
+    if let Some(tls) = tls.filter(|tls| tls.contains_key("verify_identity"))
+        && tls.get("verify") == Some(&Value::Bool(false))
+    {
+        tls.remove("verify");
+        let hint = "remove it, or remove tls.verify_identity";
+        note_ignored(notes, format!("{outer}tls.verify"), "tls.verify_identity verifies all the same", hint);
+    }
     if let Value::Object(rest) = &mut whole {
         rest.remove("checks");
         rest.get_mut("nodes").map(bracket_ipv6_hosts);

@@ -196,6 +196,21 @@ fn harmless_unsupported_fields_are_ignored_with_a_finding() {
     served(Kind::Ssl, &with(ssl(), json!({"ocsp_stapling": {"enabled": true}})), &["ocsp_stapling"]);
 }
 
+/// An older APISIX on the same etcd adds its default to each upstream with `tls` that it writes.
+#[test]
+fn a_default_of_apisix_beside_verify_identity_blocks_nothing() {
+    let tls = json!({"verify": false, "verify_identity": [{"dns": "a.com"}]});
+    let verified = with(upstream(), json!({"scheme": "https", "tls": tls}));
+    let resource = served(Kind::Upstream, &verified, &["tls.verify"]);
+    let tls = &resource.own_upstream().unwrap().tls;
+    assert!(tls.verify.is_none() && tls.verifies(crate::VerifyPolicy::WhereAsked));
+    let route = with(route(), json!({"upstream": verified}));
+    served(Kind::Route, &route, &["upstream.tls.verify"]);
+    // Where it stands alone it counts.
+    let resource = served(Kind::Upstream, &with(verified, json!({"tls": {"verify": false}})), &[]);
+    assert_eq!(resource.own_upstream().unwrap().tls.verify, Some(false));
+}
+
 #[test]
 fn unsupported_protection_and_routing_fields_block() {
     let two = json!({"plugins": {"ip-restriction": {"whitelist": ["10.0.0.0/8"]}, "jwt-auth": {}, "prometheus": {}}});
