@@ -44,7 +44,7 @@ pub struct ChangePipeline {
     dry_run_turn: Turn,
 }
 
-/// Its guard goes into the work that nobody can stop.
+/// Its guard goes into work that cannot be stopped.
 type Turn = Arc<Mutex<()>>;
 
 /// Checked changes, and what the commit must require of other documents.

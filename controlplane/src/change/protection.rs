@@ -274,7 +274,7 @@ fn placeholder(index: usize, is_first: bool) -> Result<Id, Problem> {
     Id::parse(&format!("{}{index:0DIGITS$}", if is_first { first } else { last }))
 }
 
-/// The text with a word in place of each placeholder: nobody knows the ids that the commit gives.
+/// The text with a word in place of each placeholder: the commit gives other ids.
 fn without_placeholders(mut text: String) -> String {
     for filler in FILLERS {
         let filler = filler.to_string().repeat(FILLED);

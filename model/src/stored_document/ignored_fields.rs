@@ -78,7 +78,7 @@ fn strip_upstream(outer: &str, members: &mut Map<String, Value>, notes: &mut Fin
         let what = format!("the balancer {balancer} is not there, roundrobin takes its place");
         note_ignored(notes, format!("{outer}type"), &what, "expect the requests of one client at any node");
     }
-    // An APISIX before 3.19 stores it in every upstream with `tls`, where nobody wrote it.
+    // The default of an APISIX before 3.19, which stores it in every upstream with `tls`.
     let tls = whole.get_mut("tls").and_then(Value::as_object_mut);
     if let Some(tls) = tls.filter(|tls| tls.contains_key("verify_identity"))
         && tls.get("verify") == Some(&Value::Bool(false))

@@ -85,12 +85,12 @@ fn a_server_is_verified_for_the_name_of_the_handshake() {
 fn a_server_is_accepted_by_its_identity() {
     let servers = Servers::new();
     let key = *servers.server.certificate.spki_sha256();
-    let (other, strangers) = ("b.test", Servers::new());
+    let (other, others) = ("b.test", Servers::new());
     for by in [By::Dns("a.test"), By::Spiffe("spiffe://a.test/b"), By::Spki(key)] {
         let trust = |depth| servers.trust(depth, accepted(by));
         assert_eq!(servers.verify(trust(None), other), Ok(()), "{by:?}");
         assert_eq!(servers.verify(trust(Some(0)), other), rejected("depth_exceeded"), "{by:?}");
-        let unknown = strangers.trust(None, accepted(by));
+        let unknown = others.trust(None, accepted(by));
         assert!(
             ["unknown_issuer", "bad_signature"].map(rejected).contains(&servers.verify(unknown, "a.test"))
         );

@@ -1,6 +1,7 @@
 //! An APISIX on the same etcd: it can read our documents, and what it writes back opens nothing.
 
 use e2e::process::run_to_end;
+use e2e::upstream::Upstream;
 use http::StatusCode;
 use serde_json::{Value, json};
 
@@ -56,6 +57,39 @@ async fn a_document_rewritten_by_an_apisix_stays_protected() {
     stage.world.start_node().await;
     stage.world.wait_acknowledged(keys.documents_revision().await).await;
     assert_eq!(status(&stage, "/own").await, StatusCode::FORBIDDEN);
+}
+
+/// Of an upstream that an APISIX writes back without `tls`, or with its default in it, the servers
+/// are verified all the same.
+#[tokio::test]
+async fn an_upstream_rewritten_by_an_apisix_stays_verified() {
+    let stage = Stage::start().await;
+    let upstreams = &stage.world.credentials.upstreams;
+    let server = Upstream::tls("server", &upstreams.server(&["node.test"])).await;
+    let target = json!({"nodes": {server.address().to_string(): 1}, "scheme": "https",
+        "tls": {"ca_certs": [upstreams.certificate_pem()], "verify_identity": [{"dns": "node.test"}]}});
+    let route = |path: &str| json!({"uri": path, "host": "app.test", "upstream_id": "u"});
+    stage
+        .world
+        .apply(&[("ssls/app", stage.world.open_site()), ("upstreams/u", target), ("routes/r", route("/r"))])
+        .await;
+    let status = async |stage: &Stage| stage.world.client("app.test").get("/r").await.unwrap().status;
+    assert_eq!(status(&stage).await, StatusCode::OK);
+    let mut keys = stage.etcd.keys().await;
+    let stored = entry(&mut keys, "upstreams/u").await;
+    assert!(stored["tls"].get("verify_identity").is_none(), "{stored}");
+    // Its default beside the identity is passed over, and the anchors stay.
+    let mut rewritten = stored.clone();
+    rewritten["tls"]["verify"] = json!(false);
+    stage.etcd_put("upstreams/u", &rewritten).await;
+    assert_eq!(status(&stage).await, StatusCode::OK);
+    assert_eq!(linted(&stage, "upstreams/u").await["field"], "tls.verify");
+    // Without `tls` there are no anchors, and the settings have none: no server can be verified.
+    rewritten.as_object_mut().unwrap().remove("tls");
+    stage.etcd_put("upstreams/u", &rewritten).await;
+    assert_eq!(status(&stage).await, StatusCode::BAD_GATEWAY);
+    let shown = stage.world.admin().get("upstreams/u").await.body["value"].clone();
+    assert_eq!(shown["tls"], json!({"verify_identity": [{"dns": "node.test"}]}));
 }
 
 #[tokio::test]
