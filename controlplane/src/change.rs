@@ -1,8 +1,9 @@
 //! The change pipeline: draft -> check -> commit.
 //!
-//! `admin` passes in requests; `draft` and `planned` build the whole documents, `overlay` is the store as they
-//! will leave it, `check` validates them exactly as a data plane does, and `commit` is the only
-//! code that writes the configuration to the store: all requests of a batch in one commit, or none.
+//! `admin` passes in requests; `draft` and `planned` build the whole documents, `overlay` is the
+//! store as they will leave it, `check` validates them exactly as a data plane does, and `commit`
+//! is the only code that writes the configuration to the store: all requests of a batch in one
+//! commit, or none.
 //! Invariant: nothing is stored that `check` has not accepted, and no private key is stored in
 //! clear unless the operator has switched the keyring off.
 

@@ -41,8 +41,8 @@ pub(super) struct EntryLoss<'a, C> {
     pub(super) taker: Option<&'a C>,
 }
 
-/// Most losses of one comparison, which ends there: one is enough for the verdict, and every pair of
-/// many thousands of entries may be one.
+/// Most losses of one comparison, which ends there: one is enough for the verdict, and every pair
+/// of many thousands of entries may be one.
 pub(super) const LOSSES_MAX: usize = 1000;
 
 /// The comparison of two states of a lookup.
