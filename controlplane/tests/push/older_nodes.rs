@@ -84,3 +84,43 @@ async fn an_older_node_gets_blocked_what_it_does_not_know() {
     assert!(named.plugin_config_id == "p" && config.proxy_rewrite.contains("/x"), "{received:?}");
     control.stop().await;
 }
+
+/// To it a route with several names has none, so that a broader one would take its connections.
+#[tokio::test]
+async fn an_older_node_gives_a_name_of_several_to_no_other_route() {
+    let world = World::new();
+    let names = |more: serde_json::Value| {
+        let mut route = json!({"upstream": {"scheme": "tcp", "nodes": {"127.0.0.1:1": 1}}});
+        route.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        route
+    };
+    world.put(Kind::StreamRoute, "broad", names(json!({"sni": "*.x.test"}))).await;
+    world.put(Kind::StreamRoute, "other", names(json!({"sni": "*.y.test"}))).await;
+    let several = names(json!({"snis": ["db1.x.test", "db2.x.test"]}));
+    let revision = world.put(Kind::StreamRoute, "several", several).await;
+    let control = world.control().await;
+    let mut node = ScriptedNode::connect(&world, &control).await;
+    node.send_hello_with("", 0, Vec::new()).await;
+    node.welcome().await;
+    let first = kinds(&node.chunk().await.upserts);
+    let [resource::Kind::Blocked(broad), resource::Kind::StreamRoute(_), resource::Kind::Blocked(several)] =
+        &first[..]
+    else {
+        panic!("{first:?}")
+    };
+    assert!(broad.why.contains("the place of a stream route with several snis"), "{broad:?}");
+    let Some(blocked::What::StreamRoute(sent)) = &several.what else { panic!("{several:?}") };
+    assert!(sent.sni.is_empty() && sent.snis.is_empty(), "{sent:?}");
+    node.acknowledge(revision).await;
+    control.wait_acknowledged(revision).await;
+    // Without it the broader one is served again.
+    world.delete(Kind::StreamRoute, "several").await;
+    let chunk = node.chunk().await;
+    let sent = kinds(&chunk.upserts);
+    assert!(
+        matches!(&sent[..], [resource::Kind::StreamRoute(_), resource::Kind::StreamRoute(_)]),
+        "{sent:?}"
+    );
+    assert_eq!(chunk.removals.len(), 1);
+    control.stop().await;
+}
