@@ -260,3 +260,45 @@ pub(super) fn named_id(document: &Value, field: &str) -> Option<Id> {
         _ => None,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::store::DocumentList;
+
+    fn route(id: &str) -> Key {
+        Key::new(Kind::Route, Id::parse(id).unwrap())
+    }
+
+    /// Of one plan all ids are looked up in one index, which knows what the plan writes.
+    #[tokio::test]
+    async fn the_first_user_of_an_id_is_found() {
+        let stored = |id: &str, document: Value| StoredDocument {
+            key: route(id),
+            document,
+            create_revision: 1,
+            mod_revision: 1,
+            stale_extensions: false,
+            salvaged: None,
+        };
+        let items = vec![
+            stored("1", json!({"upstream_id": "7"})),
+            stored("2", json!({"upstream_id": 8})),
+            stored("3", json!({"upstream_id": 7})),
+            stored("5", json!("not an object")),
+        ];
+        let source = DocumentSource::Recent((&DocumentList { revision: 4, items }).into());
+        let pending = [(route("1"), None), (route("4"), Some(json!({"upstream_id": "9"})))];
+        let mut overlay = StoreOverlay::new(&source, pending.into());
+        for (id, user) in [("7", Some("3")), ("8", Some("2")), ("9", Some("4")), ("1", None), ("2", None)] {
+            let id = Id::parse(id).unwrap();
+            let found = overlay.require_unused(Kind::Route, "upstream_id", &id).await.unwrap();
+            assert_eq!(found, user.map(route), "{id:?}");
+        }
+        // Two ids without a user are one condition.
+        let unchanged = Condition::KindUnchanged { kind: Kind::Route, since: 4 };
+        assert_eq!(overlay.into_conditions(), [unchanged]);
+    }
+}
