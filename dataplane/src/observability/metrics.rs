@@ -106,7 +106,7 @@ pub struct Counters {
     /// By [`VerifyReason`]; each of them also counts in `errors`.
     certificate_rejections: Box<[Counter]>,
     /// TLS handshakes with upstreams: verified in full and resumed, unverified in full and resumed.
-    pub upstream_handshakes: [Counter; 4],
+    upstream_handshakes: [Counter; 4],
     pub upstream_idle: Gauge,
     pub upstream_active: Gauge,
     /// Requests that wait for a connection to their node.
@@ -154,6 +154,11 @@ impl Counters {
 
     pub fn record_handshake(&self, resumed: bool) {
         if resumed { &self.handshakes_resumed } else { &self.handshakes_full }.inc();
+    }
+
+    /// Counts a handshake with an upstream.
+    pub fn record_upstream_handshake(&self, verified: bool, resumed: bool) {
+        inc_at(&self.upstream_handshakes, usize::from(!verified) * 2 + usize::from(resumed));
     }
 
     /// Counts a PROXY protocol header.
@@ -372,6 +377,7 @@ mod tests {
         a.record_error(Reason::NoSite);
         b.record_error(Reason::NoSite);
         b.record_response(http::StatusCode::OK);
+        b.record_upstream_handshake(false, true);
         b.record_handshake(true);
         b.record_rejected_tickets(&[TicketRejection::Expired]);
         b.record_certificate_rejection(VerifyReason::ALL[1]);
@@ -388,7 +394,8 @@ mod tests {
             "countersign_websockets_active 0",
             "countersign_websocket_bytes_total{direction=\"to_upstream\"} 0",
             "countersign_client_connections_active 0",
-            "countersign_upstream_tls_handshakes_total{verified=\"false\",resumed=\"true\"} 0",
+            "countersign_upstream_tls_handshakes_total{verified=\"true\",resumed=\"true\"} 0",
+            "countersign_upstream_tls_handshakes_total{verified=\"false\",resumed=\"true\"} 1",
             "countersign_proxy_protocol_headers_total{trusted=\"true\"} 0",
         ] {
             assert!(text.lines().any(|exported| exported == line), "{line}\n{text}");

@@ -23,6 +23,7 @@ use crate::runtime::descriptors::ConnectionLimits;
 use crate::tls::site_config::SiteConfigFactory;
 use crate::upstream::client::UpstreamClient;
 use crate::upstream::client_tls::ClientTlsConfigs;
+use crate::upstream::connector::ConnectContext;
 use crate::upstream::pool::Pool;
 use crate::upstream::pool::permits::ConnectionPermits;
 use crate::upstream::resolver::{Resolver, ResolverCache};
@@ -113,7 +114,10 @@ impl Worker {
         let pool = Pool::start();
         let upstreams = UpstreamClient {
             pool: Rc::clone(&pool),
-            permits: ConnectionPermits::new(config.connection_limits.upstreams, pool),
+            connect_context: ConnectContext {
+                permits: ConnectionPermits::new(config.connection_limits.upstreams, pool),
+                counters: Arc::clone(&counters),
+            },
             connections_per_node: config.upstream_connections_per_node,
             timers: Rc::clone(timeouts.timers()),
             resolver: ResolverCache::new(shared.resolver.clone()),

@@ -13,7 +13,6 @@ use crate::observability::log;
 use crate::observability::metrics::Counters;
 use crate::runtime::{self, Driver};
 use crate::tls::client_verifier;
-use crate::upstream::client_tls;
 
 /// The input of a worker's thread.
 pub struct WorkerInit {
@@ -95,9 +94,6 @@ async fn run_housekeeping(worker: Rc<Worker>, heartbeat: Arc<Heartbeat>) {
         let (hits, misses) = client_verifier::verify_cache_stats();
         counters.verify_cache_hits.set(hits);
         counters.verify_cache_misses.set(misses);
-        for (counter, total) in counters.upstream_handshakes.iter().zip(client_tls::handshake_counts()) {
-            counter.set(total);
-        }
         counters.upstream_idle.set(worker.upstreams.pool.idle_count() as u64);
         counters.upstream_active.set(worker.upstreams.pool.in_use() as u64);
         counters.upstream_queued.set(worker.upstreams.pool.queued() as u64);

@@ -12,10 +12,9 @@ use model::{KeepalivePool, Node, Snapshot, Timeouts, Upstream};
 
 use super::balancer::Balancer;
 use super::client_tls::{Alpn, ClientTlsConfigs, ClientTlsError};
-use super::connector::{self, ConnectDeadline, ConnectError, TlsParams, UpstreamStream};
+use super::connector::{self, ConnectContext, ConnectDeadline, ConnectError, TlsParams, UpstreamStream};
 use super::host_header;
 use super::pool::Pool;
-use super::pool::permits::ConnectionPermits;
 use super::resolver::ResolverCache;
 use crate::http::head::HeadLimits;
 use crate::http::interim::InterimResponses;
@@ -28,7 +27,7 @@ const ADDRESSES_MAX: usize = 4;
 
 pub(crate) struct UpstreamClient {
     pub pool: Rc<Pool>,
-    pub permits: ConnectionPermits,
+    pub connect_context: ConnectContext,
     /// The most open connections to one node for requests, where the upstream has no maximum.
     pub connections_per_node: u32,
     /// For the timeouts of responses.
@@ -192,7 +191,7 @@ impl UpstreamClient {
                 Some(deadline.limit(node.slot(), limited).await?)
             }
         };
-        connector::connect(addr, tls, deadline, &self.permits, slot, preamble).await
+        connector::connect(addr, tls, deadline, &self.connect_context, slot, preamble).await
     }
 
     /// Connects to a node by `connect`, at the first of its addresses that accepts.

@@ -9,7 +9,6 @@
 
 mod config;
 
-use std::cell::Cell;
 use std::collections::HashMap;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -43,28 +42,6 @@ struct ResolvedTls {
     /// The ssl with its client certificate.
     ssl: Option<Weak<Ssl>>,
     lease: Result<Arc<ConfigLease>, ClientTlsError>,
-}
-
-/// Handshakes with upstreams of this worker: verified in full and resumed, unverified in full and
-/// resumed.
-pub(crate) type HandshakeCounts = [u64; 4];
-
-thread_local! {
-    static HANDSHAKES: Cell<HandshakeCounts> = const { Cell::new([0; 4]) };
-}
-
-/// Counts a handshake of this worker.
-pub(crate) fn record_handshake(verified: bool, resumed: bool) {
-    let mut counts = HANDSHAKES.get();
-    if let Some(count) = counts.get_mut(usize::from(!verified) * 2 + usize::from(resumed)) {
-        *count += 1;
-    }
-    HANDSHAKES.set(counts);
-}
-
-/// The handshakes of this worker so far.
-pub(crate) fn handshake_counts() -> HandshakeCounts {
-    HANDSHAKES.get()
 }
 
 /// The use of a configuration by resources of the current snapshot. The last one that is dropped

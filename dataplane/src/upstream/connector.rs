@@ -16,7 +16,7 @@ use rustls::ClientConnection;
 use rustls::pki_types::ServerName;
 use tokio::sync::OwnedSemaphorePermit;
 
-use super::client_tls::{self, Alpn, ClientTlsConfig};
+use super::client_tls::{Alpn, ClientTlsConfig};
 use super::http2::connection::{self as http2, Http2Connection, Http2HandshakeError};
 use super::pool::idle::Http1Connection;
 use super::pool::key::{DialError, UpstreamProtocol};
@@ -30,6 +30,7 @@ use crate::io::flag::Flag;
 use crate::io::linger::{LingerLimits, lingering_close};
 use crate::io::plain::PlainStream;
 use crate::observability::HasReason;
+use crate::observability::metrics::Counters;
 use crate::reason::Reason;
 use crate::runtime::{self, Socket};
 use crate::tls::handshake::{self, HandshakeError, TlsHandshake};
@@ -120,6 +121,13 @@ impl ConnectDeadline {
     }
 }
 
+/// What the new connections of a worker share.
+pub(crate) struct ConnectContext {
+    pub permits: ConnectionPermits,
+    /// Count handshakes.
+    pub counters: Arc<Counters>,
+}
+
 /// What a connection holds until its descriptor is closed.
 struct Places {
     _permit: Option<OwnedSemaphorePermit>,
@@ -135,11 +143,11 @@ pub(crate) async fn connect(
     addr: SocketAddr,
     tls: TlsParams<'_>,
     deadline: ConnectDeadline,
-    permits: &ConnectionPermits,
+    context: &ConnectContext,
     slot: Option<ConnectionSlot>,
     preamble: Option<&[u8]>,
 ) -> Result<UpstreamStream, ConnectError> {
-    Ok(connect_with_alpn(addr, tls, deadline, permits, slot, preamble).await?.0)
+    Ok(connect_with_alpn(addr, tls, deadline, context, slot, preamble).await?.0)
 }
 
 /// The protocol that a node selected by ALPN.
@@ -149,13 +157,15 @@ async fn connect_with_alpn(
     addr: SocketAddr,
     tls: TlsParams<'_>,
     deadline: ConnectDeadline,
-    permits: &ConnectionPermits,
+    context: &ConnectContext,
     slot: Option<ConnectionSlot>,
     preamble: Option<&[u8]>,
 ) -> Result<(UpstreamStream, SelectedProtocol), ConnectError> {
-    let permit =
-        deadline.limit(permits.acquire(), |within| ConnectError::ConnectionLimit { addr, within }).await?;
-    let connecting = connect_tcp_and_tls(addr, tls, Places { _permit: permit, slot }, preamble);
+    let permit = deadline
+        .limit(context.permits.acquire(), |within| ConnectError::ConnectionLimit { addr, within })
+        .await?;
+    let places = Places { _permit: permit, slot };
+    let connecting = connect_tcp_and_tls(addr, tls, &context.counters, places, preamble);
     deadline.limit(connecting, |within| ConnectError::Timeout { addr, within }).await?
 }
 
@@ -185,12 +195,12 @@ pub(crate) async fn connect_http(
     addr: SocketAddr,
     tls: TlsParams<'_>,
     deadline: ConnectDeadline,
-    permits: &ConnectionPermits,
+    context: &ConnectContext,
     slot: Option<ConnectionSlot>,
     options: &HttpOptions,
 ) -> Result<NewConnection, ConnectError> {
     let is_encrypted = tls.is_some();
-    let (mut stream, selected) = connect_with_alpn(addr, tls, deadline, permits, slot, None).await?;
+    let (mut stream, selected) = connect_with_alpn(addr, tls, deadline, context, slot, None).await?;
     // A node may respond without reading the whole body, and close: the response counts.
     stream.socket().ignore_write_errors(true);
     let is_http2 = match (options.protocol, selected) {
@@ -229,6 +239,7 @@ pub(crate) async fn connect_http(
 async fn connect_tcp_and_tls(
     addr: SocketAddr,
     tls: TlsParams<'_>,
+    counters: &Counters,
     places: Places,
     preamble: Option<&[u8]>,
 ) -> Result<(UpstreamStream, SelectedProtocol), ConnectError> {
@@ -252,7 +263,7 @@ async fn connect_tcp_and_tls(
             match handshake::drive(&mut tls, &mut socket).await {
                 Ok(()) => {
                     socket.ignore_write_errors(false);
-                    client_tls::record_handshake(config.verifies, tls.is_resumed());
+                    counters.record_upstream_handshake(config.verifies, tls.is_resumed());
                     let selected = tls.alpn().map(<[u8]>::to_vec);
                     let stream = TlsStream::new(tls.into_transport(), socket);
                     Ok((UpstreamStream::Tls(stream), selected))

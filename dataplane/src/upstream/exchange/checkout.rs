@@ -93,7 +93,7 @@ impl UpstreamClient {
             config: checkout.tls_config.cloned(),
         };
         let slot = dial.take_slot();
-        match connector::connect_http(node.addr, tls, deadline, &self.permits, slot, &options).await {
+        match connector::connect_http(node.addr, tls, deadline, &self.connect_context, slot, &options).await {
             Ok(NewConnection::Http1(connection)) => {
                 dial.opened_http1();
                 Ok(self.pool.check_out(node, key, checkout.keepalive, connection.into()))

@@ -16,7 +16,7 @@ use crate::runtime::{self, Driver};
 use crate::tls::record::RecordLayerKind;
 use crate::tls::site_config;
 use crate::upstream::client_tls::{ClientTlsConfigs, TrustDefaults};
-use crate::upstream::connector::ConnectError;
+use crate::upstream::connector::{ConnectContext, ConnectError};
 use crate::upstream::pool::Pool;
 use crate::upstream::pool::permits::ConnectionPermits;
 use crate::upstream::resolver::{Resolver, ResolverCache};
@@ -140,7 +140,10 @@ fn client() -> UpstreamClient {
     let provider = Arc::new(site_config::crypto_provider());
     UpstreamClient {
         pool: Rc::clone(&pool),
-        permits: ConnectionPermits::new(100, pool),
+        connect_context: ConnectContext {
+            permits: ConnectionPermits::new(100, pool),
+            counters: Arc::default(),
+        },
         connections_per_node: 8,
         timers: Rc::default(),
         resolver: ResolverCache::new(Resolver::start().unwrap()),
