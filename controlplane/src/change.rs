@@ -11,7 +11,7 @@ pub(crate) mod check;
 pub(crate) mod commit;
 pub(crate) mod draft;
 pub(crate) mod extension_fields;
-mod fairness;
+pub(crate) mod fairness;
 pub(crate) mod overlay;
 mod planned;
 pub(crate) mod private_keys;

@@ -143,6 +143,7 @@ impl ChangePipeline {
         let mut pending = HashMap::with_capacity(requests.len());
         for (index, request) in requests.iter().enumerate() {
             let change = draft_change(request, options.now, source).await.map_err(at(index))?;
+            pauses.let_others_run().await;
             if !matches!(request.action, Action::Post { .. }) {
                 let document = change.document.clone().map(Value::Object);
                 if pending.insert(change.key.clone(), document).is_some() {
@@ -179,6 +180,7 @@ impl ChangePipeline {
         for (index, (change, resource)) in changes.iter_mut().zip(&resources).enumerate() {
             let expires = requests.get(index).is_some_and(|request| request.ttl.is_some());
             self.finish(change, resource.as_ref(), expires);
+            pauses.let_others_run().await;
         }
         Ok(ChangePlan { changes, conditions })
     }

@@ -6,17 +6,17 @@ use std::time::{Duration, Instant};
 const STRETCH: Duration = Duration::from_millis(2);
 
 /// The pauses of one task.
-pub(super) struct Pauses {
+pub(crate) struct Pauses {
     last: Instant,
 }
 
 impl Pauses {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self { last: Instant::now() }
     }
 
     /// Lets other tasks run if a pause is due. After each document.
-    pub(super) async fn let_others_run(&mut self) {
+    pub(crate) async fn let_others_run(&mut self) {
         if self.last.elapsed() >= STRETCH {
             tokio::task::yield_now().await;
             self.last = Instant::now();

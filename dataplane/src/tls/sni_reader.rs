@@ -55,7 +55,8 @@ pub enum SniError {
     UnexpectedEof,
 }
 
-/// Reads the server name of a ClientHello; `None`: it has none. All bytes are back in the read buffer.
+/// Reads the server name of a ClientHello; `None`: it has none. All bytes are put back into the
+/// read buffer.
 ///
 /// # Errors
 /// [`SniError`]; nothing is in the write buffer.

@@ -22,6 +22,7 @@ use crate::admin::path::{self, AdminPath};
 use crate::admin::query::Query;
 use crate::admin::reply::{self, Reply};
 use crate::admin::{audit, precondition};
+use crate::change::fairness::Pauses;
 use crate::change::private_keys::redact_clear_keys;
 use crate::change::{
     AcceptedChange, AcceptedChanges, Action, ChangeError, ChangeRequest, RejectedChanges, WriteOptions,
@@ -137,15 +138,18 @@ impl AdminApi {
                 Ok(accepted) => accepted,
                 Err(rejected) => return Ok(batch_error(rejected)),
             };
-        let results = changes.into_iter().zip(&operations);
-        let results =
-            results.map(|(change, operation)| self.batch_result(&operation.method, change, revision));
+        let mut results = Vec::with_capacity(changes.len());
+        let mut pauses = Pauses::new();
+        for (change, operation) in changes.into_iter().zip(&operations) {
+            results.push(self.batch_result(&operation.method, change, revision));
+            pauses.let_others_run().await;
+        }
         let mut body = Map::new();
         match revision {
             Some(revision) => body.insert("revision".to_owned(), revision.into()),
             None => body.insert("dry_run".to_owned(), true.into()),
         };
-        body.insert("results".to_owned(), results.collect::<Value>());
+        body.insert("results".to_owned(), Value::Array(results));
         Ok(self.waited_reply(StatusCode::OK, body, revision, &arguments).await)
     }
 
