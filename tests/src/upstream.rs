@@ -7,6 +7,7 @@
 mod echo;
 pub mod faulty;
 mod fixed;
+pub mod framed;
 pub mod raw;
 mod strict;
 pub mod tcp;

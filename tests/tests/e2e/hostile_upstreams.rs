@@ -1,6 +1,8 @@
 //! Upstreams that fail at every point of an exchange over HTTP/1, in clear text and within TLS: the
-//! client gets a status or a broken answer, the log one line, and others notice nothing.
+//! client gets a status or a broken answer, the log one line, and others notice nothing. [`frames`]
+//! has those of HTTP/2.
 
+mod frames;
 mod identities;
 mod kept;
 
@@ -169,6 +171,21 @@ async fn faults_within_tls_are_502_or_504() {
         }
         all_fail("https", &nodes).await;
     }
+}
+
+#[tokio::test]
+async fn faults_before_http_2_within_tls_are_502_or_504() {
+    let credential = e2e::credentials::Authority::root("Faulty CA").server(&["faulty.test"]);
+    let mut nodes = Vec::new();
+    for version in [&TLS12, &TLS13] {
+        for point in [Accepted, FirstBytes, Handshake] {
+            for fault in [Close, Reset, Stall, Speak("\0\0\x06\x04\0\0\0\0\0\0\x03\0\0\0\x64")] {
+                let node = FaultyUpstream::tls(&credential, &[version], point, fault).await;
+                nodes.push((node, if fault == Stall { Status(504) } else { Status(502) }));
+            }
+        }
+    }
+    all_fail("grpcs", &nodes).await;
 }
 
 /// Bytes of a large body.

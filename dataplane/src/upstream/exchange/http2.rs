@@ -11,13 +11,13 @@ use std::task::{Context, Poll};
 use h2::client::ResponseFuture;
 use h2::{Reason, RecvStream};
 use http::request::Parts;
-use http::{Request, Response};
+use http::{Request, Response, StatusCode};
 
 use super::{ExchangeError, FailedAttempt, response_in_time, take};
 use crate::http::grpc;
 use crate::http::interim::InterimResponses;
 use crate::upstream::client::{UpstreamClient, UpstreamTarget};
-use crate::upstream::framing;
+use crate::upstream::framing::{self, FramingError};
 use crate::upstream::http2::body::Http2ResponseBody;
 use crate::upstream::http2::head::http2_head;
 use crate::upstream::http2::upload::Upload;
@@ -81,7 +81,7 @@ impl UpstreamClient {
         let addr = stream.addr();
         framing::accept_response(&mut response).map_err(|error| ExchangeError::Framing { addr, error })?;
         let (head, body) = response.into_parts();
-        let body = Http2ResponseBody::new(&head.headers, body);
+        let body = Http2ResponseBody::new(&head, body);
         let source = ResponseSource::Http2 { body, exchange: Some((upload, stream)) };
         let limits = ResponseLimits::new(target, self.head);
         Ok(Response::from_parts(head, UpstreamResponseBody::new(source, limits, &self.timers)))
@@ -134,6 +134,11 @@ impl Future for Answer<'_> {
         // Before the final one, whose poll would drop them.
         while let Poll::Ready(Some(interim)) = self.future.poll_informational(cx) {
             let interim = interim.map_err(|error| ExchangeError::Http2 { addr, error })?;
+            // To `h2` it is like the others.
+            if interim.status() == StatusCode::SWITCHING_PROTOCOLS {
+                let error = FramingError::SwitchingProtocols;
+                return Poll::Ready(Err(ExchangeError::Framing { addr, error }));
+            }
             if let Some(channel) = self.channel {
                 channel.push(interim.status(), interim.headers());
             }

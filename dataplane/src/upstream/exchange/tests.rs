@@ -30,6 +30,8 @@ const END_STREAM: u8 = 1;
 const END_HEADERS: u8 = 4;
 /// `:status: 200` of HPACK's static table.
 const OK: &[u8] = &[0x88];
+/// `:status: 204`
+const NO_CONTENT: &[u8] = &[0x89];
 /// `:status: 103`, written out.
 const EARLY_HINTS: &[u8] = b"\x08\x03103";
 const MAX_CONCURRENT_STREAMS: u16 = 3;
@@ -179,7 +181,7 @@ async fn send(client: &UpstreamClient, upstream: &Upstream, method: Method) -> R
     let mut status = UpstreamStatus::default();
     let response = client.send_request(&target, &mut Some(request(method)), &mut status).await;
     let response = response.map_err(|error| error.reason())?;
-    assert_eq!(response.status(), StatusCode::OK);
+    assert!(response.status().is_success());
     let body = response.into_body().collect().await.map_err(|_| Reason::UpstreamClosed)?;
     Ok(body.to_bytes().len())
 }
@@ -330,6 +332,20 @@ fn interim_responses_have_a_limit() {
         });
         assert_eq!(results, [expected], "{count}");
     }
+}
+
+#[test]
+fn no_content_is_no_body() {
+    let (results, reset) = exchange(&[Method::GET], |listener| {
+        let mut connection = Connection::serve(&listener, &[]);
+        let stream = connection.request();
+        connection.send(HEADERS, END_HEADERS, stream, NO_CONTENT);
+        connection.send(DATA, 0, stream, b"body");
+        let reset = connection.next(&[RST_STREAM]);
+        connection.keep();
+        reset.2
+    });
+    assert_eq!((results, reset), (vec![Ok(0)], 1));
 }
 
 #[test]
