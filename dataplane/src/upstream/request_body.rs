@@ -80,13 +80,14 @@ pub struct RequestBody<B: ClientBody = IncomingBody> {
     /// its way to the upstream, and most have no body.
     reader: Option<Box<BodyReader<B>>>,
     progress: SendProgress,
-    /// Nothing of it has been read.
-    untouched: bool,
 }
 
 /// Counts and times a body.
 struct BodyReader<B> {
-    incoming: B,
+    /// What is read first: a node that had it has not processed it.
+    again: Bytes,
+    /// `None`: all of it has been read before.
+    incoming: Option<B>,
     /// Bytes that the client may still send.
     left: u64,
     client_timeout: Duration,
@@ -123,6 +124,19 @@ impl<B: Body<Data = Bytes> + Unpin + 'static> ClientBody for B {}
 #[error("the client's body ended early: {}", .0.label())]
 pub struct RequestBodyError(pub Reason);
 
+impl<B: ClientBody> BodyReader<B> {
+    /// Without limits.
+    fn new(incoming: Option<B>) -> Self {
+        let (again, client_timeout) = (Bytes::new(), Duration::ZERO);
+        Self { again, incoming, left: u64::MAX, client_timeout, timer: None, gate: None }
+    }
+
+    /// Whether every byte has been read.
+    fn is_read(&self) -> bool {
+        self.again.is_empty() && self.incoming.as_ref().is_none_or(is_fully_read)
+    }
+}
+
 impl<B: ClientBody> RequestBody<B> {
     /// `max`: the most bytes the body may have, 0 for no limit. `client_timeout`: the longest pause
     /// between two frames.
@@ -131,8 +145,8 @@ impl<B: ClientBody> RequestBody<B> {
             return Self::empty();
         }
         let left = if max == 0 { u64::MAX } else { max };
-        let reader = BodyReader { incoming, left, client_timeout, timer: None, gate: None };
-        Self { reader: Some(Box::new(reader)), progress: SendProgress::new(), untouched: true }
+        let reader = BodyReader { left, client_timeout, ..BodyReader::new(Some(incoming)) };
+        Self { reader: Some(Box::new(reader)), progress: SendProgress::new() }
     }
 
     /// Keeps the body back until `interim` has the upstream's 100, or for [`CONTINUE_TIMEOUT`].
@@ -146,12 +160,12 @@ impl<B: ClientBody> RequestBody<B> {
     pub fn empty() -> Self {
         let progress = SendProgress::new();
         progress.0.waiting.set(WaitState::Response(Instant::now()));
-        Self { reader: None, progress, untouched: true }
+        Self { reader: None, progress }
     }
 
     /// Takes the client's body out, unread: it is the client's half of a tunnel.
     pub(crate) fn take_incoming(&mut self) -> Option<B> {
-        self.reader.take().map(|reader| reader.incoming)
+        self.reader.take()?.incoming
     }
 
     pub fn progress(&self) -> SendProgress {
@@ -163,9 +177,20 @@ impl<B: ClientBody> RequestBody<B> {
         self.reader.is_none()
     }
 
-    /// Whether nothing of it has been read, so that another node may still get all of it.
-    pub fn is_untouched(&self) -> bool {
-        self.untouched
+    /// Puts back what has been read of it, all of it: another node gets the whole body.
+    pub(crate) fn rewind(&mut self, read: Bytes) {
+        if !read.is_empty() {
+            self.reader.get_or_insert_with(|| Box::new(BodyReader::new(None))).again = read;
+            self.progress.0.waiting.set(WaitState::Send(Instant::now()));
+        }
+    }
+
+    /// A part has been read. The last one may be known as such already; hyper does not poll again
+    /// then.
+    fn record_read(&self) {
+        let now = Instant::now();
+        let is_last = self.reader.as_ref().is_none_or(|reader| reader.is_read());
+        self.progress.0.waiting.set(if is_last { WaitState::Response(now) } else { WaitState::Send(now) });
     }
 
     fn fail(&mut self, reason: Reason) -> Poll<Option<Result<Frame<Bytes>, RequestBodyError>>> {
@@ -185,13 +210,13 @@ impl<B: ClientBody> Drop for RequestBody<B> {
     /// close the connection now would reset it and lose the response, so the rest is discarded for
     /// a while.
     fn drop(&mut self) {
-        let Some(incoming) = self.take_incoming() else { return };
-        if is_fully_read(&incoming) {
+        let Some(reader) = self.reader.take() else { return };
+        if reader.is_read() {
             self.progress.0.waiting.set(WaitState::Response(Instant::now()));
         } else {
             self.progress.0.dropped.set(true);
         }
-        if !incoming.is_end_stream() {
+        if let Some(incoming) = reader.incoming.filter(|incoming| !incoming.is_end_stream()) {
             runtime::spawn(discard(incoming));
         }
     }
@@ -234,7 +259,13 @@ impl<B: ClientBody> Body for RequestBody<B> {
             }
             reader.gate = None;
         }
-        match Pin::new(&mut reader.incoming).poll_frame(cx) {
+        if !reader.again.is_empty() {
+            let again = std::mem::take(&mut reader.again);
+            this.record_read();
+            return Poll::Ready(Some(Ok(Frame::data(again))));
+        }
+        let Some(incoming) = &mut reader.incoming else { return this.end() };
+        match Pin::new(incoming).poll_frame(cx) {
             Poll::Pending => {
                 this.progress.0.waiting.set(WaitState::Client);
                 let timeout = reader.client_timeout;
@@ -247,33 +278,32 @@ impl<B: ClientBody> Body for RequestBody<B> {
             // that the route sets. RFC 9110 section 6.5.1 lets a gateway drop them. They come last.
             Poll::Ready(Some(Ok(frame))) if frame.is_trailers() => this.end(),
             Poll::Ready(Some(Ok(frame))) => {
-                (reader.timer, this.untouched) = (None, false);
-                // The last frame may be known as such already; hyper does not poll again then.
-                let now = Instant::now();
-                let last = is_fully_read(&reader.incoming);
-                this.progress.0.waiting.set(if last {
-                    WaitState::Response(now)
-                } else {
-                    WaitState::Send(now)
-                });
+                reader.timer = None;
                 if let Some(data) = frame.data_ref() {
                     match reader.left.checked_sub(data.len() as u64) {
                         Some(left) => reader.left = left,
                         None => return this.fail(Reason::BodyTooLarge),
                     }
                 }
+                this.record_read();
                 Poll::Ready(Some(Ok(frame)))
             }
         }
     }
 
     fn is_end_stream(&self) -> bool {
-        self.reader.as_ref().is_none_or(|reader| reader.incoming.is_end_stream())
+        self.reader.as_ref().is_none_or(|reader| {
+            reader.again.is_empty() && reader.incoming.as_ref().is_none_or(Body::is_end_stream)
+        })
     }
 
     fn size_hint(&self) -> SizeHint {
-        let reader = self.reader.as_ref();
-        reader.map_or_else(|| SizeHint::with_exact(0), |reader| reader.incoming.size_hint())
+        let Some(reader) = &self.reader else { return SizeHint::with_exact(0) };
+        let rest = reader.incoming.as_ref().map_or_else(|| SizeHint::with_exact(0), Body::size_hint);
+        match rest.exact() {
+            Some(rest) => SizeHint::with_exact(rest.saturating_add(reader.again.len() as u64)),
+            None => rest,
+        }
     }
 }
 
@@ -284,7 +314,7 @@ mod tests {
     use std::net::TcpListener;
 
     use http::{Request, Response, header};
-    use http_body_util::StreamBody;
+    use http_body_util::{BodyExt as _, StreamBody};
     use hyper::client::conn::http1;
 
     use super::*;
@@ -333,6 +363,23 @@ mod tests {
                 drop(body);
                 assert_eq!(progress.was_dropped(), !complete, "{frames}");
             }
+        })
+        .unwrap();
+    }
+
+    #[test]
+    fn a_rewound_body_is_read_from_its_start() {
+        runtime::block_on(&Driver::detect(), || async {
+            let mut body = hello();
+            let progress = body.progress();
+            let frame = poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await.unwrap().unwrap();
+            body.rewind(frame.into_data().unwrap());
+            assert!(!body.is_empty() && !body.is_end_stream() && !progress.is_complete());
+            assert_eq!(body.collect().await.unwrap().to_bytes(), "hello");
+            assert!(progress.is_complete() && !progress.was_dropped());
+            let mut body = RequestBody::new(KnownLength(1), 0, Duration::from_secs(30));
+            body.rewind(Bytes::from_static(b"abc"));
+            assert_eq!(body.size_hint().exact(), Some(4));
         })
         .unwrap();
     }

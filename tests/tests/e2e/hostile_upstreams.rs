@@ -2,6 +2,7 @@
 //! client gets a status or a broken answer, the log one line, and others notice nothing. [`frames`]
 //! has those of HTTP/2.
 
+mod drained;
 mod frames;
 mod identities;
 mod kept;

@@ -1,7 +1,8 @@
 //! One attempt over a stream of an HTTP/2 connection.
 //!
 //! Invariant: a request is sent again only where RFC 9113 section 8.7 says that the node has not
-//! processed it, or where it may be sent twice; its body only while nothing of it was read.
+//! processed it, or where it may be sent twice; its body only while all that was read of it is
+//! kept.
 
 use std::future::Future;
 use std::net::SocketAddr;
@@ -79,6 +80,9 @@ impl UpstreamClient {
         upload: Option<Upload>,
     ) -> Result<Response<UpstreamResponseBody>, ExchangeError> {
         let addr = stream.addr();
+        if let Some(upload) = &upload {
+            upload.forget_start();
+        }
         framing::accept_response(&mut response).map_err(|error| ExchangeError::Framing { addr, error })?;
         let (head, body) = response.into_parts();
         let body = Http2ResponseBody::new(&head, body);
@@ -102,7 +106,8 @@ fn failed(
     let unprocessed = matches!(&error, ExchangeError::Http2 { error, .. } if is_unprocessed(error));
     let body = match &upload {
         None => Some(RequestBody::empty()),
-        Some(upload) => upload.take_untouched(),
+        Some(upload) if unprocessed => upload.take_back(),
+        Some(_) => None,
     };
     let unsent = body.filter(|_| unprocessed).map(|body| Request::from_parts(parts, body));
     let stale = unprocessed || stream.connection.is_retired() && stream.connection.has_served();

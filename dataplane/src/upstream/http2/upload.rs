@@ -2,14 +2,15 @@
 //! not read its response must not stop its own upload.
 //!
 //! Invariants: a body that its client breaks off ends with RST_STREAM, never with END_STREAM; the
-//! body is dropped when either side ends the exchange, and what the client still sends is discarded
-//! by the body's own rule.
+//! body is dropped with the exchange, and what the client still sends is discarded by the body's
+//! own rule. The start of a body is kept until the response comes, so that a small one can be sent
+//! again where the node says that it has not processed the request.
 
 use std::cell::RefCell;
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use h2::{Reason, SendStream};
@@ -23,6 +24,8 @@ use crate::upstream::request_body::{ClientBody, RequestBody, RequestBodyError};
 
 /// The frame size that every server accepts.
 const FRAME_SIZE: usize = 16 * 1024;
+/// The longest start of a body that is kept, in bytes: a larger body is sent once.
+const KEPT_MAX: usize = 16 * 1024;
 
 /// An upload; dropping it ends it.
 pub(crate) struct Upload<B: ClientBody = IncomingBody> {
@@ -33,24 +36,30 @@ pub(crate) struct Upload<B: ClientBody = IncomingBody> {
 impl<B: ClientBody> Upload<B> {
     /// Sends `body` into `stream`.
     pub(crate) fn start(stream: SendStream<Bytes>, body: RequestBody<B>) -> Self {
-        let body = SharedBody(Rc::new(RefCell::new(Some(body))));
+        let body = SharedBody(Rc::new(RefCell::new(Some(Sending { body, read: Some(Vec::new()) }))));
         let stop = Rc::<Flag>::default();
-        let (sent, stopped) = (body.clone(), Rc::clone(&stop));
+        let stopped = Rc::clone(&stop);
         let mut sender = BodySender::new(stream, body.clone(), UploadPacing);
-        runtime::spawn(async move {
-            poll_fn(|cx| match stopped.poll(cx) {
-                Poll::Ready(()) => Poll::Ready(()),
-                Poll::Pending => sender.poll(cx),
-            })
-            .await;
-            sent.drop_body();
-        });
+        runtime::spawn(poll_fn(move |cx| match stopped.poll(cx) {
+            Poll::Ready(()) => Poll::Ready(()),
+            Poll::Pending => sender.poll(cx),
+        }));
         Self { body, stop }
     }
 
-    /// Takes a body back of which nothing has been read, to send it again.
-    pub(crate) fn take_untouched(&self) -> Option<RequestBody<B>> {
-        self.body.0.borrow_mut().take_if(|body| body.is_untouched())
+    /// The node has responded: the request is not sent again.
+    pub(crate) fn forget_start(&self) {
+        if let Some(sending) = &mut *self.body.0.borrow_mut() {
+            sending.read = None;
+        }
+    }
+
+    /// Takes the body back, to send all of it again. `None`: too much of it has been read.
+    pub(crate) fn take_back(&self) -> Option<RequestBody<B>> {
+        let Sending { mut body, read } =
+            self.body.0.borrow_mut().take_if(|sending| sending.read.is_some())?;
+        body.rewind(Bytes::from(read?));
+        Some(body)
     }
 }
 
@@ -80,8 +89,24 @@ impl SendPacing for UploadPacing {
     }
 }
 
+/// A body, and what has been read of it.
+struct Sending<B: ClientBody> {
+    body: RequestBody<B>,
+    /// `None`: more than is kept, or no longer needed.
+    read: Option<Vec<u8>>,
+}
+
+impl<B: ClientBody> Sending<B> {
+    fn keep(&mut self, data: &[u8]) {
+        match &mut self.read {
+            Some(read) if read.len() + data.len() <= KEPT_MAX => read.extend_from_slice(data),
+            read => *read = None,
+        }
+    }
+}
+
 /// A body that the exchange may take away.
-struct SharedBody<B: ClientBody>(Rc<RefCell<Option<RequestBody<B>>>>);
+struct SharedBody<B: ClientBody>(Rc<RefCell<Option<Sending<B>>>>);
 
 impl<B: ClientBody> Clone for SharedBody<B> {
     fn clone(&self) -> Self {
@@ -105,18 +130,23 @@ impl<B: ClientBody> Body for SharedBody<B> {
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, RequestBodyError>>> {
-        match self.0.borrow_mut().as_mut() {
-            Some(body) => Pin::new(body).poll_frame(cx),
-            // Taken away: the flag ends the task.
-            None => Poll::Pending,
+        let mut sending = self.0.borrow_mut();
+        // Taken away: the flag ends the task.
+        let Some(sending) = sending.as_mut() else { return Poll::Pending };
+        let frame = ready!(Pin::new(&mut sending.body).poll_frame(cx));
+        if let Some(Ok(frame)) = &frame
+            && let Some(data) = frame.data_ref()
+        {
+            sending.keep(data);
         }
+        Poll::Ready(frame)
     }
 
     fn is_end_stream(&self) -> bool {
-        self.0.borrow().as_ref().is_some_and(Body::is_end_stream)
+        self.0.borrow().as_ref().is_some_and(|sending| sending.body.is_end_stream())
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.0.borrow().as_ref().map(Body::size_hint).unwrap_or_default()
+        self.0.borrow().as_ref().map(|sending| sending.body.size_hint()).unwrap_or_default()
     }
 }

@@ -137,7 +137,7 @@ async fn a_close_between_requests_loses_and_repeats_none() {
 }
 
 /// Alternates methods on one connection; gives each target with its method and its status.
-async fn load(world: &World, client: usize) -> Vec<(String, Method, StatusCode)> {
+pub(super) async fn load(world: &World, client: usize) -> Vec<(String, Method, StatusCode)> {
     let mut session = world.plain("app.test").await;
     let mut results = Vec::new();
     for number in 0..REQUESTS {
