@@ -30,6 +30,7 @@ use hyper::body::Body;
 use hyper::rt::{Read, Write};
 
 use self::head::HeadError;
+use self::http2::sender::ResetCode;
 use self::incoming_body::IncomingBody;
 use self::keep_alive::KeepAliveState;
 use self::server::{HttpProtocol, HttpServer};
@@ -43,7 +44,7 @@ pub(crate) trait RequestHandler: 'static {
     /// The body of a response.
     type Body: Body<Data = Bytes, Error = Self::BodyError> + Unpin + 'static;
     /// A response that is aborted.
-    type BodyError: std::error::Error + Send + Sync + 'static;
+    type BodyError: ResetCode + std::error::Error + Send + Sync + 'static;
     /// The upstream's side of a connection or stream that has switched protocols.
     type Tunnel: 'static;
 

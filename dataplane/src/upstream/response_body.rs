@@ -14,12 +14,13 @@ use http::HeaderMap;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 
 use super::client::UpstreamTarget;
-use super::http2::body::Http2ResponseBody;
+use super::http2::body::{BrokenStream, Http2ResponseBody};
 use super::http2::upload::Upload;
 use super::pool::PooledConnection;
 use super::pool::node::StreamSlot;
 use super::request_body::SendProgress;
 use crate::http::head::{HeadError, HeadLimits};
+use crate::http::http2::sender::ResetCode;
 use crate::http::{grpc, trailers};
 use crate::io::coarse_timer::{CoarseTimer, CoarseTimers};
 use crate::observability::HasReason;
@@ -80,7 +81,7 @@ pub(crate) enum UpstreamBodyError {
     #[error("the upstream's response broke off: {0}")]
     Http(#[from] hyper::Error),
     #[error("the upstream's response broke off: HTTP/2: {0}")]
-    Http2(#[from] h2::Error),
+    Http2(#[from] BrokenStream),
     /// The response has ended, and the connection stays open without the rest of the request's
     /// body.
     #[error("the upstream responded to a request whose body was not sent")]
@@ -98,11 +99,20 @@ impl HasReason for UpstreamBodyError {
     fn reason(&self) -> Reason {
         match self {
             Self::Http(error) if error.is_parse() => Reason::UpstreamInvalid,
-            Self::Http2(error) if error.is_library() => Reason::UpstreamInvalid,
+            Self::Http2(broken) if broken.error.is_library() => Reason::UpstreamInvalid,
             Self::Trailers(_) => Reason::UpstreamInvalid,
             Self::Http(_) | Self::Http2(_) | Self::RequestBodyUnsent => Reason::UpstreamClosed,
             Self::ReadTimeout(_) => Reason::UpstreamReadTimeout,
             Self::ClientBody(reason) => *reason,
+        }
+    }
+}
+
+impl ResetCode for UpstreamBodyError {
+    fn reset_code(&self) -> h2::Reason {
+        match self {
+            Self::Http2(broken) => broken.reset_code(),
+            _ => h2::Reason::INTERNAL_ERROR,
         }
     }
 }
@@ -113,7 +123,9 @@ impl UpstreamBodyError {
     pub(crate) fn is_upstreams(&self) -> bool {
         match self {
             Self::ClientBody(_) => false,
-            Self::Http2(error) => !error.is_reset() || error.is_remote() || error.is_library(),
+            Self::Http2(BrokenStream { error, .. }) => {
+                !error.is_reset() || error.is_remote() || error.is_library()
+            }
             _ => true,
         }
     }

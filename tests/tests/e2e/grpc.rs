@@ -1,6 +1,8 @@
 //! gRPC and HTTP/2 to upstreams: calls of another implementation under mutual TLS, the gateway's
 //! own errors and deadlines as statuses, one connection for many streams, and slow peers.
 
+mod resets;
+
 use std::fs;
 use std::time::{Duration, Instant};
 

@@ -90,8 +90,6 @@ struct WindowWait<'a, H> {
 }
 
 impl<H: RequestHandler> SendPacing for WindowWait<'_, H> {
-    const TRUNCATED: Reason = Reason::INTERNAL_ERROR;
-
     fn frame_size(&self) -> usize {
         let streams = self.streams.state.in_flight().max(1);
         (ROUND_BYTES / streams).clamp(CHUNK_MIN, CHUNK_MAX)

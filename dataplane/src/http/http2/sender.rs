@@ -12,11 +12,14 @@ use bytes::Bytes;
 use h2::{Reason, SendStream};
 use hyper::body::Body;
 
+/// The error of a body that ends early, to the peer that gets it.
+pub(crate) trait ResetCode {
+    /// The code of RST_STREAM.
+    fn reset_code(&self) -> Reason;
+}
+
 /// How a sender shares its connection, and how long it waits for window.
 pub(crate) trait SendPacing {
-    /// The reset code of a body that ends early.
-    const TRUNCATED: Reason;
-
     /// The most bytes for one frame.
     fn frame_size(&self) -> usize;
 
@@ -40,7 +43,11 @@ pub(crate) struct BodySender<B, P> {
     sent: usize,
 }
 
-impl<B: Body<Data = Bytes> + Unpin, P: SendPacing> BodySender<B, P> {
+impl<B, P: SendPacing> BodySender<B, P>
+where
+    B: Body<Data = Bytes> + Unpin,
+    B::Error: ResetCode,
+{
     /// A sender of `body`, which has not ended.
     pub(crate) fn new(stream: SendStream<Bytes>, body: B, pacing: P) -> Self {
         Self { stream, body, pacing, piece: Bytes::new(), is_last: false, sent: 0 }
@@ -98,8 +105,8 @@ impl<B: Body<Data = Bytes> + Unpin, P: SendPacing> BodySender<B, P> {
                 }
             },
             None => self.end_stream(),
-            Some(Err(_truncated)) => {
-                self.stream.send_reset(P::TRUNCATED);
+            Some(Err(truncated)) => {
+                self.stream.send_reset(truncated.reset_code());
                 self.is_last = true;
             }
         }

@@ -7,10 +7,36 @@
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
-use h2::RecvStream;
+use h2::{Reason, RecvStream};
 use http::response::Parts;
 use http::{StatusCode, header};
 use hyper::body::{Frame, SizeHint};
+
+use crate::http::grpc;
+use crate::http::http2::sender::ResetCode;
+
+/// The node or `h2` ended the stream before its end.
+#[derive(Debug, thiserror::Error)]
+#[error("{error}")]
+pub(crate) struct BrokenStream {
+    pub error: h2::Error,
+    /// It had the response to a gRPC call.
+    is_grpc: bool,
+}
+
+impl ResetCode for BrokenStream {
+    /// A code is about one connection, so its client gets the gateway's. Those that gRPC reads as
+    /// the status of a call pass, where a status of another meaning would come of it. Only to gRPC:
+    /// other clients may take CANCEL for the end of a body.
+    fn reset_code(&self) -> Reason {
+        let sent =
+            self.error.reason().filter(|_| self.is_grpc && self.error.is_reset() && self.error.is_remote());
+        match sent {
+            Some(passed @ (Reason::CANCEL | Reason::ENHANCE_YOUR_CALM)) => passed,
+            _ => Reason::INTERNAL_ERROR,
+        }
+    }
+}
 
 /// A response's body.
 pub(crate) struct Http2ResponseBody {
@@ -18,6 +44,7 @@ pub(crate) struct Http2ResponseBody {
     stream: Option<RecvStream>,
     /// The bytes of the last frame, for which the window is still closed.
     held: usize,
+    is_grpc: bool,
     /// Bytes still to come, if the head has a length.
     remaining: Option<u64>,
 }
@@ -28,13 +55,19 @@ impl Http2ResponseBody {
         let length = head.headers.get(header::CONTENT_LENGTH);
         let remaining = length.and_then(|length| length.to_str().ok()?.parse().ok());
         let has_body = !matches!(head.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
-        Self { stream: has_body.then_some(stream), held: 0, remaining }
+        let is_grpc = grpc::is_grpc_type(&head.headers);
+        Self { stream: has_body.then_some(stream), held: 0, is_grpc, remaining }
     }
 
     pub(crate) fn poll_frame(
         &mut self,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, h2::Error>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, BrokenStream>>> {
+        let is_grpc = self.is_grpc;
+        self.poll_stream(cx).map_err(|error| BrokenStream { error, is_grpc })
+    }
+
+    fn poll_stream(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, h2::Error>>> {
         let Some(stream) = &mut self.stream else { return Poll::Ready(None) };
         let held = std::mem::take(&mut self.held);
         if held > 0 {

@@ -16,7 +16,7 @@ use bytes::Bytes;
 use h2::{Reason, SendStream};
 use hyper::body::{Body, Frame, SizeHint};
 
-use crate::http::http2::sender::{BodySender, SendPacing};
+use crate::http::http2::sender::{BodySender, ResetCode, SendPacing};
 use crate::http::incoming_body::IncomingBody;
 use crate::io::flag::Flag;
 use crate::runtime;
@@ -70,11 +70,16 @@ impl<B: ClientBody> Drop for Upload<B> {
     }
 }
 
+impl ResetCode for RequestBodyError {
+    /// As a client that no longer wants its response (RFC 9113 section 7).
+    fn reset_code(&self) -> Reason {
+        Reason::CANCEL
+    }
+}
+
 struct UploadPacing;
 
 impl SendPacing for UploadPacing {
-    const TRUNCATED: Reason = Reason::CANCEL;
-
     fn frame_size(&self) -> usize {
         FRAME_SIZE
     }
