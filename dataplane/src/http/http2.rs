@@ -47,9 +47,11 @@ const STREAMS_MAX: u32 = 128;
 const PENDING_RESETS_MAX: usize = 20;
 /// Streams that we may have to reset because of the client's errors (CVE-2025-8671).
 const LOCAL_RESETS_MAX: usize = 256;
-/// Receive windows, in bytes: what a client may have in flight.
+/// What a client may send on one stream before the upstream has taken it, in bytes.
 const STREAM_WINDOW: u32 = 256 * 1024;
-const CONNECTION_WINDOW: u32 = 1024 * 1024;
+/// Of all streams together: with a smaller window, uploads whose upstream reads nothing would stop
+/// all others on the connection.
+const CONNECTION_WINDOW: u32 = STREAMS_MAX * STREAM_WINDOW;
 /// Response data of one stream that waits for the socket, in bytes.
 const SEND_BUFFER: usize = 32 * 1024;
 /// When the connection drains, a client has this long to answer the PING that follows the GOAWAY,

@@ -6,9 +6,11 @@ use std::time::{Duration, Instant};
 
 use e2e::client::HttpClient;
 use e2e::frames::{
-    self, DATA, END_HEADERS, END_STREAM, FrameConnection, HEADERS, RST_STREAM, frame, get, window_settings,
-    window_update,
+    self, ACK, DATA, END_HEADERS, END_STREAM, FrameConnection, HEADERS, RST_STREAM, SETTINGS, frame, get,
+    window_settings, window_update,
 };
+use e2e::resources::memory_peak;
+use e2e::upstream::framed::{FrameStep, FramedUpstream};
 use e2e::upstream::raw::{RawResponse, RawUpstream};
 use e2e::upstream::{SECOND_HALF, Upstream};
 use e2e::world::World;
@@ -174,6 +176,45 @@ async fn a_drain_does_not_wait_for_stalled_streams() {
     node.signal(Signal::SIGTERM);
     assert!(node.ended().await.success());
     assert!(started.elapsed() < NOT_AFTER, "{:?}", started.elapsed());
+}
+
+/// Serves `/stalled` by an upstream that takes nothing of a body.
+async fn stalled_uploads() -> (Target, FramedUpstream) {
+    let stalled = FramedUpstream::start(vec![FrameStep::Send(window_settings(0))]).await;
+    let target = Target::start().await;
+    let upstream = json!({"scheme": "grpc", "nodes": {stalled.address().to_string(): 1}});
+    target
+        .world
+        .apply(&[("routes/stalled", json!({"host": "app.test", "uri": "/stalled", "upstream": upstream}))])
+        .await;
+    (target, stalled)
+}
+
+#[tokio::test]
+async fn uploads_that_stall_hold_no_other() {
+    // Streams that together fill the windows of 16 MiB.
+    const STREAMS: u32 = 64;
+    let (target, stalled) = stalled_uploads().await;
+    let before = memory_peak(target.world.node_id());
+    let mut wire = FrameConnection::connect(&target.client).await;
+    // Until then the windows are those of RFC 9113.
+    let acknowledgement = frame(SETTINGS, ACK, 0, &[]);
+    assert!(wire.send(&[acknowledgement, get(1, "app.test", "/")].concat()).await);
+    wire.until("an answer", |heard| heard.whole == [1]).await;
+    for number in 1..=STREAMS {
+        let stream = 1 + 2 * number;
+        let piece = frame(DATA, 0, stream, &[b'x'; 16_384]).repeat(16);
+        assert!(wire.send(&[frames::post(stream, "app.test", "/stalled"), piece].concat()).await);
+    }
+    stalled.arrived(STREAMS as usize).await;
+    let stream = 3 + 2 * STREAMS;
+    let body = [frame(DATA, 0, stream, &[b'x'; 16_384]), frame(DATA, END_STREAM, stream, b"end")].concat();
+    assert!(wire.send(&[frames::post(stream, "app.test", "/sink"), body].concat()).await);
+    let heard = wire.until("the other upload is answered", |heard| heard.whole.contains(&stream)).await;
+    assert_eq!((heard.goaway, heard.resets), (None, 0), "{heard:?}");
+    let grown = memory_peak(target.world.node_id()) - before;
+    // Twice the windows, as `h2` keeps what it has read.
+    assert!(grown < 48 << 20, "the data plane grew by {grown} bytes");
 }
 
 /// hyper reads `CANCEL` and `NO_ERROR` as the end of a body.

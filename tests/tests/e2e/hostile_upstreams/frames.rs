@@ -218,6 +218,15 @@ fn streams() -> Vec<Case> {
         closed("RST_STREAM with HTTP_1_1_REQUIRED", reset(FAULTY, 13)),
         closed("RST_STREAM with an unknown code", reset(FAULTY, 0xdead)),
         closed("a storm of RST_STREAM", reset(FAULTY, 2).repeat(10_000)),
+        Case {
+            // The node has enough of the body (RFC 9113 section 8.1).
+            steps: no_window([head(END_STREAM, OK), reset(FAULTY, 0)].concat()),
+            ..fine("NO_ERROR behind an early head", Vec::new(), 200)
+        },
+        Case {
+            steps: no_window([answer(0, &[]), data(END_STREAM, b"x"), reset(FAULTY, 0)].concat()),
+            ..fine("NO_ERROR behind an early body", Vec::new(), 200)
+        },
         fine("heads on a closed stream", behind(whole_response(BESIDE).repeat(1000)), 200),
         fine("data on a closed stream", behind(frame(DATA, 0, BESIDE, b"x").repeat(1000)), 200),
         fine(
