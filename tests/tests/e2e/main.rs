@@ -31,6 +31,7 @@ mod hostile;
 mod hostile_upstreams;
 mod http2_drips;
 mod http2_floods;
+mod http2_upstreams;
 mod http2_windows;
 mod identity;
 mod live_connections;
