@@ -31,7 +31,7 @@ use crate::upstream::client_tls::ClientTlsConfig;
 /// The most streams of a connection, where the node allows more.
 pub(crate) const STREAMS_MAX: u32 = 100;
 /// What a node may send on one stream before the client has taken it, in bytes.
-const STREAM_WINDOW: u32 = 256 * 1024;
+const STREAM_WINDOW: u32 = 64 * 1024;
 /// Of all streams together: a smaller window would let clients that do not read stop all others on
 /// the connection.
 const CONNECTION_WINDOW: u32 = STREAMS_MAX * STREAM_WINDOW;
