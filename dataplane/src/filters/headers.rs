@@ -12,6 +12,7 @@ use super::untrusted_headers;
 pub use super::untrusted_headers::PeerTrust;
 pub(super) use super::untrusted_headers::is_same_name;
 use crate::http::hop_by_hop::remove_hop_by_hop;
+use crate::http::trailers;
 
 /// A connection's part of the forwarded headers, made once for all its requests.
 #[derive(Debug, Clone)]
@@ -65,9 +66,27 @@ const X_FORWARDED_PORT: HeaderName = HeaderName::from_static("x-forwarded-port")
 
 /// Makes the headers of a client's request those of the forwarded one (all but `Host`).
 pub fn prepare_request(headers: &mut HeaderMap, context: &ForwardedContext<'_>) {
-    remove_hop_by_hop(headers);
+    let announced = remove_hop_by_hop(headers);
     untrusted_headers::remove_untrusted(headers, context.trust, context.real_ip_header);
     set_forwarded(headers, context);
+    if !announced.is_empty() {
+        set_trailer(headers, announced, context.real_ip_header);
+    }
+}
+
+/// Announces the trailers that may pass. Nothing checks them when they come: none has a name that
+/// an upstream trusts, or that is in the head, under any spelling.
+fn set_trailer(headers: &mut HeaderMap, announced: Vec<HeaderName>, real_ip_header: Option<&HeaderName>) {
+    let is_in_head = |name: &HeaderName| headers.keys().any(|own| is_same_name(own.as_str(), name.as_str()));
+    let passes = |name: &&HeaderName| {
+        !trailers::is_head_only(name)
+            && !untrusted_headers::is_claimed(name, real_ip_header)
+            && !is_in_head(name)
+    };
+    let names: Vec<&str> = announced.iter().filter(passes).map(HeaderName::as_str).collect();
+    if let (false, Ok(list)) = (names.is_empty(), HeaderValue::from_str(&names.join(", "))) {
+        headers.insert(header::TRAILER, list);
+    }
 }
 
 /// Removes the headers of the upstream connection from a response.
@@ -169,6 +188,18 @@ mod tests {
             real_ip_header: None,
             authority,
         }
+    }
+
+    #[test]
+    fn only_checked_names_are_announced() {
+        let sent = "X-Sum, client-cert, X_Forwarded-For, x-real-ip, X-Own, http_x-ssl-client-verify, \
+                    content-length, If-Match, x.own, Grpc-Status";
+        let mut headers = header_map(&[("trailer", sent), ("x-own", "1"), ("te", "trailers")]);
+        prepare_request(&mut headers, &context(&connection(), None));
+        assert_eq!(headers[header::TRAILER], "x-sum, grpc-status");
+        let mut headers = header_map(&[("trailer", "x-real-ip")]);
+        prepare_request(&mut headers, &context(&connection(), None));
+        assert!(!headers.contains_key(header::TRAILER));
     }
 
     #[test]

@@ -9,7 +9,7 @@
 
 use http::request::Parts;
 use http::uri::{InvalidUri, PathAndQuery};
-use http::{HeaderMap, HeaderName, HeaderValue};
+use http::{HeaderMap, HeaderName, HeaderValue, header};
 use model::raw_path::Conflict;
 use model::{
     HeaderRewrite, ProxyRewrite, RenderedPart, RequestTarget, RequestTargetError, Template, UriRewrite,
@@ -147,6 +147,10 @@ impl EvaluatedRewrite<'_> {
             parts.method = method.clone();
         }
         let fields = &mut parts.headers;
+        // A trailer must not bring back what the route sets or removes.
+        if !(rewrite.add().is_empty() && rewrite.set().is_empty() && rewrite.remove().is_empty()) {
+            fields.remove(header::TRAILER);
+        }
         let mut names =
             rewrite.add().iter().chain(rewrite.set()).map(|header| &header.name).chain(rewrite.remove());
         let client_address = if names.any(|name| headers::is_same_name(name, X_FORWARDED_FOR.as_str())) {

@@ -170,6 +170,13 @@ fn look_up(name: &str, stem: &[u8], with_x: bool) -> Option<Claim> {
     }
 }
 
+/// Whether a name makes a claim, in any spelling: ours, too, where it is not set by us.
+pub(super) fn is_claimed(name: &HeaderName, real_ip_header: Option<&HeaderName>) -> bool {
+    claim_of(name).is_some()
+        || PATTERNS.iter().any(|pattern| pattern.canonical == name.as_str())
+        || real_ip_header.is_some_and(|header| configured_claim(name, header).is_some())
+}
+
 /// The claim of the header that `real_ip_header` names and the table lacks: an address in its own
 /// spelling, and a name of ours in any other.
 fn configured_claim(name: &HeaderName, real_ip_header: &HeaderName) -> Option<Claim> {

@@ -2,6 +2,8 @@
 
 use http::{HeaderMap, HeaderName, header};
 
+use super::trailers;
+
 /// Headers of one connection, not of the message.
 pub(crate) static HOP_BY_HOP: [HeaderName; 10] = [
     header::CONNECTION,
@@ -17,8 +19,9 @@ pub(crate) static HOP_BY_HOP: [HeaderName; 10] = [
     header::UPGRADE,
 ];
 
-/// Removes the hop-by-hop fields, and every field that `Connection` lists.
-pub(crate) fn remove_hop_by_hop(headers: &mut HeaderMap) {
+/// Removes the hop-by-hop fields, and every field that `Connection` lists. Gives the names that
+/// `Trailer` lists.
+pub(crate) fn remove_hop_by_hop(headers: &mut HeaderMap) -> Vec<HeaderName> {
     if headers.contains_key(header::CONNECTION) {
         let listed: Vec<HeaderName> = headers
             .get_all(header::CONNECTION)
@@ -35,11 +38,14 @@ pub(crate) fn remove_hop_by_hop(headers: &mut HeaderMap) {
         }
     }
     // Most messages have none: one pass over their few headers costs less than ten look-ups.
-    if headers.keys().any(is_hop_by_hop) {
-        for name in &HOP_BY_HOP {
-            headers.remove(name);
-        }
+    if !headers.keys().any(is_hop_by_hop) {
+        return Vec::new();
     }
+    let announced = trailers::announced(headers);
+    for name in &HOP_BY_HOP {
+        headers.remove(name);
+    }
+    announced
 }
 
 fn is_hop_by_hop(name: &HeaderName) -> bool {

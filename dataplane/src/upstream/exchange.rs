@@ -31,6 +31,7 @@ use super::pool::key::UpstreamProtocol;
 use super::request_body::{RequestBody, SendProgress, WaitState};
 use super::response_body::UpstreamResponseBody;
 use super::status_header::UpstreamStatus;
+use crate::http::trailers::AnnouncedTrailers;
 use crate::http::upgrade::SwitchError;
 use crate::io::coarse_timer::{CoarseTimer, CoarseTimers};
 use crate::observability::HasReason;
@@ -337,8 +338,10 @@ impl RetryTemplate {
 
 /// The request as it is sent to the upstream: HTTP/1.1, framed by its body, origin form. `path`
 /// belongs to the normalized target; the URI of `parts` is not used.
-pub fn upstream_request(mut parts: Parts, path: PathAndQuery, body: RequestBody) -> Request<RequestBody> {
-    framing::set_request_framing(&mut parts.headers, &body);
+pub fn upstream_request(mut parts: Parts, path: PathAndQuery, mut body: RequestBody) -> Request<RequestBody> {
+    if framing::set_request_framing(&mut parts.headers, &body) {
+        body.allow_trailers(AnnouncedTrailers::new(&parts.headers));
+    }
     let mut request = Request::new(body);
     *request.method_mut() = parts.method;
     *request.version_mut() = Version::HTTP_11;

@@ -31,26 +31,26 @@ pub(crate) enum FramingError {
 }
 
 /// Sets the framing fields of a request to an upstream: the length where it is known, else chunked,
-/// whatever the method. hyper would send no body of unknown length with GET and HEAD.
-pub(crate) fn set_request_framing(headers: &mut HeaderMap, body: &impl Body) {
+/// whatever the method. hyper would send no body of unknown length with GET and HEAD. Gives whether
+/// trailers may follow the body: it is sent in chunks, and `Trailer` announces them.
+pub(crate) fn set_request_framing(headers: &mut HeaderMap, body: &impl Body) -> bool {
     let fields = FramingFields::read(headers);
-    let length = if body.is_end_stream() {
-        match fields.length {
-            ContentLength::Absent => return,
-            // The client sent `Content-Length: 0`, and servers may require it of a POST.
-            _ => Some(0),
-        }
-    } else {
-        body.size_hint().exact()
-    };
+    // The client sent `Content-Length: 0`, and servers may require it of a POST.
+    let length = if body.is_end_stream() { Some(0) } else { body.size_hint().exact() };
+    if fields.has_trailer && length.is_some() {
+        headers.remove(header::TRAILER);
+    }
     match length {
+        Some(_) if body.is_end_stream() && fields.length == ContentLength::Absent => {}
         Some(length) if fields.length == ContentLength::One(length) => {}
         Some(length) => drop(headers.insert(header::CONTENT_LENGTH, HeaderValue::from(length))),
         None => {
             headers.remove(header::CONTENT_LENGTH);
             headers.insert(header::TRANSFER_ENCODING, const { HeaderValue::from_static(CHUNKED) });
+            return fields.has_trailer;
         }
     }
+    false
 }
 
 /// The framing fields of a head, read in one pass: each look-up by name would cost as much.
@@ -58,6 +58,7 @@ pub(crate) fn set_request_framing(headers: &mut HeaderMap, body: &impl Body) {
 struct FramingFields {
     length: ContentLength,
     coding: TransferCoding,
+    has_trailer: bool,
 }
 
 /// RFC 9110 section 8.6: one decimal number.
@@ -79,7 +80,8 @@ enum TransferCoding {
 
 impl FramingFields {
     fn read(headers: &HeaderMap) -> Self {
-        let mut fields = Self { length: ContentLength::Absent, coding: TransferCoding::Absent };
+        let mut fields =
+            Self { length: ContentLength::Absent, coding: TransferCoding::Absent, has_trailer: false };
         for (name, value) in headers {
             if *name == header::CONTENT_LENGTH {
                 fields.length = match (fields.length, decimal(value)) {
@@ -93,6 +95,8 @@ impl FramingFields {
                     }
                     _ => TransferCoding::Unknown,
                 };
+            } else if *name == header::TRAILER {
+                fields.has_trailer = true;
             }
         }
         fields
@@ -226,7 +230,8 @@ mod tests {
 
     fn framed(fields: &[(&str, &str)], body: &impl Body) -> Vec<(String, String)> {
         let mut headers = map(fields);
-        set_request_framing(&mut headers, body);
+        let trailers = set_request_framing(&mut headers, body);
+        assert_eq!(trailers, headers.contains_key(header::TRAILER));
         let text = |value: &HeaderValue| value.to_str().unwrap().to_owned();
         headers.iter().map(|(name, value)| (name.to_string(), text(value))).collect()
     }
@@ -247,5 +252,9 @@ mod tests {
         assert_eq!(framed(&lies, &none), pair("content-length", "0"));
         let own = [("content-lengths", "1"), ("x-transfer-encoding", "1"), ("accept-encoding", "br")];
         assert_eq!(framed(&own, &none).len(), 3);
+        let announced = [("trailer", "x-sum")];
+        assert_eq!(framed(&announced, &unknown).len(), 2);
+        assert_eq!(framed(&announced, &five), pair("content-length", "5"));
+        assert_eq!(framed(&announced, &none), []);
     }
 }

@@ -1,7 +1,8 @@
 //! The body of a request on its way from the client to the upstream: streamed, counted and timed.
 //!
 //! Invariant: a pause of the client never counts against the timeouts of the upstream, nor the
-//! other way round. [`SendProgress`] has which of the two is waited for, and since when.
+//! other way round. [`SendProgress`] has which of the two is waited for, and since when. Trailers
+//! pass where the head has announced them.
 
 use std::cell::Cell;
 use std::future::poll_fn;
@@ -11,10 +12,12 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use http::HeaderMap;
 use hyper::body::{Body, Frame, SizeHint};
 
 use crate::http::incoming_body::IncomingBody;
 use crate::http::interim::InterimResponses;
+use crate::http::trailers::AnnouncedTrailers;
 use crate::io::linger::LingerLimits;
 use crate::reason::Reason;
 use crate::runtime::{self, Timer};
@@ -88,6 +91,8 @@ struct BodyReader<B> {
     again: Bytes,
     /// `None`: all of it has been read before.
     incoming: Option<B>,
+    /// `None`: its trailers are dropped.
+    trailers: Option<AnnouncedTrailers>,
     /// Bytes that the client may still send.
     left: u64,
     client_timeout: Duration,
@@ -127,8 +132,15 @@ pub struct RequestBodyError(pub Reason);
 impl<B: ClientBody> BodyReader<B> {
     /// Without limits.
     fn new(incoming: Option<B>) -> Self {
-        let (again, client_timeout) = (Bytes::new(), Duration::ZERO);
-        Self { again, incoming, left: u64::MAX, client_timeout, timer: None, gate: None }
+        Self {
+            again: Bytes::new(),
+            incoming,
+            trailers: None,
+            left: u64::MAX,
+            client_timeout: Duration::ZERO,
+            timer: None,
+            gate: None,
+        }
     }
 
     /// Whether every byte has been read.
@@ -153,6 +165,13 @@ impl<B: ClientBody> RequestBody<B> {
     pub(crate) fn wait_for_continue(&mut self, interim: InterimResponses) {
         if let Some(reader) = &mut self.reader {
             reader.gate = Some(ContinueGate { interim, timer: None });
+        }
+    }
+
+    /// Forwards trailers that the head has announced.
+    pub(crate) fn allow_trailers(&mut self, trailers: AnnouncedTrailers) {
+        if let Some(reader) = &mut self.reader {
+            reader.trailers = Some(trailers);
         }
     }
 
@@ -196,6 +215,16 @@ impl<B: ClientBody> RequestBody<B> {
     fn fail(&mut self, reason: Reason) -> Poll<Option<Result<Frame<Bytes>, RequestBodyError>>> {
         self.progress.0.failed.set(Some(reason));
         Poll::Ready(Some(Err(RequestBodyError(reason))))
+    }
+
+    /// Ends it with its trailers, if there are any to forward.
+    fn end_with(&mut self, trailers: HeaderMap) -> Poll<Option<Result<Frame<Bytes>, RequestBodyError>>> {
+        let announced = self.reader.take().and_then(|reader| reader.trailers);
+        match announced.map(|announced| announced.forwardable(trailers)) {
+            None | Some(Ok(None)) => self.end(),
+            Some(Ok(Some(trailers))) => self.end().map(|_| Some(Ok(Frame::trailers(trailers)))),
+            Some(Err(_too_large)) => self.fail(Reason::BadRequest),
+        }
     }
 
     fn end(&mut self) -> Poll<Option<Result<Frame<Bytes>, RequestBodyError>>> {
@@ -274,9 +303,10 @@ impl<B: ClientBody> Body for RequestBody<B> {
             }
             Poll::Ready(None) => this.end(),
             Poll::Ready(Some(Err(_client_disconnected))) => this.fail(Reason::BadRequest),
-            // No check of the request covers trailers, which might carry an identity header or one
-            // that the route sets. RFC 9110 section 6.5.1 lets a gateway drop them. They come last.
-            Poll::Ready(Some(Ok(frame))) if frame.is_trailers() => this.end(),
+            // They come last.
+            Poll::Ready(Some(Ok(frame))) if frame.is_trailers() => {
+                this.end_with(frame.into_trailers().unwrap_or_default())
+            }
             Poll::Ready(Some(Ok(frame))) => {
                 reader.timer = None;
                 if let Some(data) = frame.data_ref() {

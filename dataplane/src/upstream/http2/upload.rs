@@ -139,10 +139,11 @@ impl<B: ClientBody> Body for SharedBody<B> {
         // Taken away: the flag ends the task.
         let Some(sending) = sending.as_mut() else { return Poll::Pending };
         let frame = ready!(Pin::new(&mut sending.body).poll_frame(cx));
-        if let Some(Ok(frame)) = &frame
-            && let Some(data) = frame.data_ref()
-        {
-            sending.keep(data);
+        match &frame {
+            Some(Ok(frame)) if let Some(data) = frame.data_ref() => sending.keep(data),
+            // Trailers are not kept.
+            Some(Ok(_)) => sending.read = None,
+            _ => {}
         }
         Poll::Ready(frame)
     }

@@ -6,13 +6,14 @@ use e2e::client::{Body, Http, HttpConnection, bounded, full};
 use e2e::documents::weighted;
 use e2e::frames::{DATA, END_HEADERS, END_STREAM, FrameConnection, HEADERS, frame};
 use e2e::raw;
+use e2e::upstream::Upstream;
 use e2e::upstream::raw::{AfterResponse, RawRequest, RawResponse, RawUpstream};
 use e2e::world::World;
 use futures_util::stream;
 use http::{Method, StatusCode};
 use http_body_util::{BodyExt, StreamBody};
 use hyper::body::Frame;
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
 const METHODS: [&str; 7] = ["GET", "HEAD", "DELETE", "OPTIONS", "POST", "PUT", "PROPFIND"];
@@ -66,6 +67,49 @@ async fn a_body_of_http_1_arrives_with_every_method() {
             assert_eq!(framing(&seen), (expected[0].clone(), expected[1].clone()), "{method} {sent:?}");
             assert_eq!((seen.body.as_str(), seen.version()), (body, "HTTP/1.1"), "{method} {sent:?}");
             assert_eq!(seen.values("connection"), nothing, "{method}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn announced_trailers_arrive() {
+    let settings = json!({"countersign": {"workers": 1}});
+    let world = World::builder().settings(settings).start().await;
+    let upstream = Upstream::plain("trailers").await;
+    let nodes = json!({upstream.address().to_string(): 1});
+    let to = |scheme: &str, uri: &str| json!({"uri": uri, "upstream": {"scheme": scheme, "nodes": nodes, "pass_host": "pass"}});
+    let mut rewritten = to("http", "/rewritten");
+    rewritten["plugins"] = json!({"proxy-rewrite": {"headers": {"remove": ["x-sum"]}}});
+    world
+        .apply(&[
+            ("ssls/app", world.open_site()),
+            ("routes/h1", to("http", "/h1")),
+            ("routes/h2", to("grpc", "/h2")),
+            ("routes/rewritten", rewritten),
+        ])
+        .await;
+    let trailers =
+        [("x-sum", "1"), ("x-other", "2"), ("x-real-ip", "192.0.2.9"), ("x-ssl-client-verify", "SUCCESS")];
+    let passed = json!({"x-sum": "1"});
+    for http in [Http::One, Http::Two] {
+        let mut session = world.client("app.test").http(http).connect().await.unwrap();
+        for (path, announced, expected) in [
+            ("/h1", "x-sum, x-real-ip, x-ssl-client-verify", &passed),
+            ("/h2", "x-sum, x-real-ip, x-ssl-client-verify", &passed),
+            ("/h1", "", &Value::Null),
+            ("/h2", "", &Value::Null),
+            ("/rewritten", "x-sum", &Value::Null),
+        ] {
+            let fields = trailers.iter().map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap()));
+            let frames = vec![Frame::data("hello".into()), Frame::trailers(fields.collect())];
+            let mut request = session.request(Method::POST, path, streamed(frames));
+            if !announced.is_empty() {
+                request.headers_mut().insert("trailer", announced.parse().unwrap());
+            }
+            let report = session.fetch(request).await.unwrap().json();
+            assert_eq!(&report["trailers"], expected, "{http:?} {path} {announced}: {report}");
+            let announced = expected.as_object().map(|_| "x-sum");
+            assert_eq!(report["headers"]["trailer"].as_str(), announced, "{http:?} {path}");
         }
     }
 }
@@ -145,9 +189,9 @@ async fn hop_by_hop_request_fields_are_not_forwarded() {
     let world = world_to(&upstream).await;
     let head = "POST /x HTTP/1.1\r\nHost: app.test\r\nConnection: close, X-Private\r\nX-Private: 1\r\n\
                 Keep-Alive: timeout=5\r\nProxy-Connection: keep-alive\r\nProxy-Authorization: Basic eA==\r\n\
-                TE: trailers, gzip\r\nTrailer: X-T\r\nExpect: 200-ok\r\nX-Own: kept\r\n\
+                TE: trailers, gzip\r\nTrailer: X-Real-IP\r\nExpect: 200-ok\r\nX-Own: kept\r\n\
                 Transfer_Encoding: gzip\r\nTransfer.Encoding: gzip\r\nContent_Length: 3\r\n\
-                Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\nX-T: 1\r\n\r\n";
+                Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\nX-Real-IP: 1\r\n\r\n";
     let answered = exchange(&world, head).await;
     assert!(answered.contains("HTTP/1.1 200"), "{answered}");
     let seen = upstream.request().await;
