@@ -229,11 +229,6 @@ fn streams() -> Vec<Case> {
         },
         fine("heads on a closed stream", behind(whole_response(BESIDE).repeat(1000)), 200),
         fine("data on a closed stream", behind(frame(DATA, 0, BESIDE, b"x").repeat(1000)), 200),
-        fine(
-            "a window for what is sent",
-            [window_update(FAULTY, 0x7fff_ffff), head(END_STREAM, OK)].concat(),
-            200,
-        ),
         Case {
             steps: no_window(window_update(FAULTY, 0x7fff_ffff).repeat(2)),
             ..invalid("a window beyond the limit", Vec::new())
@@ -296,7 +291,6 @@ fn beginnings() -> Vec<Case> {
     let late = |name, bytes| case(name, vec![Send(bytes)], Status(504), "upstream_connect_timeout");
     vec![
         case("FIN at once", vec![Close], Status(502), CLOSED),
-        case("RST at once", vec![Reset], Status(502), CLOSED),
         case("FIN in the SETTINGS", vec![Send(greeting()[..5].to_vec()), Close], Status(502), CLOSED),
         invalid("HTTP/1 at once", b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n"),
         invalid("another protocol", b"SSH-2.0-OpenSSH_9.2\r\n"),
