@@ -8,7 +8,8 @@
 //! written to the socket, so that limit and [`SEND_BUFFER`] bound what is buffered for a client
 //! that does not read.
 
-pub(super) mod frames;
+pub(crate) mod frames;
+pub(crate) mod intake;
 mod response;
 pub(crate) mod sender;
 mod tunnel;
@@ -26,6 +27,7 @@ use http::{Request, Response};
 use hyper::rt::{Read, Write};
 use hyper_util::rt::TokioIo;
 
+use self::intake::Intakes;
 use self::tunnel::Http2Tunnel;
 use super::RequestHandler;
 use super::head::HeadLimits;
@@ -66,6 +68,8 @@ const HEADER_LIST_FACTOR: usize = 4;
 struct Streams<H> {
     handler: Rc<H>,
     state: Rc<KeepAliveState>,
+    /// The bodies of requests.
+    intakes: Intakes,
     /// Streams with data and without a window to send it.
     blocked: Cell<usize>,
     /// When a stream's client last opened a window, in ticks of the worker's timers.
@@ -101,6 +105,7 @@ pub(super) async fn serve<I, H>(
     let streams = Rc::new(Streams {
         handler,
         state: Rc::clone(state),
+        intakes: Intakes::default(),
         blocked: Cell::new(0),
         last_progress: Cell::new(server.timers.current_tick()),
         stalled: Flag::default(),
@@ -131,7 +136,10 @@ pub(super) async fn serve<I, H>(
                     closing = true;
                     connection.abrupt_shutdown(Reason::NO_ERROR);
                 }
-                Poll::Pending => return Poll::Pending,
+                Poll::Pending => {
+                    streams.intakes.compact(state.small_frames());
+                    return Poll::Pending;
+                }
             }
         }
     })
@@ -147,7 +155,11 @@ impl<H: RequestHandler> Streams<H> {
     /// Serves a request in a task of its own.
     fn start(self: &Rc<Self>, request: Request<RecvStream>, respond: SendResponse<Bytes>) {
         let (head, body) = request.into_parts();
-        let source = BodySource::Http2(Http2Body::new(&head.headers, body));
+        let body = Http2Body::new(&head.headers, body);
+        if !body.is_end_stream() {
+            self.intakes.add(body.intake());
+        }
+        let source = BodySource::Http2(body);
         let interim = self.state.interim_responses();
         let (body, in_flight) = IncomingBody::begin_request(source, Some(interim.clone()), &self.state);
         let request = Request::from_parts(head, body);

@@ -13,6 +13,7 @@ use h2::RecvStream;
 use http::{HeaderMap, header};
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 
+use super::http2::intake::{Intake, SharedIntake};
 use super::interim::InterimResponses;
 use super::keep_alive::{InFlightGuard, KeepAliveState};
 use super::request;
@@ -45,7 +46,7 @@ pub enum IncomingBodyError {
 /// The body of an HTTP/2 request. `h2` checks it against its `Content-Length` (RFC 9113 section
 /// 8.1.1).
 pub(super) struct Http2Body {
-    stream: RecvStream,
+    intake: SharedIntake,
     /// Bytes still to come, if the head has a length.
     remaining: Option<u64>,
     /// The client waits for 100 before it sends the body. hyper sends it for HTTP/1.
@@ -57,7 +58,16 @@ impl Http2Body {
         let length =
             headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
         let remaining = length.or_else(|| stream.is_end_stream().then_some(0));
-        Self { stream, remaining, expects_continue: request::expects_continue(headers) }
+        Self { intake: Intake::new(stream), remaining, expects_continue: request::expects_continue(headers) }
+    }
+
+    /// What the client sends.
+    pub(super) fn intake(&self) -> &SharedIntake {
+        &self.intake
+    }
+
+    pub(super) fn is_end_stream(&self) -> bool {
+        self.intake.borrow().is_end_stream()
     }
 
     fn poll_frame(
@@ -65,7 +75,8 @@ impl Http2Body {
         cx: &mut Context<'_>,
         interim: Option<&InterimResponses>,
     ) -> Poll<Option<Result<Frame<Bytes>, h2::Error>>> {
-        let data = self.stream.poll_data(cx);
+        let mut intake = self.intake.borrow_mut();
+        let data = intake.poll_data(cx);
         // RFC 9110 section 10.1.1: none is due once data has arrived.
         if std::mem::take(&mut self.expects_continue)
             && data.is_pending()
@@ -75,7 +86,7 @@ impl Http2Body {
         }
         match ready!(data) {
             Some(Ok(data)) => {
-                if let Err(error) = self.stream.flow_control().release_capacity(data.len()) {
+                if let Err(error) = intake.release(data.len()) {
                     return Poll::Ready(Some(Err(error)));
                 }
                 self.remaining = self.remaining.map(|left| left.saturating_sub(data.len() as u64));
@@ -83,7 +94,7 @@ impl Http2Body {
             }
             Some(Err(error)) => Poll::Ready(Some(Err(error))),
             None => {
-                let trailers = ready!(self.stream.poll_trailers(cx));
+                let trailers = ready!(intake.poll_trailers(cx));
                 Poll::Ready(trailers.map(|trailers| trailers.map(Frame::trailers)).transpose())
             }
         }
@@ -94,7 +105,7 @@ impl BodySource {
     pub(super) fn is_end_stream(&self) -> bool {
         match self {
             Self::Http1(body) => body.is_end_stream(),
-            Self::Http2(body) => body.stream.is_end_stream(),
+            Self::Http2(body) => body.is_end_stream(),
         }
     }
 

@@ -38,6 +38,8 @@ pub(super) struct KeepAliveState {
     unread_body: Cell<Option<u64>>,
     /// Bytes were read since the last request began that may belong to the next head.
     head_started: Cell<bool>,
+    /// Of HTTP/2: the frames of data that were small.
+    small_frames: Cell<u32>,
     /// Written data may not be flushed.
     unflushed: Cell<bool>,
     /// Bytes of the request's body that hyper has not read. HTTP/1 only, like all that follows.
@@ -92,6 +94,7 @@ impl KeepAliveState {
             requests: Cell::new(0),
             unread_body: Cell::new(None),
             head_started: Cell::new(false),
+            small_frames: Cell::new(0),
             unflushed: Cell::new(false),
             body_remaining: Cell::new(0),
             head_complete: Cell::new(false),
@@ -306,9 +309,15 @@ impl KeepAliveState {
         }
     }
 
+    /// The small frames of data of an HTTP/2 connection so far.
+    pub(super) fn small_frames(&self) -> u32 {
+        self.small_frames.get()
+    }
+
     /// Frames of HTTP/2 were read from the client. Only a request ends the idle phase, so that
     /// other frames do not prolong it.
     pub(super) fn on_frames(&self, frames: &FrameScanner) {
+        self.small_frames.set(frames.small_frames());
         self.timeouts.set_pending_head(frames.open_header_block());
         if frames.has_begun() && self.timeouts.phase() == Phase::Head {
             self.timeouts.enter_phase(Phase::Idle);

@@ -5,8 +5,8 @@
 //! [`upload`] sends its body and [`body`] reads that of the response. `pool` decides which
 //! connection a request takes.
 
-mod alert_io;
 pub(crate) mod body;
 pub(crate) mod connection;
 pub(crate) mod head;
+mod observed_io;
 pub(crate) mod upload;

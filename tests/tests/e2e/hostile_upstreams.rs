@@ -6,6 +6,7 @@ mod drained;
 mod frames;
 mod identities;
 mod kept;
+mod small_frames;
 
 use std::time::{Duration, Instant};
 

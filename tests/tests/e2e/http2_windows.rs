@@ -2,9 +2,10 @@
 //! released, streams are reset, and connections that are not read are closed. Requests that wait
 //! for the upstream are not affected.
 
+use std::future::poll_fn;
 use std::time::{Duration, Instant};
 
-use e2e::client::HttpClient;
+use e2e::client::{HttpClient, bounded};
 use e2e::frames::{
     self, ACK, DATA, END_HEADERS, END_STREAM, FrameConnection, HEADERS, RST_STREAM, SETTINGS, frame, get,
     window_settings, window_update,
@@ -16,6 +17,7 @@ use e2e::upstream::{SECOND_HALF, Upstream};
 use e2e::world::World;
 use nix::sys::signal::Signal;
 use serde_json::json;
+use tokio::net::TcpStream;
 
 /// An earlier end is not caused by `send_timeout`.
 const NOT_BEFORE: Duration = Duration::from_millis(900);
@@ -215,6 +217,40 @@ async fn uploads_that_stall_hold_no_other() {
     let grown = memory_peak(target.world.node_id()) - before;
     // Twice the windows, as `h2` keeps what it has read.
     assert!(grown < 48 << 20, "the data plane grew by {grown} bytes");
+}
+
+#[tokio::test]
+async fn small_frames_of_a_stalled_upload_hold_little() {
+    const ROUNDS: usize = 4000;
+    const PIECE: usize = 10_000;
+    let (target, stalled) = stalled_uploads().await;
+    let tcp = TcpStream::connect(target.world.http()).await.unwrap();
+    let (client, connection) = h2::client::handshake(tcp).await.unwrap();
+    let connection = tokio::spawn(connection);
+    let mut client = client.ready().await.unwrap();
+    let mut post = |path: &str| {
+        let request = http::Request::post(format!("http://app.test{path}")).body(()).unwrap();
+        client.send_request(request, false).unwrap()
+    };
+    let ((_waits, mut slow), (answer, mut fast)) = (post("/stalled"), post("/sink"));
+    stalled.arrived(1).await;
+    let before = memory_peak(target.world.node_id());
+    let send = async {
+        for _ in 0..ROUNDS {
+            fast.reserve_capacity(PIECE);
+            while fast.capacity() < PIECE {
+                poll_fn(|cx| fast.poll_capacity(cx)).await.unwrap().unwrap();
+            }
+            fast.send_data(vec![b'x'; PIECE].into(), false).unwrap();
+            slow.send_data("x".into(), false).unwrap();
+        }
+        fast.send_data("end".into(), true).unwrap();
+    };
+    bounded("the upload", send).await;
+    bounded("the answer", answer).await.unwrap();
+    let grown = memory_peak(target.world.node_id()) - before;
+    assert!(grown < 16 << 20, "the data plane grew by {grown} bytes");
+    connection.abort();
 }
 
 /// hyper reads `CANCEL` and `NO_ERROR` as the end of a body.

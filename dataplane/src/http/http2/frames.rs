@@ -1,21 +1,24 @@
-//! The frames of an HTTP/2 connection as they are read: whether the first one has begun, and
-//! whether a header block is open.
+//! The frames of an HTTP/2 connection as they are read: whether the first one has begun, whether a
+//! header block is open, and how many frames of data are small.
 //!
 //! `h2` reads a header block whole and does not show an incomplete one, so that a slow head
 //! (HEADERS, then CONTINUATION after CONTINUATION) is detected here. Invariant: the scanner counts
 //! bytes only; `h2` parses and validates the frames.
 
+use super::intake::SMALL_FRAME;
+
 /// Bytes of a frame's header (RFC 9113 section 4.1).
 const HEADER: usize = 9;
 /// Bytes of a client's preface (RFC 9113 section 3.4).
 const PREFACE: usize = 24;
+const DATA: u8 = 0;
 const HEADERS: u8 = 1;
 const CONTINUATION: u8 = 9;
 const END_HEADERS: u8 = 4;
 
 /// The position of a connection in its frames.
 #[derive(Debug)]
-pub(in crate::http) struct FrameScanner {
+pub(crate) struct FrameScanner {
     /// Bytes of the preface still to come.
     preface: usize,
     header: [u8; HEADER],
@@ -27,24 +30,31 @@ pub(in crate::http) struct FrameScanner {
     /// The number of header blocks.
     blocks: u32,
     block_open: bool,
+    small_frames: u32,
 }
 
 impl FrameScanner {
     /// A scanner before the client's preface.
     pub(in crate::http) fn new() -> Self {
+        Self { preface: PREFACE, ..Self::of_server() }
+    }
+
+    /// A scanner of a server's frames, which have no preface.
+    pub(crate) fn of_server() -> Self {
         Self {
-            preface: PREFACE,
+            preface: 0,
             header: [0; HEADER],
             filled: 0,
             payload: 0,
             first_frame_seen: false,
             blocks: 0,
             block_open: false,
+            small_frames: 0,
         }
     }
 
     /// Reads the next bytes.
-    pub(in crate::http) fn read(&mut self, data: &[u8]) {
+    pub(crate) fn read(&mut self, data: &[u8]) {
         let mut rest = skip(data, &mut self.preface);
         while !rest.is_empty() {
             if self.filled < HEADER {
@@ -76,10 +86,18 @@ impl FrameScanner {
         self.block_open.then_some(self.blocks)
     }
 
+    /// How many frames of data were smaller than [`SMALL_FRAME`], and not empty.
+    pub(crate) fn small_frames(&self) -> u32 {
+        self.small_frames
+    }
+
     fn begin_frame(&mut self) {
         let [a, b, c, kind, ..] = self.header;
         self.payload = usize::try_from(u32::from_be_bytes([0, a, b, c])).unwrap_or(usize::MAX);
         self.first_frame_seen = true;
+        if kind == DATA && (1..SMALL_FRAME).contains(&self.payload) {
+            self.small_frames = self.small_frames.wrapping_add(1);
+        }
         if kind == HEADERS {
             self.block_open = true;
             self.blocks = self.blocks.wrapping_add(1);
@@ -122,6 +140,15 @@ mod tests {
         scanner.read(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n");
         pieces.iter().for_each(|piece| scanner.read(piece));
         scanner
+    }
+
+    #[test]
+    fn small_frames_of_data_are_counted() {
+        let frames = [1, SMALL_FRAME - 1, SMALL_FRAME, 0].map(|size| frame(DATA, 0, size));
+        assert_eq!(after(&frames).small_frames(), 2);
+        let mut of_server = FrameScanner::of_server();
+        of_server.read(&[frame(4, 0, 6), frame(DATA, 0, 5), frame(HEADERS, 0, 5)].concat());
+        assert_eq!(of_server.small_frames(), 1);
     }
 
     #[test]

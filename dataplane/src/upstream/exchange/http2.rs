@@ -86,6 +86,9 @@ impl UpstreamClient {
         framing::accept_response(&mut response).map_err(|error| ExchangeError::Framing { addr, error })?;
         let (head, body) = response.into_parts();
         let body = Http2ResponseBody::new(&head, body);
+        if let Some(intake) = body.intake() {
+            stream.connection.add_intake(intake);
+        }
         let source = ResponseSource::Http2 { body, exchange: Some((upload, stream)) };
         let limits = ResponseLimits::new(target, self.head);
         Ok(Response::from_parts(head, UpstreamResponseBody::new(source, limits, &self.timers)))

@@ -13,6 +13,7 @@ use http::{StatusCode, header};
 use hyper::body::{Frame, SizeHint};
 
 use crate::http::grpc;
+use crate::http::http2::intake::{Intake, SharedIntake};
 use crate::http::http2::sender::ResetCode;
 
 /// The node or `h2` ended the stream before its end.
@@ -41,7 +42,7 @@ impl ResetCode for BrokenStream {
 /// A response's body.
 pub(crate) struct Http2ResponseBody {
     /// `None`: the status allows no body.
-    stream: Option<RecvStream>,
+    intake: Option<SharedIntake>,
     /// The bytes of the last frame, for which the window is still closed.
     held: usize,
     is_grpc: bool,
@@ -56,7 +57,12 @@ impl Http2ResponseBody {
         let remaining = length.and_then(|length| length.to_str().ok()?.parse().ok());
         let has_body = !matches!(head.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
         let is_grpc = grpc::is_grpc_type(&head.headers);
-        Self { stream: has_body.then_some(stream), held: 0, is_grpc, remaining }
+        Self { intake: has_body.then(|| Intake::new(stream)), held: 0, is_grpc, remaining }
+    }
+
+    /// What the node sends; `None`: nothing that is read.
+    pub(crate) fn intake(&self) -> Option<&SharedIntake> {
+        self.intake.as_ref()
     }
 
     pub(crate) fn poll_frame(
@@ -68,12 +74,13 @@ impl Http2ResponseBody {
     }
 
     fn poll_stream(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, h2::Error>>> {
-        let Some(stream) = &mut self.stream else { return Poll::Ready(None) };
+        let Some(intake) = &self.intake else { return Poll::Ready(None) };
+        let mut intake = intake.borrow_mut();
         let held = std::mem::take(&mut self.held);
         if held > 0 {
-            stream.flow_control().release_capacity(held)?;
+            intake.release(held)?;
         }
-        match ready!(stream.poll_data(cx)) {
+        match ready!(intake.poll_data(cx)) {
             Some(Ok(data)) => {
                 self.held = data.len();
                 self.remaining = self.remaining.map(|left| left.saturating_sub(data.len() as u64));
@@ -81,14 +88,14 @@ impl Http2ResponseBody {
             }
             Some(Err(error)) => Poll::Ready(Some(Err(error))),
             None => {
-                let trailers = ready!(stream.poll_trailers(cx));
+                let trailers = ready!(intake.poll_trailers(cx));
                 Poll::Ready(trailers.map(|trailers| trailers.map(Frame::trailers)).transpose())
             }
         }
     }
 
     pub(crate) fn is_end_stream(&self) -> bool {
-        self.stream.as_ref().is_none_or(RecvStream::is_end_stream)
+        self.intake.as_ref().is_none_or(|intake| intake.borrow().is_end_stream())
     }
 
     pub(crate) fn size_hint(&self) -> SizeHint {

@@ -17,11 +17,11 @@ use h2::SendStream;
 use h2::client::{self, ResponseFuture, SendRequest};
 use http::Request;
 use hyper::rt::{Read, Write};
-use hyper_util::rt::TokioIo;
 use model::KeepalivePool;
 
-use super::alert_io::{AlertIo, ReceivedAlert};
+use super::observed_io::{ObservedIo, ReceivedAlert};
 use crate::http::head::HeadLimits;
+use crate::http::http2::intake::{Intakes, SharedIntake};
 use crate::http::http2::max_header_list_size;
 use crate::observability::HasReason;
 use crate::reason::Reason;
@@ -88,6 +88,10 @@ pub(crate) struct Http2Connection {
     idle_since: Cell<Instant>,
     /// Called when `limit` or `draining` has changed.
     on_change: RefCell<Option<Rc<dyn Fn()>>>,
+    /// The bodies of responses.
+    intakes: Intakes,
+    /// How many frames of data were small.
+    small_frames: Rc<Cell<u32>>,
 }
 
 /// Opens HTTP/2 on a connection. Returns once the node's SETTINGS have come: only they say that it
@@ -105,6 +109,8 @@ where
     I: Read + Write + Unpin + 'static,
 {
     let alert = ReceivedAlert::default();
+    let io = ObservedIo::new(io, &alert);
+    let small_frames = Rc::clone(io.small_frames());
     let (sender, mut connection) = client::Builder::new()
         .enable_push(false)
         .initial_max_send_streams(0)
@@ -113,7 +119,7 @@ where
         .max_send_buffer_size(SEND_BUFFER)
         .max_local_error_reset_streams(Some(LOCAL_RESETS_MAX))
         .max_header_list_size(max_header_list_size(limits))
-        .handshake::<_, Bytes>(TokioIo::new(AlertIo::new(io, &alert)))
+        .handshake::<_, Bytes>(io)
         .await
         .map_err(|error| Http2HandshakeError::new(error, &alert))?;
     poll_fn(|cx| match Pin::new(&mut connection).poll(cx) {
@@ -134,6 +140,8 @@ where
         alert,
         idle_since: Cell::new(Instant::now()),
         on_change: RefCell::default(),
+        intakes: Intakes::default(),
+        small_frames,
     });
     runtime::spawn(drive(connection, Rc::downgrade(&handle)));
     Ok(handle)
@@ -169,6 +177,7 @@ where
 impl Http2Connection {
     /// Reads what the node has changed.
     fn update(&self, ended: bool) {
+        self.intakes.compact(self.small_frames.get());
         let mut sender = self.sender.borrow_mut();
         let limit = stream_limit(&sender);
         // Pending only for a stream that waits inside `h2`, which there never is.
@@ -242,6 +251,11 @@ impl Http2Connection {
     pub(crate) fn end_stream(&self) {
         self.open.set(self.open.get().saturating_sub(1));
         self.idle_since.set(Instant::now());
+    }
+
+    /// The body of a response on this connection.
+    pub(crate) fn add_intake(&self, intake: &SharedIntake) {
+        self.intakes.add(intake);
     }
 
     /// Sends a head, as the head of a stream that was counted.
