@@ -4,7 +4,7 @@
 use std::future::poll_fn;
 
 use e2e::client::{Http, bounded};
-use e2e::frames::{FrameConnection, get};
+use e2e::frames::{FrameConnection, get, window_update};
 use e2e::resources::memory_peak;
 use e2e::world::World;
 use h2::SendStream;
@@ -48,8 +48,7 @@ async fn send(mut slow: SendStream<Bytes>, mut fast: SendStream<Bytes>) {
         slow.send_data("x".into(), false).unwrap();
     }
     fast.send_data("end".into(), true).unwrap();
-    // Until the gateway has had enough of it.
-    let _reset = poll_fn(|cx| slow.poll_reset(cx)).await;
+    slow.send_data("end".into(), true).unwrap();
 }
 
 #[tokio::test]
@@ -71,5 +70,10 @@ async fn small_frames_that_are_not_read_hold_little() {
     assert_eq!((fast.status, fast.body.len()), (StatusCode::OK, ROUNDS * PIECE + 3));
     let grown = memory_peak(world.node_id()) - before;
     assert!(grown < MEMORY, "the data plane grew by {grown} bytes");
+    // All of it is there.
+    let opened = [window_update(0, 1 << 20), window_update(1, 1 << 20)].concat();
+    assert!(slow.send(&opened).await);
+    let heard = slow.until("the response", |heard| heard.whole == [1]).await;
+    assert_eq!((heard.data, heard.resets), (ROUNDS + 3, 0), "{heard:?}");
     server.abort();
 }
