@@ -21,6 +21,8 @@ use super::hop_by_hop::remove_hop_by_hop;
 
 /// The interim responses of one request that are passed on; later ones are dropped.
 const FORWARDED_MAX: usize = 8;
+/// More responses to one request than this are an attack.
+pub(crate) const RECEIVED_MAX: u32 = 16;
 /// Around a field in HTTP/1: `: ` and CR LF.
 const FIELD_OVERHEAD: usize = 4;
 
@@ -35,6 +37,8 @@ struct ChannelState {
     /// How many more are passed on, and with how many bytes of fields in all.
     left: usize,
     bytes_left: usize,
+    /// How many the upstream has sent.
+    received: u32,
     /// The upstream has sent 100.
     continued: bool,
     /// The task that sends to the client.
@@ -49,6 +53,7 @@ impl ChannelState {
             queue: VecDeque::new(),
             left: FORWARDED_MAX,
             bytes_left: bytes_max,
+            received: 0,
             continued: false,
             sender: None,
             body: None,
@@ -108,6 +113,10 @@ impl InterimResponses {
     /// An upstream has sent an interim response.
     pub(crate) fn push(&self, status: StatusCode, headers: &HeaderMap) {
         let mut state = self.lock();
+        state.received = state.received.saturating_add(1);
+        if state.received > RECEIVED_MAX {
+            return wake(&mut state.sender);
+        }
         match status {
             StatusCode::CONTINUE => {
                 state.continued = true;
@@ -132,6 +141,12 @@ impl InterimResponses {
         // RFC 9110 section 8.6.
         response.headers_mut().remove(header::CONTENT_LENGTH);
         state.send(response);
+    }
+
+    /// Whether the upstream has sent more than [`RECEIVED_MAX`]. The task that sends to the client is
+    /// woken then.
+    pub(crate) fn is_flooded(&self) -> bool {
+        self.lock().received > RECEIVED_MAX
     }
 
     /// The server reads a body whose client waits for 100.
@@ -258,8 +273,11 @@ mod tests {
     #[test]
     fn number_and_bytes_are_bounded() {
         let interim = InterimResponses::new(1000);
-        (0..100).for_each(|_| interim.push(StatusCode::EARLY_HINTS, &headers(&[("a", "b")])));
+        (0..RECEIVED_MAX).for_each(|_| interim.push(StatusCode::EARLY_HINTS, &headers(&[("a", "b")])));
         assert_eq!(queued(&interim).len(), FORWARDED_MAX);
+        assert!(!interim.is_flooded());
+        interim.push(StatusCode::CONTINUE, &headers(&[]));
+        assert!(interim.is_flooded());
         let interim = InterimResponses::new(100);
         (0..3).for_each(|_| interim.push(StatusCode::EARLY_HINTS, &headers(&[("a", &"b".repeat(40))])));
         assert_eq!(queued(&interim).len(), 2, "two times 45 bytes");

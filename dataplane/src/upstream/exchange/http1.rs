@@ -1,11 +1,14 @@
 //! One attempt over an HTTP/1 connection.
 
+use std::future::{Future, poll_fn};
 use std::pin::pin;
+use std::task::Poll;
 
 use http::{Request, Response};
 use hyper::body::Incoming;
 
 use super::{ExchangeError, FailedAttempt, response_in_time, set_host, take};
+use crate::http::interim::{InterimResponses, RECEIVED_MAX};
 use crate::upstream::client::{UpstreamClient, UpstreamTarget};
 use crate::upstream::framing;
 use crate::upstream::pool::PooledConnection;
@@ -27,10 +30,15 @@ impl UpstreamClient {
         if let Some(interim) = target.interim {
             interim.attach(&mut sent);
         }
-        let response = pin!(connection.sender.try_send_request(sent));
-        match response_in_time(response, &progress, &target.timeouts, &self.timers).await {
-            Ok(Ok(response)) => Ok(self.wrap_http1(target, response, connection, progress)?),
-            Ok(Err(mut failed)) => {
+        let mut response = pin!(connection.sender.try_send_request(sent));
+        let answer = pin!(poll_fn(|cx| match response.as_mut().poll(cx) {
+            Poll::Pending if target.interim.is_some_and(InterimResponses::is_flooded) => Poll::Ready(None),
+            answer => answer.map(Some),
+        }));
+        match response_in_time(answer, &progress, &target.timeouts, &self.timers).await {
+            Ok(None) => Err(ExchangeError::InterimResponses { addr, max: RECEIVED_MAX }.into()),
+            Ok(Some(Ok(response))) => Ok(self.wrap_http1(target, response, connection, progress)?),
+            Ok(Some(Err(mut failed))) => {
                 if let Some(reason) = progress.failed() {
                     return Err(ExchangeError::ClientBody(reason).into());
                 }
