@@ -69,7 +69,11 @@ impl UpstreamClient {
         checkout: &Checkout<'_>,
     ) -> Result<PoolLease, ConnectError> {
         let deadline = ConnectDeadline::start(checkout.connect_timeout);
-        let limited = |within| ConnectError::NodeLimit { addr: node.addr, max: node.max, within };
+        let limited = |within| match node.is_full() {
+            true => ConnectError::NodeLimit { addr: node.addr, max: node.max, within },
+            // It waited for a connection that another request opens.
+            false => ConnectError::Timeout { addr: node.addr, within },
+        };
         match deadline.limit(node.wait(&key, checkout.fresh), limited).await? {
             Grant::Available(available) => Ok(self.pool.check_out(node, key, checkout.keepalive, available)),
             Grant::Failed(error) => Err(ConnectError::Shared(error)),
@@ -100,7 +104,14 @@ impl UpstreamClient {
             }
             Ok(NewConnection::Http2(connection)) => Ok(PoolLease::Http2(dial.opened_http2(connection))),
             Err(error) => {
-                dial.failed(|| DialError { reason: error.reason(), detail: error.to_string().into() });
+                match error {
+                    // The time of this request is over, not that of those who wait for the
+                    // connection: one of them dials.
+                    ConnectError::Timeout { .. } | ConnectError::ConnectionLimit { .. } => drop(dial),
+                    _ => {
+                        dial.failed(|| DialError { reason: error.reason(), detail: error.to_string().into() })
+                    }
+                }
                 Err(error)
             }
         }

@@ -340,6 +340,11 @@ impl NodePool {
         Some(self.state.borrow_mut().oldest_idle()?.0)
     }
 
+    /// Whether it has as many connections as it may have.
+    pub(crate) fn is_full(&self) -> bool {
+        self.state.borrow().open >= self.max
+    }
+
     pub(super) fn idle_count(&self) -> usize {
         self.state.borrow().keys.values().map(KeyPool::idle_count).sum()
     }
