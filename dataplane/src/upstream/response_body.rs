@@ -166,7 +166,12 @@ impl ResponseSource {
                     return Err(UpstreamBodyError::RequestBodyUnsent);
                 }
             }
-            Self::Http2 { exchange, .. } => drop(exchange.take()),
+            Self::Http2 { exchange, .. } => {
+                if let Some((upload, stream)) = exchange.take() {
+                    drop(upload);
+                    stream.finish();
+                }
+            }
         }
         Ok(())
     }

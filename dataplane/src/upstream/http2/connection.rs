@@ -37,8 +37,17 @@ const STREAM_WINDOW: u32 = 64 * 1024;
 const CONNECTION_WINDOW: u32 = STREAMS_MAX * STREAM_WINDOW;
 /// Request data of one stream that waits for the socket, in bytes.
 const SEND_BUFFER: usize = 32 * 1024;
-/// Streams that we may have to reset because of the node's errors (CVE-2025-8671).
-const LOCAL_RESETS_MAX: usize = 256;
+/// Streams of a connection that are reset before their end, by clients that give up or by
+/// deadlines. After them it opens no further one.
+const CANCELLED_MAX: u32 = 500;
+/// How many of them `h2` remembers, and for how long, so that what the node still sends for them is
+/// no error of the node.
+const CANCELLED_REMEMBERED: usize = 2 * CANCELLED_MAX as usize;
+const CANCELLED_TIME: Duration = Duration::from_secs(30);
+/// Streams that we may have to reset because of the node's errors (CVE-2025-8671), over the life of
+/// the connection: `h2` then ends it with all its streams. Far more than what comes too late for
+/// the cancelled ones.
+const LOCAL_RESETS_MAX: usize = 4096;
 /// A node that does not read gets no more time than this for the GOAWAY.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -78,6 +87,8 @@ pub(crate) struct Http2Connection {
     open: Cell<u32>,
     /// Streams so far.
     started: Cell<u32>,
+    /// Those of them that ended without a whole response.
+    cancelled: Cell<u32>,
     /// The most streams at a time that the node allows.
     limit: Cell<u32>,
     draining: Cell<bool>,
@@ -117,6 +128,8 @@ where
         .initial_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_send_buffer_size(SEND_BUFFER)
+        .max_concurrent_reset_streams(CANCELLED_REMEMBERED)
+        .reset_stream_duration(CANCELLED_TIME)
         .max_local_error_reset_streams(Some(LOCAL_RESETS_MAX))
         .max_header_list_size(max_header_list_size(limits))
         .handshake::<_, Bytes>(io)
@@ -134,6 +147,7 @@ where
         sender: RefCell::new(sender),
         open: Cell::new(0),
         started: Cell::new(0),
+        cancelled: Cell::new(0),
         draining: Cell::new(false),
         keepalive,
         config,
@@ -209,10 +223,12 @@ impl Http2Connection {
     }
 
     /// Whether no stream is opened any more: the node drains or closed the connection, an exchange
-    /// got no answer, `keepalive_pool.requests` are served, or its identity is no longer used.
+    /// got no answer, `keepalive_pool.requests` are served, [`CANCELLED_MAX`] were cancelled, or its
+    /// identity is no longer used.
     pub(crate) fn is_retired(&self) -> bool {
         self.draining.get()
             || self.started.get() >= self.keepalive.requests
+            || self.cancelled.get() >= CANCELLED_MAX
             || self.config.as_ref().is_some_and(|config| config.is_retired())
     }
 
@@ -248,7 +264,11 @@ impl Http2Connection {
         self.started.set(self.started.get().saturating_add(1));
     }
 
-    pub(crate) fn end_stream(&self) {
+    /// `finished`: its response has ended.
+    pub(crate) fn end_stream(&self, finished: bool) {
+        if !finished {
+            self.cancelled.set(self.cancelled.get().saturating_add(1));
+        }
         self.open.set(self.open.get().saturating_sub(1));
         self.idle_since.set(Instant::now());
     }

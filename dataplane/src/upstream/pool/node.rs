@@ -86,12 +86,19 @@ pub(crate) struct StreamSlot {
     pub connection: Rc<Http2Connection>,
     node: Rc<NodePool>,
     key: ConnectionKey,
+    /// The response has ended.
+    finished: bool,
 }
 
 impl StreamSlot {
     fn new(node: &Rc<NodePool>, key: &ConnectionKey, connection: Rc<Http2Connection>) -> Self {
         connection.begin_stream();
-        Self { connection, node: Rc::clone(node), key: key.clone() }
+        Self { connection, node: Rc::clone(node), key: key.clone(), finished: false }
+    }
+
+    /// Ends the exchange whose response has ended. A dropped one is cancelled.
+    pub(crate) fn finish(mut self) {
+        self.finished = true;
     }
 
     /// The address of the node.
@@ -102,7 +109,7 @@ impl StreamSlot {
 
 impl Drop for StreamSlot {
     fn drop(&mut self) {
-        self.connection.end_stream();
+        self.connection.end_stream(self.finished);
         if self.connection.idle_since().is_some() {
             self.node.state.borrow_mut().may_have_idle = true;
         }
