@@ -6,7 +6,7 @@
 
 use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -18,7 +18,7 @@ use super::http2::body::{BrokenStream, Http2ResponseBody};
 use super::http2::upload::Upload;
 use super::pool::PooledConnection;
 use super::pool::node::StreamSlot;
-use super::request_body::SendProgress;
+use super::request_body::{SendProgress, WaitState};
 use crate::http::head::{HeadError, HeadLimits};
 use crate::http::http2::sender::ResetCode;
 use crate::http::{grpc, trailers};
@@ -40,13 +40,14 @@ pub(crate) enum ResponseSource {
         /// The request's body, which its client may still send, and the stream. `None`: the
         /// exchange has ended.
         exchange: Option<(Option<Upload>, StreamSlot)>,
+        progress: SendProgress,
     },
 }
 
 /// The limits on the body of a response.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct ResponseLimits {
-    /// The longest pause between two frames.
+    /// The longest pause between two frames that is not the client's.
     read_timeout: Duration,
     /// Of a gRPC call.
     deadline: Option<Instant>,
@@ -132,6 +133,12 @@ impl UpstreamBodyError {
 }
 
 impl ResponseSource {
+    fn progress(&self) -> &SendProgress {
+        match self {
+            Self::Http1 { progress, .. } | Self::Http2 { progress, .. } => progress,
+        }
+    }
+
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, UpstreamBodyError>>> {
         match self {
             Self::Http1 { incoming, .. } => Pin::new(incoming).poll_frame(cx).map_err(Into::into),
@@ -218,6 +225,25 @@ impl ResponseReader {
         }
     }
 
+    /// Ready when the upstream has paused for too long. While the client still sends its request,
+    /// the upstream may have nothing to say.
+    fn poll_timeout(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let timeout = self.limits.read_timeout;
+        let timer = self.timer.get_or_insert_with(|| self.timers.after(timeout));
+        loop {
+            ready!(timer.poll(cx));
+            let waited = match self.source.progress().waiting() {
+                WaitState::Client => Duration::ZERO,
+                WaitState::Send(since) | WaitState::Response(since) => since.elapsed(),
+            };
+            let left = timeout.saturating_sub(waited);
+            if left.is_zero() {
+                return Poll::Ready(());
+            }
+            timer.reset(left);
+        }
+    }
+
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, UpstreamBodyError>>> {
         if self.is_cut {
             return Poll::Ready(None);
@@ -231,15 +257,9 @@ impl ResponseReader {
         }
         match self.source.poll_frame(cx) {
             Poll::Pending => {
-                let timeout = self.limits.read_timeout;
-                let timer = self.timer.get_or_insert_with(|| self.timers.after(timeout));
-                match timer.poll(cx) {
-                    Poll::Pending => Poll::Pending,
-                    Poll::Ready(()) => {
-                        self.source.abort();
-                        Poll::Ready(Some(Err(UpstreamBodyError::ReadTimeout(timeout))))
-                    }
-                }
+                ready!(self.poll_timeout(cx));
+                self.source.abort();
+                Poll::Ready(Some(Err(UpstreamBodyError::ReadTimeout(self.limits.read_timeout))))
             }
             Poll::Ready(None) => Poll::Ready(self.source.end().err().map(Err)),
             Poll::Ready(Some(Ok(frame))) => match frame.into_data() {

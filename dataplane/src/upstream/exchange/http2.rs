@@ -16,18 +16,15 @@ use http::{Request, Response, StatusCode};
 
 use super::{ExchangeError, FailedAttempt, response_in_time, take};
 use crate::http::grpc;
-use crate::http::interim::InterimResponses;
+use crate::http::interim::{InterimResponses, RECEIVED_MAX};
 use crate::upstream::client::{UpstreamClient, UpstreamTarget};
 use crate::upstream::framing::{self, FramingError};
 use crate::upstream::http2::body::Http2ResponseBody;
 use crate::upstream::http2::head::http2_head;
 use crate::upstream::http2::upload::Upload;
 use crate::upstream::pool::node::StreamSlot;
-use crate::upstream::request_body::RequestBody;
+use crate::upstream::request_body::{RequestBody, SendProgress};
 use crate::upstream::response_body::{ResponseLimits, ResponseSource, UpstreamResponseBody};
-
-/// More 1xx responses than this are an attack.
-const INTERIM_MAX: u32 = 16;
 
 impl UpstreamClient {
     pub(super) async fn attempt_http2(
@@ -54,7 +51,7 @@ impl UpstreamClient {
         let upload = if body.is_empty() { None } else { Some(Upload::start(send, body)) };
         let answer = pin!(Answer { future: answer, interim: 0, channel: target.interim, addr });
         match response_in_time(answer, &progress, &target.timeouts, &self.timers).await {
-            Ok(Ok(response)) => Ok(self.wrap_http2(target, response, stream, upload)?),
+            Ok(Ok(response)) => Ok(self.wrap_http2(target, response, stream, (upload, progress))?),
             Ok(Err(_)) if let Some(reason) = progress.failed() => {
                 Err(ExchangeError::ClientBody(reason).into())
             }
@@ -77,7 +74,7 @@ impl UpstreamClient {
         target: &UpstreamTarget<'_>,
         mut response: Response<RecvStream>,
         stream: StreamSlot,
-        upload: Option<Upload>,
+        (upload, progress): (Option<Upload>, SendProgress),
     ) -> Result<Response<UpstreamResponseBody>, ExchangeError> {
         let addr = stream.addr();
         if let Some(upload) = &upload {
@@ -89,7 +86,7 @@ impl UpstreamClient {
         if let Some(intake) = body.intake() {
             stream.connection.add_intake(intake);
         }
-        let source = ResponseSource::Http2 { body, exchange: Some((upload, stream)) };
+        let source = ResponseSource::Http2 { body, exchange: Some((upload, stream)), progress };
         let limits = ResponseLimits::new(target, self.head);
         Ok(Response::from_parts(head, UpstreamResponseBody::new(source, limits, &self.timers)))
     }
@@ -151,8 +148,8 @@ impl Future for Answer<'_> {
                 channel.push(interim.status(), interim.headers());
             }
             self.interim += 1;
-            if self.interim > INTERIM_MAX {
-                return Poll::Ready(Err(ExchangeError::InterimResponses { addr, max: INTERIM_MAX }));
+            if self.interim > RECEIVED_MAX {
+                return Poll::Ready(Err(ExchangeError::InterimResponses { addr, max: RECEIVED_MAX }));
             }
         }
         Pin::new(&mut self.future).poll(cx).map_err(|error| ExchangeError::Http2 { addr, error })
