@@ -17,10 +17,24 @@ pub struct Extension {
     /// The names of the objects around the field, outermost first, and then its own.
     path: &'static [&'static str],
     /// The sibling without which the field has no meaning.
-    requires: Option<&'static str>,
+    requires: Option<Sibling>,
     /// The field means the same without its siblings: where the innermost object around it is
     /// missing, it is created again.
     stands_alone: bool,
+}
+
+/// A member beside an extension field, whatever its value or with this one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Sibling {
+    name: &'static str,
+    value: Option<&'static str>,
+}
+
+impl Sibling {
+    fn is_in(self, object: &Map<String, Value>) -> bool {
+        let found = object.get(self.name);
+        found.is_some_and(|found| self.value.is_none_or(|value| found == value))
+    }
 }
 
 const fn field(path: &'static [&'static str]) -> Extension {
@@ -31,17 +45,24 @@ const fn lone_field(path: &'static [&'static str]) -> Extension {
     Extension { stands_alone: true, ..field(path) }
 }
 
+/// `http2` is for https alone.
+const fn http2_field(path: &'static [&'static str]) -> Extension {
+    Extension { requires: Some(Sibling { name: "scheme", value: Some("https") }), ..field(path) }
+}
+
 // Without `client` there is nothing to revoke.
-const SSL: [Extension; 2] =
-    [field(&["client", "crl"]), Extension { requires: Some("crl"), ..field(&["client", "crl_policy"]) }];
+const SSL: [Extension; 2] = [
+    field(&["client", "crl"]),
+    Extension { requires: Some(Sibling { name: "crl", value: None }), ..field(&["client", "crl_policy"]) },
+];
 // A document without `tls` or `keepalive_pool` still has servers to verify, and nodes to spare.
 const UPSTREAM: [Extension; 3] = [
-    field(&["http2"]),
+    http2_field(&["http2"]),
     lone_field(&["keepalive_pool", "max_connections"]),
     lone_field(&["tls", "verify_identity"]),
 ];
 // Without `upstream` there is none, or one of its own id with fields of its own.
-const HTTP2: Extension = field(&["upstream", "http2"]);
+const HTTP2: Extension = http2_field(&["upstream", "http2"]);
 const MAX_CONNECTIONS: Extension = lone_field(&["upstream", "keepalive_pool", "max_connections"]);
 const VERIFY_IDENTITY: Extension = lone_field(&["upstream", "tls", "verify_identity"]);
 const STREAM_ROUTE: [Extension; 3] = [HTTP2, MAX_CONNECTIONS, VERIFY_IDENTITY];
@@ -82,6 +103,13 @@ impl Extension {
     fn parent_of<'a>(&self, document: &'a mut Map<String, Value>) -> Option<&'a mut Map<String, Value>> {
         let (parents, _) = self.split_path();
         within(document, parents)
+    }
+
+    /// Whether a document of another program, with this object around the field, decides about it.
+    fn is_settled_in(&self, parent: &Map<String, Value>) -> bool {
+        let lacks_sibling =
+            self.requires.is_some_and(|needed| needed.value.is_some() && !needed.is_in(parent));
+        parent.contains_key(self.name()) || lacks_sibling
     }
 
     /// The object for a stored field; one that is absent is created for a field that stands alone.
@@ -132,7 +160,7 @@ pub fn carry_over(kind: Kind, before: Option<&Value>, document: &mut Map<String,
         let removes = match parent.get(extension.name()) {
             Some(Value::Null) => true,
             Some(_) => continue,
-            None => extension.requires.is_some_and(|needed| !parent.contains_key(needed)),
+            None => extension.requires.is_some_and(|needed| !needed.is_in(parent)),
         };
         if removes {
             parent.shift_remove(extension.name());
@@ -156,7 +184,7 @@ pub fn apply_removals(kind: Kind, before: &Value, document: &mut Map<String, Val
     for extension in extensions(kind) {
         let old = before.and_then(|before| extension.of(before));
         if let Some(parent) = extension.parent_of(document) {
-            let needs = extension.requires.filter(|needed| !parent.contains_key(*needed));
+            let needs = extension.requires.filter(|needed| !needed.is_in(parent));
             let unchanged = parent.get(extension.name()) == old;
             if parent.get(extension.name()).is_some_and(Value::is_null) || (needs.is_some() && unchanged) {
                 parent.shift_remove(extension.name());
@@ -188,9 +216,10 @@ pub fn split(kind: Kind, document: &mut Map<String, Value>) -> Option<Value> {
 }
 
 /// Merges the fields of [`split`] back. If the document is the newer of the two, its own value of a
-/// field wins, because its writer knew the field. Fields of an object that the document no longer
-/// has are dropped, unless they mean the same without it. An `extension` with any other member is
-/// unreadable as a whole: it must not replace members of the document.
+/// field wins, because its writer knew the field, and one that has no meaning in it is dropped. So
+/// are fields of an object that the document no longer has, unless they mean the same without it.
+/// An `extension` with any other member is unreadable as a whole: it must not replace members of
+/// the document.
 pub fn merge(kind: Kind, document: &mut Map<String, Value>, extension: Value, document_is_newer: bool) {
     let fields = match extension {
         Value::Object(fields) if unknown_member(kind, &fields).is_none() => fields,
@@ -199,7 +228,7 @@ pub fn merge(kind: Kind, document: &mut Map<String, Value>, extension: Value, do
     for extension in extensions(kind) {
         if let Some(value) = extension.of(&fields)
             && let Some(parent) = extension.restored_parent(document)
-            && !(document_is_newer && parent.contains_key(extension.name()))
+            && !(document_is_newer && extension.is_settled_in(parent))
         {
             parent.insert(extension.name().to_owned(), value.clone());
         }

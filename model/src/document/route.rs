@@ -62,7 +62,7 @@ fn require_http_scheme(target: Option<&UpstreamRef>) -> Result<(), Problem> {
             let scheme = upstream.scheme.as_str();
             let message = format!("invalid configuration: scheme {scheme} takes no HTTP requests");
             Err(Problem::new("upstream.scheme", message)
-                .with_hint("expected http or https; tcp and tls are for stream_routes")
+                .with_hint("expected http, https, grpc or grpcs; tcp and tls are for stream_routes")
                 .with_kind(ProblemKind::Unsupported))
         }
         _ => Ok(()),

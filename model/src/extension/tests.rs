@@ -134,6 +134,28 @@ fn unmentioned_extension_fields_are_kept() {
     assert_eq!(Value::Object(fresh), json!({"uri": "/a"}));
 }
 
+/// A program that does not know `http2` may choose another scheme.
+#[test]
+fn http2_ends_with_the_scheme_that_has_it() {
+    let before = json!({"scheme": "https", "http2": true});
+    let mut around = object(before.clone());
+    let beside = split(Kind::Upstream, &mut around).unwrap();
+    let https = json!({"scheme": "https", "retries": 1});
+    let kept = json!({"scheme": "https", "retries": 1, "http2": true});
+    carries(Kind::Upstream, before.clone(), https, kept, &["http2"], &[]);
+    for other in [json!({"scheme": "grpcs"}), json!({})] {
+        carries(Kind::Upstream, before.clone(), other.clone(), other.clone(), &[], &["http2"]);
+        let (inline, expected) = (json!({"upstream": before}), json!({"upstream": other}));
+        carries(Kind::Route, inline, expected.clone(), expected, &[], &["upstream.http2"]);
+        let mut document = object(other.clone());
+        merge(Kind::Upstream, &mut document, beside.clone(), true);
+        assert_eq!(Value::Object(document), other);
+    }
+    // A program that knows it gets the error of the document.
+    let given = json!({"scheme": "grpcs", "http2": true});
+    carries(Kind::Upstream, before, given.clone(), given, &[], &[]);
+}
+
 /// What verifies servers, and what bounds connections, does so without the members around it.
 #[test]
 fn a_field_that_stands_alone_survives_its_object() {
@@ -293,7 +315,13 @@ fn some_document() -> impl Strategy<Value = Value> {
     leaf.prop_recursive(4, 32, 6, move |inner| {
         prop::collection::vec((name.clone(), inner), 0..5)
             .prop_map(|members| members.into_iter().map(|(name, value)| (name.to_owned(), value)).collect())
-            .prop_map(Value::Object)
+            .prop_map(|mut members: Map<String, Value>| {
+                // No document is stored that has one without the other.
+                if members.contains_key("http2") {
+                    members.insert("scheme".to_owned(), "https".into());
+                }
+                Value::Object(members)
+            })
     })
     .prop_filter("an object", Value::is_object)
 }
