@@ -226,7 +226,8 @@ impl UpstreamClient {
             keepalive,
             max_connections: keepalive.max_connections.unwrap_or(self.connections_per_node),
             connect_timeout: target.timeouts.connect,
-            fresh,
+            // Another upstream of the same node may have kept one.
+            fresh: fresh || keepalive.requests <= 1,
         };
         let port = node.port.or(target.upstream.scheme.default_port());
         let checkout = async |addr: SocketAddr| self.checkout(addr, &checkout).await;
