@@ -143,6 +143,11 @@ impl InterimResponses {
         state.send(response);
     }
 
+    /// Whether the upstream has sent any.
+    pub(crate) fn has_received(&self) -> bool {
+        self.lock().received > 0
+    }
+
     /// Whether the upstream has sent more than [`RECEIVED_MAX`]. The task that sends to the client is
     /// woken then.
     pub(crate) fn is_flooded(&self) -> bool {

@@ -122,7 +122,8 @@ impl ExchangeError {
 
 struct FailedAttempt {
     error: ExchangeError,
-    /// The connection came from the pool, and the node may have closed it for its age.
+    /// The connection came from the pool, and the node may have closed it for its age: it has sent
+    /// nothing of a response.
     stale: bool,
 }
 

@@ -31,9 +31,12 @@ impl UpstreamClient {
             interim.attach(&mut sent);
         }
         let mut response = pin!(connection.sender.try_send_request(sent));
-        let answer = pin!(poll_fn(|cx| match response.as_mut().poll(cx) {
-            Poll::Pending if target.interim.is_some_and(InterimResponses::is_flooded) => Poll::Ready(None),
-            answer => answer.map(Some),
+        let answer = pin!(poll_fn(|cx| {
+            let answer = response.as_mut().poll(cx);
+            match target.interim.is_some_and(InterimResponses::is_flooded) {
+                true => Poll::Ready(None),
+                false => answer.map(Some),
+            }
         }));
         match response_in_time(answer, &progress, &target.timeouts, &self.timers).await {
             Ok(None) => Err(ExchangeError::InterimResponses { addr, max: RECEIVED_MAX }.into()),
@@ -43,10 +46,11 @@ impl UpstreamClient {
                     return Err(ExchangeError::ClientBody(reason).into());
                 }
                 *request = failed.take_message();
-                Err(FailedAttempt {
-                    error: ExchangeError::of_http1(addr, failed.into_error()),
-                    stale: reused,
-                })
+                let error = failed.into_error();
+                let has_answered =
+                    error.is_parse() || target.interim.is_some_and(InterimResponses::has_received);
+                let stale = reused && !has_answered;
+                Err(FailedAttempt { error: ExchangeError::of_http1(addr, error), stale })
             }
             Err((reason, within)) => Err(ExchangeError::Timeout { addr, reason, within }.into()),
         }

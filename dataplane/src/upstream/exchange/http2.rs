@@ -56,7 +56,8 @@ impl UpstreamClient {
                 Err(ExchangeError::ClientBody(reason).into())
             }
             Ok(Err(error)) => {
-                let (failed, unsent) = failed(error, &stream, parts, upload);
+                let has_answered = target.interim.is_some_and(InterimResponses::has_received);
+                let (failed, unsent) = failed(error, &stream, (parts, upload), has_answered);
                 *request = unsent;
                 Err(failed)
             }
@@ -96,8 +97,8 @@ impl UpstreamClient {
 fn failed(
     error: ExchangeError,
     stream: &StreamSlot,
-    parts: Parts,
-    upload: Option<Upload>,
+    (parts, upload): (Parts, Option<Upload>),
+    has_answered: bool,
 ) -> (FailedAttempt, Option<Request<RequestBody>>) {
     let error = match stream.connection.alert() {
         Some(alert) => ExchangeError::Alert { addr: stream.addr(), alert },
@@ -110,7 +111,11 @@ fn failed(
         Some(_) => None,
     };
     let unsent = body.filter(|_| unprocessed).map(|body| Request::from_parts(parts, body));
-    let stale = unprocessed || stream.connection.is_retired() && stream.connection.has_served();
+    // What cannot be read is an answer, too.
+    let has_answered =
+        has_answered || matches!(&error, ExchangeError::Http2 { error, .. } if error.is_library());
+    let aged = stream.connection.is_retired() && stream.connection.has_served();
+    let stale = unprocessed || aged && !has_answered;
     (FailedAttempt { error, stale }, unsent)
 }
 
