@@ -148,8 +148,8 @@ impl InterimResponses {
         self.lock().received > 0
     }
 
-    /// Whether the upstream has sent more than [`RECEIVED_MAX`]. The task that sends to the client is
-    /// woken then.
+    /// Whether the upstream has sent more than [`RECEIVED_MAX`]. The task that sends to the client
+    /// is woken then.
     pub(crate) fn is_flooded(&self) -> bool {
         self.lock().received > RECEIVED_MAX
     }

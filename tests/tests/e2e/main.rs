@@ -54,6 +54,7 @@ mod resumption;
 mod routing;
 mod scenarios;
 mod settings;
+mod shared_connections;
 mod signals;
 mod sites_gone;
 mod smuggling;

@@ -223,8 +223,8 @@ impl Http2Connection {
     }
 
     /// Whether no stream is opened any more: the node drains or closed the connection, an exchange
-    /// got no answer, `keepalive_pool.requests` are served, [`CANCELLED_MAX`] were cancelled, or its
-    /// identity is no longer used.
+    /// got no answer, `keepalive_pool.requests` are served, [`CANCELLED_MAX`] were cancelled, or
+    /// its identity is no longer used.
     pub(crate) fn is_retired(&self) -> bool {
         self.draining.get()
             || self.started.get() >= self.keepalive.requests

@@ -79,14 +79,17 @@ async fn a_flood_of_interim_responses_is_cut() {
     let gateway = ScriptedGateway::start().await;
     let mut client = raw::send(gateway.world.http(), b"GET / HTTP/1.1\r\nHost: app.test\r\n\r\n").await;
     let (mut upstream, _) = gateway.request().await;
-    upstream.write_all(&[HINTS.repeat(1000), WHOLE.to_vec()].concat()).await.unwrap();
+    upstream.write_all(&[HINTS.repeat(16), WHOLE.to_vec()].concat()).await.unwrap();
     let answered = read_until(&mut client, "whole").await;
     assert_eq!(answered.matches("103 Early Hints").count(), 8);
     // The connection goes on.
     client.write_all(b"GET / HTTP/1.1\r\nHost: app.test\r\n\r\n").await.unwrap();
     assert!(read_until(&mut upstream, "\r\n\r\n").await.starts_with("GET / "));
-    upstream.write_all(WHOLE).await.unwrap();
-    assert!(read_until(&mut client, "whole").await.starts_with("HTTP/1.1 200 OK\r\n"));
+    upstream.write_all(&[HINTS.repeat(17), WHOLE.to_vec()].concat()).await.unwrap();
+    let answered = read_until(&mut client, "</html>\r\n").await;
+    assert!(answered.contains("HTTP/1.1 502 Bad Gateway\r\n"), "{answered}");
+    raw::until_closed(&mut upstream).await;
+    gateway.world.node_log().line_with(&["upstream_invalid", "more than 16 interim responses"]).await;
 }
 
 #[tokio::test]
