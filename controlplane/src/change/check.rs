@@ -5,6 +5,7 @@
 //! here. References to other resources (contract 2.6, 2.7) are looked up in the `overlay`, which
 //! makes the commit depend on them: no document refers to one that another writer has removed.
 
+use model::lint::Finding;
 use model::passthrough::{self, SiteNames};
 use model::{
     Id, Key, Kind, Problem, Reference, Referrers, Resource, Scheme, Snapshot, StreamRoute, UpstreamRef,
@@ -29,11 +30,11 @@ pub(crate) fn check_document(
     document: &Value,
     keyring: &Keyring,
     now: UnixTime,
-) -> Result<(Resource, Vec<String>), Problem> {
+) -> Result<(Resource, Vec<Finding>), Problem> {
     let resource = compile(kind, id, document, keyring)?;
     model::check_validity_period(&resource, now)?;
     let findings = model::lint::lint_resource(&resource, now);
-    Ok((resource, findings.iter().map(ToString::to_string).collect()))
+    Ok((resource, findings))
 }
 
 /// Checks of the documents of one plan against the others. What many documents of a plan need of a

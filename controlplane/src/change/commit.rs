@@ -9,6 +9,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use model::lint::Severity;
 use model::{Id, Key, Kind, Problem, Resource};
 use pki::Keyring;
 use rustls_pki_types::UnixTime;
@@ -240,7 +241,13 @@ impl ChangePipeline {
         let document = Value::Object(members);
         let (resource, findings) = check::check_document(*kind, id, &document, &self.keyring, now)?;
         private_keys::reject_stray_keys(*kind, &document)?;
-        change.notes.findings = findings;
+        // What cannot be meant is a warning of the write.
+        for finding in findings {
+            match finding.severity {
+                Severity::Error => change.notes.warnings.push(finding.to_string()),
+                _ => change.notes.findings.push(finding.to_string()),
+            }
+        }
         change.notes.warnings.extend(model::plugin_warnings(&document));
         if let Value::Object(members) = document {
             change.document = Some(members);

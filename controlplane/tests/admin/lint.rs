@@ -38,6 +38,19 @@ async fn findings_have_resource_field_and_hint() {
     assert_eq!((&report["total"], &report["revision"]), (&json!(2), &json!(2)));
 }
 
+/// What cannot be meant is said to the one who writes it, and nothing less than that.
+#[tokio::test]
+async fn an_error_of_lint_is_a_warning_of_the_write() {
+    let world = World::start().await;
+    let upstream =
+        |scheme: &str| json!({"scheme": scheme, "nodes": {"127.0.0.1:1": 1}, "tls": {"verify": true}});
+    let clear = world.put("/upstreams/1", upstream("grpc")).await.ok();
+    let warning = clear.header("x-countersign-warning").unwrap();
+    assert!(warning.contains("tls") && warning.contains("set scheme to grpcs"), "{warning}");
+    let encrypted = world.put("/upstreams/2", upstream("https")).await.ok();
+    assert_eq!(encrypted.header("x-countersign-warning"), None);
+}
+
 #[tokio::test]
 async fn an_invalid_stored_document_is_a_finding() {
     let world = World::start().await;
