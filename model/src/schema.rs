@@ -167,7 +167,14 @@ impl Schema {
         if let Some(kind) = self.kind {
             if !kind.fits(value) {
                 let (expected, got) = (kind.name(), lua_type(value));
-                return fail(format!("wrong type: expected {expected}, got {got}"));
+                let problem = Problem::new("", format!("wrong type: expected {expected}, got {got}"));
+                return Err(match (kind, value) {
+                    (_, Value::Null) => problem.with_hint("leave the member out"),
+                    (Type::Array, Value::String(_) | Value::Object(_)) => {
+                        problem.with_hint("write a list: [...]")
+                    }
+                    _ => problem,
+                });
             }
             if kind == Type::String && value.as_str().is_some_and(is_reference) {
                 return Ok(());
@@ -188,7 +195,9 @@ impl Schema {
             .as_ref()
             .is_some_and(|choices| !choices.iter().any(|choice| json_equal(choice, value)))
         {
-            return fail("matches none of the enum values");
+            let choices = self.choices.iter().flatten().map(ToString::to_string);
+            let hint = format!("expected {}", choices.collect::<Vec<_>>().join(", "));
+            return Err(Problem::new("", "matches none of the enum values").with_hint(hint));
         }
         self.validate_combinators(value)
     }

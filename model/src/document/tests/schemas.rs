@@ -27,6 +27,19 @@ fn an_unknown_schema_keyword_is_an_error() {
     assert!(Schema::never().validate(&json!({})).is_err());
 }
 
+#[test]
+fn hints_say_what_is_expected() {
+    for (schema, value, hint) in [
+        (json!({"enum": ["http", "https"]}), json!("HTTPS"), "expected \"http\", \"https\""),
+        (json!({"type": "array"}), json!("pem"), "write a list: [...]"),
+        (json!({"type": "array"}), json!({"dns": "a"}), "write a list: [...]"),
+        (json!({"type": "object"}), Value::Null, "leave the member out"),
+    ] {
+        let problem = Schema::compile(&schema).unwrap().validate(&value).unwrap_err();
+        assert_eq!(problem.hint.as_deref(), Some(hint), "{schema} {value}");
+    }
+}
+
 #[track_caller]
 fn assert_text(schema: Value, value: Value, text: &str) {
     let problem = Schema::compile(&schema).unwrap().validate(&value).unwrap_err();
