@@ -68,6 +68,9 @@ pub enum UpstreamError {
     /// A request for an upstream of TCP connections.
     #[error("no HTTP request can be sent to an upstream of scheme {0}")]
     Scheme(&'static str),
+    /// A handshake for an upstream of another protocol.
+    #[error("no WebSocket can be opened to an upstream of scheme {0}, only of http or https")]
+    WebSocketScheme(&'static str),
     #[error("no valid upstream node")]
     NoNode,
     /// Only requests have a default port.
@@ -86,7 +89,7 @@ impl HasReason for UpstreamError {
     fn reason(&self) -> Reason {
         match self {
             Self::Identity(_) => Reason::UpstreamIdentity,
-            Self::Scheme(_) => Reason::UpstreamScheme,
+            Self::Scheme(_) | Self::WebSocketScheme(_) => Reason::UpstreamScheme,
             Self::NoNode | Self::NoPort(_) => Reason::NoNode,
             Self::Resolve(_) => Reason::UpstreamName,
             Self::Connect(error) => error.reason(),

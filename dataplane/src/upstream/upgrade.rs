@@ -63,7 +63,7 @@ impl UpstreamClient {
         let prepared = self.tls_configs.prepared(target.upstream);
         let scheme = target.upstream.scheme;
         if !matches!(scheme, Scheme::Http | Scheme::Https) {
-            return Err(UpstreamError::Scheme(scheme.as_str()).into());
+            return Err(UpstreamError::WebSocketScheme(scheme.as_str()).into());
         }
         let tls_config = self.tls_configs.find(target.upstream, &prepared, target.snapshot);
         let tls_config = tls_config.map_err(UpstreamError::from)?;
