@@ -141,7 +141,7 @@ fn upstream(outer: &str, old: &Upstream, new: &Upstream, found: &mut Weakenings)
     let client_names = new.pass_host == PassHost::Pass && new.tls.verify_identity.is_none();
     let came = client_names && old.pass_host != PassHost::Pass;
     if came && old.tls.verifies(VerifyPolicy::UnlessExcepted) {
-        let what = "the client's Host chooses the name that the upstream's certificate must have";
+        let what = "the client's Host chooses the name that the upstream's certificate must have where it is verified";
         found.add(format!("{outer}pass_host"), what);
     }
     if let Some(before) = &old.tls.verify_identity

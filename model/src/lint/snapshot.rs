@@ -31,7 +31,8 @@ pub fn lint_snapshot(snapshot: &Snapshot, now: UnixTime, settings: LintSettings)
         for reference in references(resource) {
             let named = snapshot.get(&reference.key).map(|versioned| &versioned.resource);
             if let Err(problem) = reference.check(named) {
-                notes.add(Severity::Error, &reference.field, problem.message, "create it, or name another");
+                let fix = if named.is_none() { "create it, or name another" } else { "name another" };
+                notes.add(Severity::Error, &reference.field, problem.message, fix);
             }
         }
         check_verification(resource, settings, &mut notes);
