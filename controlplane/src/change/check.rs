@@ -76,12 +76,19 @@ impl<'a, 's> ReferenceChecks<'a, 's> {
     }
 
     /// Rejects the removal of a document that others refer to. An ssl can always be removed
-    /// (contract 2.3).
+    /// (contract 2.3); gives a warning where upstreams need its client certificate. `before`: the
+    /// removed document.
     ///
     /// # Errors
     /// Names the first document that refers to it.
-    pub(super) async fn check_removal(&mut self, key: &Key) -> Result<(), ChangeError> {
-        let Some(Referrers { kinds, field, target }) = model::referrers(key.kind) else { return Ok(()) };
+    pub(super) async fn check_removal(
+        &mut self,
+        key: &Key,
+        before: Option<&Value>,
+    ) -> Result<Option<String>, ChangeError> {
+        let Some(Referrers { kinds, field, target }) = model::referrers(key.kind) else {
+            return self.warn_of_removal(key, before).await;
+        };
         for user in kinds {
             if let Some(found) = self.overlay.require_unused(*user, field, &key.id).await? {
                 let (user, id) = (user.singular(), found.id);
@@ -89,7 +96,32 @@ impl<'a, 's> ReferenceChecks<'a, 's> {
                 return Err(Problem::new("", message).into());
             }
         }
-        Ok(())
+        Ok(None)
+    }
+
+    async fn warn_of_removal(
+        &mut self,
+        key: &Key,
+        before: Option<&Value>,
+    ) -> Result<Option<String>, ChangeError> {
+        if key.kind != Kind::Ssl || before.is_none_or(|ssl| ssl.get("type") != Some(&"client".into())) {
+            return Ok(None);
+        }
+        let names_it = |upstream: &Value| {
+            let named = upstream.get("tls").and_then(|tls| named_id(tls, "client_cert_id"));
+            named.is_some_and(|id| id == key.id)
+        };
+        for kind in [Kind::Upstream, Kind::Route, Kind::Service, Kind::StreamRoute] {
+            let user = self.overlay.find(kind, |document| match kind {
+                Kind::Upstream => names_it(document),
+                _ => document.get("upstream").is_some_and(names_it),
+            });
+            if let Some(user) = user.await? {
+                let what = "names it in tls.client_cert_id, and gets no connection without it";
+                return Ok(Some(format!("{user} {what}")));
+            }
+        }
+        Ok(None)
     }
 
     /// Rejects a global rule with a plugin that another global rule has: which of them would apply

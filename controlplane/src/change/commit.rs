@@ -162,13 +162,14 @@ impl ChangePipeline {
         let mut overlay = StoreOverlay::new(source, pending);
         let compiled: Vec<Resource> = resources.iter().flatten().cloned().collect();
         let mut checks = check::ReferenceChecks::new(&mut overlay, &self.keyring, &compiled);
-        for (index, (change, request)) in changes.iter().zip(requests).enumerate() {
+        for (index, (change, request)) in changes.iter_mut().zip(requests).enumerate() {
+            let before = change.before.as_ref().map(|before| &before.document);
             let checked = match (resources.get(index).and_then(Option::as_ref), &request.action) {
-                (Some(resource), _) => checks.check(resource).await,
-                (None, Action::Delete { force: true }) => Ok(()),
-                (None, _) => checks.check_removal(&change.key).await,
+                (Some(resource), _) => checks.check(resource).await.map(|()| None),
+                (None, Action::Delete { force: true }) => Ok(None),
+                (None, _) => checks.check_removal(&change.key, before).await,
             };
-            checked.map_err(at(index))?;
+            change.notes.warnings.extend(checked.map_err(at(index))?);
             if let Some(document) = &change.document {
                 checks.check_global_rule(&change.key, document).await.map_err(at(index))?;
             }

@@ -218,6 +218,20 @@ impl<'a> StoreOverlay<'a> {
         Ok(all)
     }
 
+    /// The first document of a kind, as it will be, that `fits`. The commit depends on nothing.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub(crate) async fn find(
+        &mut self,
+        kind: Kind,
+        fits: impl Fn(&Value) -> bool,
+    ) -> Result<Option<Key>, StoreError> {
+        self.list(kind).await?;
+        let fitting = self.documents(kind).filter(|(_, document)| fits(document)).map(|(key, _)| key);
+        Ok(fitting.min_by_key(|key| &key.id).cloned())
+    }
+
     /// The documents of a kind that was read, as they will be: unchanged ones first.
     fn documents(&self, kind: Kind) -> impl Iterator<Item = (&Key, &Value)> {
         let unchanged = self.stored(kind).map(|item| (&item.key, &item.document));

@@ -51,6 +51,23 @@ async fn an_error_of_lint_is_a_warning_of_the_write() {
     assert_eq!(encrypted.header("x-countersign-warning"), None);
 }
 
+/// As in APISIX an ssl can be removed at any time.
+#[tokio::test]
+async fn a_removed_client_certificate_is_missed() {
+    let world = World::start().await;
+    let pair = world.pair("gateway.test");
+    let ssl = json!({"type": "client", "cert": pair.certificate_pem, "key": &*pair.key_pem});
+    let upstream = json!({"scheme": "https", "nodes": {"127.0.0.1:1": 1}, "tls": {"client_cert_id": "used"}});
+    for id in ["used", "unused"] {
+        world.put(&format!("/ssls/{id}"), ssl.clone()).await.ok();
+    }
+    world.put("/routes/1", json!({"uri": "/", "upstream": upstream})).await.ok();
+    let removed = world.delete("/ssls/used").await.ok();
+    let warning = removed.header("x-countersign-warning").unwrap();
+    assert!(warning.contains("routes/1 names it in tls.client_cert_id"), "{warning}");
+    assert_eq!(world.delete("/ssls/unused").await.ok().header("x-countersign-warning"), None);
+}
+
 #[tokio::test]
 async fn an_invalid_stored_document_is_a_finding() {
     let world = World::start().await;
