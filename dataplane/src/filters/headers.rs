@@ -11,7 +11,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, header};
 use super::untrusted_headers;
 pub use super::untrusted_headers::PeerTrust;
 pub(super) use super::untrusted_headers::is_same_name;
-use crate::http::hop_by_hop::remove_hop_by_hop;
+use crate::http::hop_by_hop::{TrailerFields, remove_hop_by_hop};
 use crate::http::trailers;
 
 /// A connection's part of the forwarded headers, made once for all its requests.
@@ -64,34 +64,50 @@ const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto
 const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 const X_FORWARDED_PORT: HeaderName = HeaderName::from_static("x-forwarded-port");
 
-/// Makes the headers of a client's request those of the forwarded one (all but `Host`).
-pub fn prepare_request(headers: &mut HeaderMap, context: &ForwardedContext<'_>) {
-    let announced = remove_hop_by_hop(headers);
+/// Makes the headers of a client's request those of the forwarded one (all but `Host`). Gives
+/// whether the client takes trailers.
+pub fn prepare_request(headers: &mut HeaderMap, context: &ForwardedContext<'_>) -> bool {
+    let TrailerFields { announced, accepted } = remove_hop_by_hop(headers);
     untrusted_headers::remove_untrusted(headers, context.trust, context.real_ip_header);
     set_forwarded(headers, context);
     if !announced.is_empty() {
-        set_trailer(headers, announced, context.real_ip_header);
+        set_request_trailer(headers, announced, context.real_ip_header);
     }
+    accepted
 }
 
 /// Announces the trailers that may pass. Nothing checks them when they come: none has a name that
 /// an upstream trusts, or that is in the head, under any spelling.
-fn set_trailer(headers: &mut HeaderMap, announced: Vec<HeaderName>, real_ip_header: Option<&HeaderName>) {
+fn set_request_trailer(
+    headers: &mut HeaderMap,
+    announced: Vec<HeaderName>,
+    real_ip_header: Option<&HeaderName>,
+) {
     let is_in_head = |name: &HeaderName| headers.keys().any(|own| is_same_name(own.as_str(), name.as_str()));
     let passes = |name: &&HeaderName| {
         !trailers::is_head_only(name)
             && !untrusted_headers::is_claimed(name, real_ip_header)
             && !is_in_head(name)
     };
-    let names: Vec<&str> = announced.iter().filter(passes).map(HeaderName::as_str).collect();
-    if let (false, Ok(list)) = (names.is_empty(), HeaderValue::from_str(&names.join(", "))) {
+    let names: Vec<&HeaderName> = announced.iter().filter(passes).collect();
+    set_trailer(headers, &names);
+}
+
+fn set_trailer(headers: &mut HeaderMap, names: &[&HeaderName]) {
+    let list = names.iter().map(|name| name.as_str()).collect::<Vec<_>>().join(", ");
+    if let (false, Ok(list)) = (names.is_empty(), HeaderValue::from_str(&list)) {
         headers.insert(header::TRAILER, list);
     }
 }
 
-/// Removes the headers of the upstream connection from a response.
-pub(crate) fn prepare_response(headers: &mut HeaderMap) {
-    remove_hop_by_hop(headers);
+/// Removes the headers of the upstream connection from a response. `takes_trailers`: over HTTP/1
+/// its client gets those that the head announces, and no others: so hyper has it.
+pub(crate) fn prepare_response(headers: &mut HeaderMap, takes_trailers: bool) {
+    let TrailerFields { announced, .. } = remove_hop_by_hop(headers);
+    if takes_trailers && !announced.is_empty() {
+        let names: Vec<&HeaderName> = announced.iter().filter(|name| !trailers::is_head_only(name)).collect();
+        set_trailer(headers, &names);
+    }
 }
 
 fn set_forwarded(headers: &mut HeaderMap, context: &ForwardedContext<'_>) {

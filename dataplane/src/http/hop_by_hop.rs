@@ -19,10 +19,21 @@ pub(crate) static HOP_BY_HOP: [HeaderName; 10] = [
     header::UPGRADE,
 ];
 
-/// Removes the hop-by-hop fields, and every field that `Connection` lists. Gives the names that
-/// `Trailer` lists.
-pub(crate) fn remove_hop_by_hop(headers: &mut HeaderMap) -> Vec<HeaderName> {
+/// What the removed fields say about trailers.
+#[derive(Debug, Default)]
+pub(crate) struct TrailerFields {
+    /// The names that `Trailer` lists.
+    pub announced: Vec<HeaderName>,
+    /// `TE` is `trailers`: the sender takes those of a response.
+    pub accepted: bool,
+}
+
+/// Removes the hop-by-hop fields, and every field that `Connection` lists.
+pub(crate) fn remove_hop_by_hop(headers: &mut HeaderMap) -> TrailerFields {
+    let mut accepted = false;
     if headers.contains_key(header::CONNECTION) {
+        // `Connection` lists `TE` (RFC 9110 section 10.1.4).
+        accepted = takes_trailers(headers);
         let listed: Vec<HeaderName> = headers
             .get_all(header::CONNECTION)
             .iter()
@@ -39,13 +50,18 @@ pub(crate) fn remove_hop_by_hop(headers: &mut HeaderMap) -> Vec<HeaderName> {
     }
     // Most messages have none: one pass over their few headers costs less than ten look-ups.
     if !headers.keys().any(is_hop_by_hop) {
-        return Vec::new();
+        return TrailerFields { accepted, ..TrailerFields::default() };
     }
+    accepted = accepted || takes_trailers(headers);
     let announced = trailers::announced(headers);
     for name in &HOP_BY_HOP {
         headers.remove(name);
     }
-    announced
+    TrailerFields { announced, accepted }
+}
+
+fn takes_trailers(headers: &HeaderMap) -> bool {
+    headers.get(header::TE).is_some_and(|te| te.as_bytes().eq_ignore_ascii_case(b"trailers"))
 }
 
 fn is_hop_by_hop(name: &HeaderName) -> bool {

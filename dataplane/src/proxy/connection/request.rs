@@ -11,7 +11,7 @@ use std::time::Instant;
 
 use http::request::Parts;
 use http::uri::PathAndQuery;
-use http::{HeaderMap, HeaderValue, Method, Request, Response, header};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, Version, header};
 use hyper::body::Body;
 use hyper::rt::Write;
 use model::admission::{self, ClientVerification, ConnectionAuth};
@@ -243,7 +243,8 @@ async fn forward(
     let verification = connection.authorize(&snapshot, &target, &client)?;
     let expects_continue = !body.is_empty() && request::expects_continue(&parts.headers);
     // Before the first use of a header: a spoofed one must not even select a route.
-    headers::prepare_request(&mut parts.headers, &connection.forwarded_context(&target, &client));
+    let takes_trailers =
+        headers::prepare_request(&mut parts.headers, &connection.forwarded_context(&target, &client));
     let checked = CheckedRequest {
         connection,
         snapshot: &snapshot,
@@ -251,6 +252,7 @@ async fn forward(
         target: &target,
         verification: &verification,
         is_call,
+        takes_trailers: takes_trailers && parts.version == Version::HTTP_11,
         deadline,
     };
     let destination = checked.find_destination(&parts)?;
@@ -289,6 +291,7 @@ struct CheckedRequest<'a> {
     verification: &'a ClientVerification,
     /// Of gRPC.
     is_call: bool,
+    takes_trailers: bool,
     deadline: Option<Instant>,
 }
 
@@ -335,9 +338,7 @@ impl<'a> CheckedRequest<'a> {
         let target = self.upstream_target(destination, interim);
         let mut status = UpstreamStatus::default();
         let result = self.connection.worker.upstreams.send_request(&target, request, &mut status).await;
-        self.respond(destination, result, &status, |response| {
-            client_response(response, self.connection, permit)
-        })
+        self.respond(destination, result, &status, |response| self.client_response(response, permit))
     }
 
     /// Performs the handshake of a WebSocket with its upstream.
@@ -358,14 +359,14 @@ impl<'a> CheckedRequest<'a> {
             let upstream = match reply {
                 UpgradeReply::Switched(upstream) => *upstream,
                 UpgradeReply::Refused(body) => {
-                    return client_response(Response::from_parts(head, body), self.connection, permit);
+                    return self.client_response(Response::from_parts(head, body), permit);
                 }
             };
             let (timeouts, route) = (target.timeouts, destination.route.id.clone());
             let body = body.take_incoming();
             let tunnel = WebSocketTunnel { upstream, body, timeouts, route, _permit: permit };
             let mut response = Response::from_parts(head, ResponseBody::Tunnel(Some(Box::new(tunnel))));
-            headers::prepare_response(response.headers_mut());
+            headers::prepare_response(response.headers_mut(), false);
             handshake.set_response_head(&mut response);
             response
         })
@@ -470,6 +471,19 @@ impl<'a> CheckedRequest<'a> {
         error.reason()
     }
 
+    /// An upstream's response as the client's.
+    fn client_response(
+        &self,
+        response: Response<UpstreamResponseBody>,
+        permit: Option<RequestPermit>,
+    ) -> Response<ResponseBody> {
+        let Connection { worker, info, .. } = self.connection;
+        let observer = ResponseObserver { worker: Rc::clone(worker), info: Rc::clone(info) };
+        let mut response = response.map(|body| ResponseBody::Upstream { body, observer, _permit: permit });
+        headers::prepare_response(response.headers_mut(), self.takes_trailers);
+        response
+    }
+
     /// The connection's site.
     fn site(&self) -> Option<&'a model::Ssl> {
         self.snapshot.site(self.connection.sni()?).map(Arc::as_ref)
@@ -483,16 +497,4 @@ fn error_response(reason: Reason, is_call: bool) -> Response<ResponseBody> {
 
 fn content_length(headers: &HeaderMap) -> Option<u64> {
     headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
-}
-
-fn client_response(
-    response: Response<UpstreamResponseBody>,
-    connection: &Connection,
-    permit: Option<RequestPermit>,
-) -> Response<ResponseBody> {
-    let observer =
-        ResponseObserver { worker: Rc::clone(&connection.worker), info: Rc::clone(&connection.info) };
-    let mut response = response.map(|body| ResponseBody::Upstream { body, observer, _permit: permit });
-    headers::prepare_response(response.headers_mut());
-    response
 }

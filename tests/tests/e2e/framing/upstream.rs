@@ -166,7 +166,7 @@ async fn chunked_is_case_insensitive() {
             let response = session.send(request).await.unwrap();
             let (head, body) = response.into_parts();
             let body = http_body_util::BodyExt::collect(body).await.unwrap();
-            // HTTP/1 has no way to say that a client takes them; those of a head are dropped.
+            // Over HTTP/1 this client has not said that it takes them; those of a head are dropped.
             let trailers = body.trailers().map(|trailers| format!("{trailers:?}"));
             let expected = (http == Http::Two).then(|| r#"{"x-t": "trailer"}"#.to_owned());
             assert_eq!(trailers, expected, "{http:?} {answer:?}");
@@ -176,6 +176,26 @@ async fn chunked_is_case_insensitive() {
     }
     let connections: Vec<_> = upstream.waiting().iter().map(|request| request.connection).collect();
     assert_eq!(connections, [1; 10], "one connection is used again and again");
+}
+
+/// Over HTTP/1 trailers go to a client that takes them, if the head announces them.
+#[tokio::test]
+async fn trailers_reach_a_client_that_takes_them() {
+    let answer = "HTTP/1.1 200 OK\r\nTrailer: X-T, Content-Type\r\nTransfer-Encoding: chunked\r\n\r\n\
+                  5\r\nhello\r\n0\r\nX-T: end\r\nX-Other: 1\r\nContent-Type: text/html\r\n\r\n";
+    let upstream = answering(&[answer]).await;
+    let world = world_to(&upstream).await;
+    for (fields, takes) in
+        [("TE: trailers\r\nConnection: TE, close\r\n", true), ("Connection: close\r\n", false)]
+    {
+        let request = format!("GET /0 HTTP/1.1\r\nHost: app.test\r\n{fields}\r\n");
+        let mut client = raw::send(world.http(), request.as_bytes()).await;
+        let all = String::from_utf8(raw::until_closed(&mut client).await).unwrap();
+        let (head, body) = all.split_once("\r\n\r\n").unwrap();
+        assert_eq!(head.contains("\r\ntrailer: x-t\r\n"), takes, "{head}");
+        let expected = if takes { "5\r\nhello\r\n0\r\nx-t: end\r\n\r\n" } else { "5\r\nhello\r\n0\r\n\r\n" };
+        assert_eq!(body, expected);
+    }
 }
 
 #[tokio::test]
