@@ -25,7 +25,7 @@ pub struct StreamRoute {
     pub upstream: Option<UpstreamRef>,
     /// The service, which supplies the upstream if the route has none.
     pub service: Option<Id>,
-    /// Set if the resource is blocked ([`Resource::blocked`]).
+    /// Set if the resource is blocked ([`Resource::blocked`](super::Resource::blocked)).
     pub blocked: Option<Blocked>,
 }
 
