@@ -137,6 +137,20 @@ fn check_route(route: &Route, snapshot: &Snapshot, notes: &mut Findings) {
         let what = "neither the route nor its service names an upstream: requests get a 503".to_owned();
         notes.add(Severity::Error, "upstream", what, "add upstream, upstream_id or service_id");
     }
+    if snapshot.enable_websocket(route)
+        && let Ok(upstream) =
+            destination::resolve_upstream(snapshot, route.upstream.as_ref(), route.service.as_ref())
+        && upstream.scheme.is_grpc()
+    {
+        let what =
+            format!("no WebSocket can be opened to an upstream of scheme {}", upstream.scheme.as_str());
+        notes.add(
+            Severity::Error,
+            "enable_websocket",
+            what,
+            "leave it out, or set the scheme to http or https",
+        );
+    }
     for host in snapshot.hosts(route) {
         if sample_name(host).is_some_and(|name| snapshot.site(&name).is_none()) {
             let what = format!("no ssl object covers the host {host}: it is not reachable over TLS");

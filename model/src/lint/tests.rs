@@ -67,6 +67,32 @@ fn client() -> Value {
 }
 
 #[test]
+fn no_web_socket_leads_to_grpc() {
+    let upstream = |scheme: &str| json!({"scheme": scheme, "nodes": {"a.test:1": 1}});
+    let route = |scheme: &str, more: Value| {
+        let mut route =
+            json!({"uri": "/*", "hosts": ["a.com"], "service_id": "s", "upstream": upstream(scheme)});
+        for (name, value) in more.as_object().unwrap() {
+            route[name] = value.clone();
+        }
+        route
+    };
+    let service = |enabled: bool| (Kind::Service, "s", json!({"enable_websocket": enabled}));
+    let site = (Kind::Ssl, "1", ssl(&["a.com"], json!({})));
+    let lines = |service: (Kind, &'static str, Value), route: Value| {
+        let found = findings_of(&[site.clone(), service, (Kind::Route, "r", route)], false);
+        found.into_iter().filter(|line| line.contains("enable_websocket")).collect::<Vec<_>>()
+    };
+    let expected =
+        "error routes/r enable_websocket: no WebSocket can be opened to an upstream of scheme grpc";
+    let (on, off) = (json!({"enable_websocket": true}), json!({"enable_websocket": false}));
+    assert_eq!(lines(service(true), route("grpc", json!({}))), [expected]);
+    assert_eq!(lines(service(false), route("grpc", on.clone())), [expected]);
+    assert!(lines(service(true), route("grpc", off)).is_empty());
+    assert!(lines(service(true), route("http", on)).is_empty());
+}
+
+#[test]
 fn a_sound_configuration_has_no_findings() {
     let resources = [
         (Kind::Ssl, "1", ssl(&["a.com", "*.a.com"], client())),
