@@ -27,7 +27,7 @@ use crate::runtime::{Reader, Writer};
 #[derive(Debug, thiserror::Error)]
 pub enum HandshakeError {
     /// The peer broke the protocol, sent an alert, or was rejected.
-    #[error(transparent)]
+    #[error("{}", rustls_text(.0))]
     Rustls(#[from] rustls::Error),
     #[cfg(feature = "engine-boring")]
     #[error(transparent)]
@@ -36,6 +36,14 @@ pub enum HandshakeError {
     Io(#[from] io::Error),
     #[error("the peer ended the connection during the handshake")]
     UnexpectedEof,
+}
+
+/// The text of an error. One of our own verifiers has a whole one, which to rustls is unexpected.
+fn rustls_text(error: &rustls::Error) -> String {
+    match error {
+        rustls::Error::General(text) => text.clone(),
+        error => error.to_string(),
+    }
 }
 
 /// A handshake of rustls or BoringSSL; afterwards it tells what was negotiated.
@@ -257,5 +265,17 @@ fn poll_drive<R: Reader, W: Writer>(
             handshake.write_tls(socket.write_buf());
             return Poll::Ready(Err(error));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_text_of_a_verifier_stands_alone() {
+        let error = |error: rustls::Error| HandshakeError::from(error).to_string();
+        assert_eq!(error(rustls::Error::General("no trusted CA".to_owned())), "no trusted CA");
+        assert_eq!(error(rustls::Error::DecryptError), rustls::Error::DecryptError.to_string());
     }
 }
