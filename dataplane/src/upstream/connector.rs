@@ -110,7 +110,7 @@ impl ConnectDeadline {
         Self { started: Instant::now(), within }
     }
 
-    /// Limits the time of `future` by what is left; `error` is made of the whole.
+    /// Limits the time of `future` by what is left; `error` gets the whole time.
     pub(crate) async fn limit<F: Future>(
         self,
         future: F,

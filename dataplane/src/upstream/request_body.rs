@@ -61,6 +61,16 @@ impl SendProgress {
         self.0.waiting.get()
     }
 
+    /// How long the upstream has been waited for: without end where its connection has dropped the
+    /// body, which no client can complete then.
+    pub(super) fn waited_for_upstream(&self) -> Duration {
+        match self.waiting() {
+            WaitState::Client if self.was_dropped() => Duration::MAX,
+            WaitState::Client => Duration::ZERO,
+            WaitState::Send(since) | WaitState::Response(since) => since.elapsed(),
+        }
+    }
+
     /// Whether the upstream's connection has taken all of the body.
     pub fn is_complete(&self) -> bool {
         matches!(self.0.waiting.get(), WaitState::Response(_))
@@ -359,6 +369,21 @@ mod tests {
         RequestBody::new(body, 0, Duration::from_secs(30))
     }
 
+    /// A client that sends nothing.
+    struct Silent;
+
+    impl Body for Silent {
+        type Data = Bytes;
+        type Error = Infallible;
+
+        fn poll_frame(
+            self: Pin<&mut Self>,
+            _cx: &mut Context<'_>,
+        ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+            Poll::Pending
+        }
+    }
+
     /// A body of known length without an end yet: HTTP/2 with a length, before END_STREAM.
     struct KnownLength(u64);
 
@@ -410,6 +435,20 @@ mod tests {
             let mut body = RequestBody::new(KnownLength(1), 0, Duration::from_secs(30));
             body.rewind(Bytes::from_static(b"abc"));
             assert_eq!(body.size_hint().exact(), Some(4));
+        })
+        .unwrap();
+    }
+
+    #[test]
+    fn a_dropped_body_keeps_no_upstream_waiting() {
+        runtime::block_on(&Driver::detect(), || async {
+            let mut body = RequestBody::new(Silent, 0, Duration::from_secs(30));
+            let progress = body.progress();
+            let polled = poll_fn(|cx| Poll::Ready(Pin::new(&mut body).poll_frame(cx).is_pending())).await;
+            assert!(polled);
+            assert_eq!(progress.waited_for_upstream(), Duration::ZERO, "the client's turn");
+            drop(body);
+            assert_eq!(progress.waited_for_upstream(), Duration::MAX);
         })
         .unwrap();
     }

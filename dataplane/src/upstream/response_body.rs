@@ -18,7 +18,7 @@ use super::http2::body::{BrokenStream, Http2ResponseBody};
 use super::http2::upload::Upload;
 use super::pool::PooledConnection;
 use super::pool::node::StreamSlot;
-use super::request_body::{SendProgress, WaitState};
+use super::request_body::SendProgress;
 use crate::http::head::{HeadError, HeadLimits};
 use crate::http::http2::sender::ResetCode;
 use crate::http::{grpc, trailers};
@@ -232,11 +232,7 @@ impl ResponseReader {
         let timer = self.timer.get_or_insert_with(|| self.timers.after(timeout));
         loop {
             ready!(timer.poll(cx));
-            let waited = match self.source.progress().waiting() {
-                WaitState::Client => Duration::ZERO,
-                WaitState::Send(since) | WaitState::Response(since) => since.elapsed(),
-            };
-            let left = timeout.saturating_sub(waited);
+            let left = timeout.saturating_sub(self.source.progress().waited_for_upstream());
             if left.is_zero() {
                 return Poll::Ready(());
             }
