@@ -66,14 +66,6 @@ pub fn weakenings_of_change(before: &Snapshot, delta: &Delta) -> ChangeWeakening
 }
 
 impl ChangeWeakenings {
-    /// Says that a comparison ended before it was complete.
-    fn note_end(&mut self, is_complete: bool) {
-        if let Some((key, last)) = self.found.last().filter(|_| !is_complete) {
-            let more = format!("the comparison ended with {LOSSES_MAX} of these: there may be more");
-            self.found.push((key.clone(), Weakening::new(last.field.clone(), more)));
-        }
-    }
-
     /// Adds the keepers that are other resources than what they protect.
     fn rely_on(&mut self, kind: Kind, keepers: &BTreeSet<(&Id, &Id)>) {
         let others = keepers.iter().filter(|(protected, keeper)| protected != keeper);
@@ -190,7 +182,7 @@ impl Change<'_> {
             };
             all.found.push((cause, Weakening::new("snis", what)));
         }
-        all.note_end(compared.is_complete);
+        self.note_end(compared.is_complete, all);
     }
 
     fn compare_routes(&self, all: &mut ChangeWeakenings) {
@@ -213,7 +205,7 @@ impl Change<'_> {
             };
             all.found.push((cause, Weakening::new("uris", what)));
         }
-        all.note_end(compared.is_complete);
+        self.note_end(compared.is_complete, all);
     }
 
     fn compare_stream_routes(&self, all: &mut ChangeWeakenings) {
@@ -231,7 +223,7 @@ impl Change<'_> {
             );
             all.found.push((cause, Weakening::new("sni", what)));
         }
-        all.note_end(compared.is_complete);
+        self.note_end(compared.is_complete, all);
     }
 
     /// The services and plugin configs by which keepers protect, and by which what they keep was
@@ -275,6 +267,20 @@ impl Change<'_> {
         references
             .find(|reference| protects(reference.key.kind) && self.keys.contains(&reference.key))
             .map(|reference| reference.key)
+    }
+
+    /// Says that a comparison ended before it was complete. That is a weakening by itself: nothing
+    /// shows that the rest is none, also where no changed resource causes what was found.
+    fn note_end(&self, is_complete: bool, all: &mut ChangeWeakenings) {
+        if is_complete {
+            return;
+        }
+        let last = all.found.last().map(|(key, last)| (key.clone(), last.field.clone()));
+        let any = || self.keys.iter().min_by_key(|key| &key.id).map(|key| ((**key).clone(), String::new()));
+        if let Some((key, field)) = last.or_else(any) {
+            let more = format!("the comparison ended with {LOSSES_MAX} of these: there may be more");
+            all.found.push((key, Weakening::new(field, more)));
+        }
     }
 
     /// The changed resource that causes a loss: the taker, or else the protected one, or else what

@@ -756,3 +756,15 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn an_incomplete_comparison_is_a_weakening() {
+    let (empty, key) = (Snapshot::empty(), Key::new(Kind::Route, Id::parse("1").unwrap()));
+    let change = Change { before: &empty, after: &empty, keys: [&key].into_iter().collect() };
+    let mut all = ChangeWeakenings::default();
+    change.note_end(true, &mut all);
+    assert!(all.found.is_empty());
+    change.note_end(false, &mut all);
+    let keys: Vec<_> = all.found.iter().map(|(key, _)| key.clone()).collect();
+    assert_eq!(keys, [key], "nothing was found that a changed resource causes");
+}
