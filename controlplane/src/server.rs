@@ -23,8 +23,8 @@ use mtls::CertificateMonitor;
 use pki::Keyring;
 use process::signals::Signals;
 use serde_json::{Value, json};
-use telemetry::Heartbeats;
 use telemetry::status::StatusServer;
+use telemetry::{Heartbeats, ServiceManager};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
@@ -101,11 +101,13 @@ pub(crate) async fn run(
 ) -> Result<(), StartupError> {
     let mut stop_signal = signals.stop();
     let delay = settings.countersign.drain_delay;
+    let service = ServiceManager::from_env();
     let started = tokio::select! {
-        started = start(settings, options, signals) => started?,
+        started = start(settings, options, signals, &service) => started?,
         () = wait_for_stop(&mut stop_signal) => return Ok(()),
     };
     wait_for_stop(&mut stop_signal).await;
+    service.stopping();
     let RunningServer { stop, admin_task, publish, status } = started;
     if !delay.is_zero() {
         tracing::info!(seconds = delay.as_secs_f64(), "accepting connections until drain_delay has passed");
@@ -124,6 +126,7 @@ pub(crate) async fn run(
     if tokio::time::timeout(STOP_MAX, publish.done).await.is_err() {
         tracing::warn!("stopped before every data plane's stream ended");
     }
+    tokio::task::spawn_blocking(move || service.flush()).await.map_err(io::Error::other)?;
     Ok(())
 }
 
@@ -148,6 +151,7 @@ async fn start(
     settings: Settings,
     options: StartOptions,
     signals: &Signals,
+    service: &ServiceManager,
 ) -> Result<RunningServer, StartupError> {
     for warning in &settings.warnings {
         tracing::warn!("{warning}");
@@ -200,6 +204,8 @@ async fn start(
         status.map(|listener| status::serve(listener, &heartbeats, &publish, &certificates, signals.clone()));
     let status = status.transpose()?;
     print_ready(store.identity(), &addresses, publish.push_addr, status.as_ref().map(StatusServer::address));
+    let service_state = status::service_state(&publish);
+    service.watch(heartbeats, service_state);
     let admin_task = server.map(|server| tokio::spawn(server.run(stopped)));
     tokio::spawn(certificates.run(signals.reload()));
     Ok(RunningServer { stop, admin_task, publish, status })

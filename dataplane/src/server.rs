@@ -17,7 +17,7 @@ use model::Snapshot;
 use process::descriptors::raise_limit;
 use process::signals::{self, Signals};
 use telemetry::status::StatusServer;
-use telemetry::{Heartbeats, Readiness};
+use telemetry::{Heartbeats, Readiness, ServiceManager};
 use tokio::sync::watch;
 
 use crate::io::connection_info::{ListenerOptions, ListenerProtocol, TcpMode};
@@ -90,13 +90,23 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
     process::core_dumps::disable().context("cannot forbid core files")?;
     // First, so that a signal during the start has the same effect as a later one.
     let signals = signals::install_handlers().context("cannot handle signals")?;
-    serve(&conf::load(&arguments.config)?, arguments.accept_new_store, &signals)
-}
-
-fn serve(settings: &Settings, accept_new_store: bool, signals: &Signals) -> anyhow::Result<()> {
+    let service = ServiceManager::from_env();
+    let settings = conf::load(&arguments.config)?;
     for warning in &settings.warnings {
         tracing::warn!("{warning}");
     }
+    service.status("starting");
+    let served = serve(&settings, arguments.accept_new_store, &signals, &service);
+    service.flush();
+    served
+}
+
+fn serve(
+    settings: &Settings,
+    accept_new_store: bool,
+    signals: &Signals,
+    service: &ServiceManager,
+) -> anyhow::Result<()> {
     settings.check_data_plane_files()?;
     let workers = worker_count(settings);
     let driver = Driver::detect();
@@ -145,6 +155,7 @@ fn serve(settings: &Settings, accept_new_store: bool, signals: &Signals) -> anyh
     let counters = threads.iter().map(|worker| Arc::clone(&worker.counters)).collect();
     let metrics = Arc::new(Metrics::new(counters));
     let certificates = &push_client.certificates;
+    service.watch(Arc::clone(&heartbeats), status::service_state(&sync_status, &metrics));
     let status = status
         .map(|listener| status::serve(listener, heartbeats, sync_status, metrics, certificates, shutdown))
         .transpose()?;
@@ -153,12 +164,9 @@ fn serve(settings: &Settings, accept_new_store: bool, signals: &Signals) -> anyh
     let revision = snapshot.load().revision();
     print_ready_line(&listeners, status.as_ref().map(StatusServer::address), &driver, workers, revision);
     signals.wait_for_stop().context("cannot wait for a signal")?;
+    service.stopping();
     drain(&stage, settings.countersign.drain_delay, status);
-    for worker in threads {
-        if worker.thread.join().is_err() {
-            tracing::error!("a worker panicked");
-        }
-    }
+    threads.into_iter().for_each(WorkerThread::join);
     push_client.stop();
     tracing::info!("stopped");
     Ok(())
@@ -357,6 +365,13 @@ impl WorkerThread {
             })
             .context("cannot start a worker's thread")?;
         Ok(Self { thread, counters })
+    }
+
+    /// Waits until it has drained.
+    fn join(self) {
+        if self.thread.join().is_err() {
+            tracing::error!("a worker panicked");
+        }
     }
 }
 

@@ -1,5 +1,5 @@
 //! The status listener (`apisix.status`): the fields that the data plane adds to `/status`, and
-//! when it is ready. Contract section 10.1.
+//! when it is ready (contract section 10.1). The same for the service manager.
 //!
 //! Its port is bound before all others and released when they are, so that a successor can start
 //! while this process drains.
@@ -10,7 +10,7 @@ use conf::Settings;
 use mtls::CertificateMonitor;
 use serde_json::Value;
 use telemetry::status::{StatusListener, StatusServer};
-use telemetry::{Heartbeats, StatusPage};
+use telemetry::{Heartbeats, ServiceState, StatusPage};
 
 use crate::lifecycle::{ShutdownStage, ShutdownWatch};
 use crate::observability::metrics::Metrics;
@@ -63,4 +63,32 @@ pub(crate) fn serve(
     });
     status.add_readiness_check(move || sync.readiness().map_err(str::to_owned));
     listener.serve(status)
+}
+
+/// What the service manager shows: the revision, where it comes from, and open connections.
+pub(crate) fn service_state(
+    sync: &Arc<SyncStatus>,
+    metrics: &Arc<Metrics>,
+) -> impl Fn() -> ServiceState + Send + 'static {
+    let (sync, metrics) = (Arc::clone(sync), Arc::clone(metrics));
+    move || describe(&sync, &metrics)
+}
+
+fn describe(sync: &SyncStatus, metrics: &Metrics) -> ServiceState {
+    let readiness = sync.readiness();
+    let last_error = sync.last_error();
+    let status = match readiness {
+        Err(why) => match last_error.as_deref() {
+            Some(error) => format!("not ready: {why}: {error}"),
+            None => format!("not ready: {why}"),
+        },
+        Ok(()) => {
+            let from = match (sync.is_connected(), sync.control_plane()) {
+                (true, Some(address)) => format!("from {address}"),
+                _ => "no control plane is connected".to_owned(),
+            };
+            format!("revision {}, {from}; open connections: {}", sync.revision(), metrics.open_connections())
+        }
+    };
+    ServiceState { ready: readiness.is_ok(), status }
 }

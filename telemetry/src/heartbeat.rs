@@ -37,7 +37,7 @@ pub enum Readiness {
 pub struct Heartbeat {
     name: String,
     readiness: Readiness,
-    /// Milliseconds after `START`, or `IDLE`.
+    /// By the clock of `now`, or `IDLE`.
     last: AtomicU64,
 }
 
@@ -67,6 +67,12 @@ impl Heartbeat {
         }
     }
 
+    /// As if the loop had not run for long.
+    #[cfg(test)]
+    pub(crate) fn make_stale(&self) {
+        self.last.store(0, Ordering::Relaxed);
+    }
+
     /// The time since the last beat.
     fn age(&self, now: u64) -> Duration {
         match self.last.load(Ordering::Relaxed) {
@@ -76,8 +82,10 @@ impl Heartbeat {
     }
 }
 
+/// Milliseconds of the clock, which starts at a minute: 0 is stale from the start on.
 fn now() -> u64 {
-    u64::try_from(START.elapsed().as_millis()).unwrap_or(IDLE - 1)
+    const FIRST: Duration = Duration::from_secs(60);
+    u64::try_from((FIRST + START.elapsed()).as_millis()).unwrap_or(IDLE - 1)
 }
 
 /// All heartbeats of a program.

@@ -23,6 +23,7 @@ pub mod peers;
 pub mod proxy;
 pub mod raw;
 pub mod records;
+pub mod service;
 pub mod shell;
 pub mod tools;
 

@@ -215,6 +215,11 @@ impl Fleet {
         self.latest.borrow().revision()
     }
 
+    /// How many nodes are connected.
+    pub fn connected_count(&self) -> usize {
+        self.lock().values().filter(|entry| entry.disconnected_at.is_none()).count()
+    }
+
     /// The connected nodes, those with the oldest revision first: at most `most`, and their total
     /// number. Acknowledgements from before the store was set back do not count.
     pub(super) fn connected(&self, most: usize) -> (Vec<ConnectedNode>, usize) {

@@ -17,7 +17,7 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use telemetry::status::{self, StatusListener, StatusServer};
-use telemetry::{Heartbeats, StatusPage};
+use telemetry::{Heartbeats, ServiceState, StatusPage};
 use tokio::sync::watch;
 
 use crate::admin::metrics;
@@ -72,6 +72,22 @@ pub(crate) fn serve(
     publish.reports.register(status.registry());
     metrics::register(status.registry());
     listener.serve(status)
+}
+
+/// What the service manager shows: the revision and the connected data planes.
+pub(super) fn service_state(publish: &Publisher) -> impl Fn() -> ServiceState + Send + 'static {
+    let (latest, fleet) = (publish.latest.clone(), Arc::clone(&publish.fleet));
+    let unreadable = publish.unreadable_since.clone();
+    move || {
+        let (revision, nodes) = (latest.borrow().revision(), fleet.connected_count());
+        let unreadable = *unreadable.borrow();
+        let served = format!("revision {revision}; connected data planes: {nodes}");
+        let status = match unreadable {
+            Some(since) => format!("{served}; {}", describe_unreadable(since)),
+            None => served,
+        };
+        ServiceState { ready: true, status }
+    }
 }
 
 fn describe_unreadable(since: Instant) -> String {

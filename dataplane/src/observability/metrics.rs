@@ -209,6 +209,11 @@ impl Metrics {
         registry.register_collector(Box::new(MetricsCollector(Arc::clone(self))));
     }
 
+    /// The open connections of clients.
+    pub fn open_connections(&self) -> u64 {
+        self.sum_gauge(|counters| &counters.connections_active)
+    }
+
     fn sum(&self, counter: impl Fn(&Counters) -> &Counter) -> u64 {
         self.workers.iter().map(|counters| counter(counters).get()).sum()
     }

@@ -13,13 +13,13 @@ use nix::unistd::Pid;
 use tokio::time::timeout;
 
 /// Threads of a process, stopped until this is dropped.
-struct Stopped {
+pub(super) struct Stopped {
     _go_on: mpsc::Sender<()>,
 }
 
 impl Stopped {
     /// Stops threads whose name starts with `name`; `None` if the system denies it.
-    async fn threads(process: u32, name: &str) -> Option<Self> {
+    pub(super) async fn threads(process: u32, name: &str) -> Option<Self> {
         let mut found = Vec::new();
         for task in std::fs::read_dir(format!("/proc/{process}/task")).unwrap() {
             let path = task.unwrap().path();

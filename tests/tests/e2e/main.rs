@@ -53,6 +53,7 @@ mod restart;
 mod resumption;
 mod routing;
 mod scenarios;
+mod service;
 mod settings;
 mod shared_connections;
 mod signals;
