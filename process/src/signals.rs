@@ -4,7 +4,8 @@
 //! |---|---|
 //! | SIGTERM, SIGINT, SIGQUIT | graceful shutdown; the second one exits with [`EXIT_FORCED`] |
 //! | SIGHUP | reload: subscribers read their files again |
-//! | SIGUSR1, SIGUSR2 | one log line, nothing else |
+//! | SIGUSR1 | the log files are opened again, for log rotation |
+//! | SIGUSR2 | upgrade: a new program takes over the listeners |
 //!
 //! Rust's runtime ignores SIGPIPE; this module handles SIGXFSZ (a file at its size limit,
 //! RLIMIT_FSIZE), so that the write fails and its caller handles the error. Invariant: after
@@ -27,8 +28,13 @@ pub(crate) const EXIT_FORCED: u8 = 130;
 #[derive(Debug, Clone)]
 pub struct Signals {
     stop: watch::Receiver<bool>,
-    reload: watch::Receiver<u64>,
+    reload: Count,
+    reopen_logs: Count,
+    upgrade: Count,
 }
+
+/// How often a signal was received.
+type Count = Arc<watch::Sender<u64>>;
 
 /// Handles the signals of the table above from now on. Call it once, after the log is initialised
 /// and before anything that takes time.
@@ -41,12 +47,16 @@ pub fn install_handlers() -> io::Result<Signals> {
     // signal logs a line: that write would fail again.
     signal_hook::flag::register(SIGXFSZ, Arc::new(AtomicBool::new(false)))?;
     let (stop, stopping) = watch::channel(false);
-    let (reload, reloads) = watch::channel(0);
-    thread::Builder::new().name("signals".to_owned()).spawn(move || handle_all(incoming, &stop, &reload))?;
-    Ok(Signals { stop: stopping, reload: reloads })
+    let count = || Arc::new(watch::Sender::new(0));
+    let signals = Signals { stop: stopping, reload: count(), reopen_logs: count(), upgrade: count() };
+    let received = signals.clone();
+    thread::Builder::new()
+        .name("signals".to_owned())
+        .spawn(move || handle_all(incoming, &stop, &received))?;
+    Ok(signals)
 }
 
-fn handle_all(mut incoming: Incoming, stop: &watch::Sender<bool>, reload: &watch::Sender<u64>) {
+fn handle_all(mut incoming: Incoming, stop: &watch::Sender<bool>, signals: &Signals) {
     for signal in incoming.forever() {
         match signal {
             SIGHUP => {
@@ -54,15 +64,17 @@ fn handle_all(mut incoming: Incoming, stop: &watch::Sender<bool>, reload: &watch
                     "SIGHUP: certificates, keys and CAs that files hold are read again; the settings file is read at the \
                      start only"
                 );
-                reload.send_modify(|count| *count = count.wrapping_add(1));
+                increment(&signals.reload);
             }
-            SIGUSR1 => tracing::warn!(
+            SIGUSR1 if signals.reopen_logs.receiver_count() == 0 => tracing::warn!(
                 "SIGUSR1 is ignored: there is no log file to reopen, the log goes to standard error"
             ),
-            SIGUSR2 => tracing::warn!(
-                "SIGUSR2 is ignored: this process hands its listeners to no other; start the new program, then send \
+            SIGUSR1 => increment(&signals.reopen_logs),
+            SIGUSR2 if signals.upgrade.receiver_count() == 0 => tracing::warn!(
+                "SIGUSR2 is ignored: this process hands its listeners to no other now; start the new program, then send \
                  SIGTERM to this one"
             ),
+            SIGUSR2 => increment(&signals.upgrade),
             _ if stop.send_replace(true) => telemetry::exit(EXIT_FORCED),
             stop => {
                 let name = name(stop);
@@ -70,6 +82,10 @@ fn handle_all(mut incoming: Incoming, stop: &watch::Sender<bool>, reload: &watch
             }
         }
     }
+}
+
+fn increment(count: &watch::Sender<u64>) {
+    count.send_modify(|count| *count = count.wrapping_add(1));
 }
 
 fn name(signal: c_int) -> &'static str {
@@ -85,9 +101,17 @@ impl Signals {
     /// The number of SIGHUPs. A receiver is notified of those after its creation; several close
     /// together may be one notification.
     pub fn reload(&self) -> watch::Receiver<u64> {
-        let mut reload = self.reload.clone();
-        reload.mark_unchanged();
-        reload
+        self.reload.subscribe()
+    }
+
+    /// The same for SIGUSR1. Without a receiver the signal is logged as ignored.
+    pub fn reopen_logs(&self) -> watch::Receiver<u64> {
+        self.reopen_logs.subscribe()
+    }
+
+    /// The same for SIGUSR2.
+    pub fn upgrade(&self) -> watch::Receiver<u64> {
+        self.upgrade.subscribe()
     }
 
     /// Whether a stop signal was received.
@@ -116,16 +140,21 @@ mod tests {
 
     /// One test, because handlers apply to the whole process.
     #[test]
-    fn hup_counts_usr_is_ignored_and_quit_stops() {
+    fn hup_and_usr_count_and_quit_stops() {
         let signals = install_handlers().unwrap();
-        let mut reload = signals.reload();
+        let (mut reload, mut upgrade) = (signals.reload(), signals.upgrade());
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         for signal in [Signal::SIGUSR1, Signal::SIGUSR2, Signal::SIGPIPE, Signal::SIGHUP] {
             raise(signal).unwrap();
         }
         runtime.block_on(reload.changed()).unwrap();
         assert_eq!(*reload.borrow_and_update(), 1);
+        runtime.block_on(upgrade.changed()).unwrap();
         assert!(!signals.is_stopping());
+        let mut reopen_logs = signals.reopen_logs();
+        raise(Signal::SIGUSR1).unwrap();
+        runtime.block_on(reopen_logs.changed()).unwrap();
+        assert_eq!(*reopen_logs.borrow(), 1, "the first one had no receiver");
         assert!(!signals.reload().has_changed().unwrap(), "a later subscriber sees later signals only");
         raise(Signal::SIGQUIT).unwrap();
         signals.wait_for_stop().unwrap();
