@@ -8,6 +8,7 @@ pub mod core_dumps;
 pub mod descriptors;
 pub mod signals;
 pub mod throttle;
+pub mod unix_path;
 
 /// The output of `--version` after the program's name: version and commit. The commit has 12
 /// digits, or is the value of COUNTERSIGN_COMMIT, or `unknown`.

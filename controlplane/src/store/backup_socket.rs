@@ -5,15 +5,15 @@
 //! socket accepts the same user and root: by its mode, and by the peer credentials from the kernel.
 //! It serves one backup at a time.
 
-use std::fs::{self, File};
+use std::fs;
 use std::io::{self, BufWriter};
-use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use process::unix_path::ShortPath;
 use tokio::net::UnixListener;
 use tokio::sync::Semaphore;
 
@@ -32,22 +32,6 @@ pub(crate) fn socket_path(path: &Path) -> PathBuf {
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(".sock");
     path.with_file_name(name)
-}
-
-/// A path of the socket through its open directory, which is shorter than the limit of 108 bytes.
-struct ShortPath {
-    _directory: File,
-    path: PathBuf,
-}
-
-impl ShortPath {
-    fn of(socket: &Path) -> io::Result<Self> {
-        let directory = socket.parent().filter(|directory| !directory.as_os_str().is_empty());
-        let directory = File::open(directory.unwrap_or(Path::new(".")))?;
-        let path = Path::new("/proc/self/fd").join(directory.as_raw_fd().to_string());
-        let path = path.join(socket.file_name().unwrap_or_default());
-        Ok(Self { _directory: directory, path })
-    }
 }
 
 /// A listener that removes its socket when dropped.
@@ -112,20 +96,20 @@ pub(crate) fn serve(store: &Arc<EmbeddedStore>, path: &Path) {
 fn bind(path: &Path) -> io::Result<BackupListener> {
     let socket = socket_path(path);
     let short_path = ShortPath::of(&socket)?;
-    match fs::symlink_metadata(&short_path.path) {
+    match fs::symlink_metadata(short_path.path()) {
         // This process holds the lock of the store, so an existing socket belongs to a dead
         // process.
-        Ok(metadata) if metadata.file_type().is_socket() => fs::remove_file(&short_path.path)?,
+        Ok(metadata) if metadata.file_type().is_socket() => fs::remove_file(short_path.path())?,
         Ok(_) => {
             return Err(io::Error::other("there is a file of its name, which is no socket: move it away"));
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(error) => return Err(error),
     }
-    let listener = UnixListener::bind(&short_path.path)?;
-    fs::set_permissions(&short_path.path, fs::Permissions::from_mode(0o600))?;
+    let listener = UnixListener::bind(short_path.path())?;
+    fs::set_permissions(short_path.path(), fs::Permissions::from_mode(0o600))?;
     let user = fs::metadata("/proc/self")?.uid();
-    let file = file_id(&short_path.path)?;
+    let file = file_id(short_path.path())?;
     Ok(BackupListener { listener, socket, file, user })
 }
 
@@ -187,7 +171,7 @@ fn send(store: &EmbeddedStore, stream: UnixStream) -> Result<(), BackupStreamErr
 /// When a control plane may listen and is unreachable.
 pub(crate) fn connect(path: &Path) -> io::Result<Option<UnixStream>> {
     let connection =
-        ShortPath::of(&socket_path(path)).and_then(|short_path| UnixStream::connect(&short_path.path));
+        ShortPath::of(&socket_path(path)).and_then(|short_path| UnixStream::connect(short_path.path()));
     match connection {
         Ok(stream) => {
             stream.set_read_timeout(Some(RECEIVE_TIMEOUT))?;
