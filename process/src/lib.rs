@@ -6,6 +6,7 @@
 pub mod bounded_read;
 pub mod core_dumps;
 pub mod descriptors;
+pub mod handover;
 pub mod signals;
 pub mod throttle;
 pub mod unix_path;

@@ -1,0 +1,43 @@
+//! A listening socket that passes from process to process.
+
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::{AsFd, OwnedFd};
+
+use nix::sys::socket::{getsockopt, sockopt};
+
+use super::HandoverError;
+
+/// A socket with what it serves.
+#[derive(Debug)]
+pub struct OfferedSocket {
+    /// What it serves: a key of the settings.
+    pub name: String,
+    /// The address to which it is bound.
+    pub address: String,
+    /// The socket. Its open file is shared with the other process: neither `shutdown(2)` nor
+    /// O_NONBLOCK may be used on it.
+    pub socket: OwnedFd,
+}
+
+impl OfferedSocket {
+    /// The socket as a TCP listener.
+    ///
+    /// # Errors
+    /// [`HandoverError::WrongSocket`] when it is something else, or has another address.
+    pub fn into_tcp_listener(self) -> Result<(String, SocketAddr, TcpListener), HandoverError> {
+        let Self { name, address, socket } = self;
+        let found = match getsockopt(&socket.as_fd(), sockopt::AcceptConn) {
+            Ok(true) => {
+                let listener = TcpListener::from(socket);
+                match listener.local_addr() {
+                    Ok(bound) if bound.to_string() == address => return Ok((name, bound, listener)),
+                    Ok(bound) => format!("bound to {bound}"),
+                    Err(error) => format!("no TCP socket ({error})"),
+                }
+            }
+            Ok(false) => "not listening".to_owned(),
+            Err(error) => format!("no socket ({error})"),
+        };
+        Err(HandoverError::WrongSocket { name, address, found })
+    }
+}
