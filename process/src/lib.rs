@@ -4,6 +4,7 @@
 #![warn(missing_docs)]
 
 pub mod bounded_read;
+pub mod control_socket;
 pub mod core_dumps;
 pub mod descriptors;
 pub mod handover;
