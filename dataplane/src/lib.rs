@@ -44,9 +44,7 @@ pub mod testing {
         pub use crate::config::{record_layer, worker_config};
     }
     pub mod runtime {
-        pub use crate::runtime::{
-            AcceptCanceller, Driver, Listener, Reader, ShutdownHandle, Writer, block_on, spawn,
-        };
+        pub use crate::runtime::{Driver, Listener, Reader, ShutdownHandle, Writer, block_on, spawn};
     }
 
     pub mod filters {

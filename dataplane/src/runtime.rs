@@ -7,9 +7,8 @@
 //! monoio's rules, which the types here keep:
 //! - Only the thread that created a ring may use it (SINGLE_ISSUER): [`block_on`] builds the
 //!   runtime on the calling thread.
-//! - An accept or a read in flight must not be dropped. [`AcceptCanceller`] cancels an accept in
-//!   the kernel, which keeps the queue; [`ShutdownHandle`] ends a connection with `shutdown(2)`.
-//!   Both complete the operation.
+//! - A read in flight must not be dropped. [`ShutdownHandle`] ends a connection with `shutdown(2)`,
+//!   which completes the operation.
 //! - A runtime with operations in flight must not be dropped: [`block_on`] leaks it, and the
 //!   process exits right after.
 
@@ -24,8 +23,8 @@ use std::time::Duration;
 
 pub(crate) use self::driver::pin_to_cpu;
 pub use self::driver::{Driver, block_on, spawn};
-pub use self::socket::{AcceptCanceller, Listener, Reader, ShutdownHandle, Writer};
-pub(crate) use self::socket::{ReadHalf, Socket, WriteHalf, is_cancelled};
+pub use self::socket::{Listener, Reader, ShutdownHandle, Writer};
+pub(crate) use self::socket::{ReadHalf, Socket, WriteHalf};
 
 /// Waits for `duration`.
 pub(crate) async fn sleep(duration: Duration) {
@@ -37,7 +36,7 @@ pub(crate) async fn sleep(duration: Duration) {
 #[error("timed out")]
 pub(crate) struct TimedOut;
 
-/// Limits the time of `future`, which must not own a read or an accept in flight.
+/// Limits the time of `future`, which must not own a read in flight.
 ///
 /// # Errors
 /// [`TimedOut`] if `duration` passes first.

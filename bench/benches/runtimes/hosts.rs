@@ -10,7 +10,7 @@ use bench::gateway;
 use dataplane::testing::io::buffered::BufferedSocket;
 use dataplane::testing::proxy::worker::SharedState;
 use dataplane::testing::runtime;
-use dataplane::testing::runtime::{AcceptCanceller, Driver, Listener, Reader, ShutdownHandle, Writer};
+use dataplane::testing::runtime::{Driver, Listener, Reader, ShutdownHandle, Writer};
 use model::{Kind, TlsVersion};
 use nix::sys::socket::{setsockopt, sockopt};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -75,10 +75,10 @@ pub(crate) fn serve(host: Host) {
 /// Through `dataplane::testing::runtime`, as the data plane itself.
 fn monoio(driver: &Driver, listener: TcpListener, shared: &Arc<SharedState>) {
     let accept_all = || async {
-        let listener = Listener::from_std(listener, driver).expect("a listener");
-        let interrupt = AcceptCanceller::default();
+        let listener = Listener::new(Arc::new(listener), driver).expect("a listener");
         loop {
-            let (socket, _) = listener.accept(&interrupt).await.expect("a connection");
+            listener.readable().await.expect("a listener");
+            let Ok((socket, _)) = listener.accept() else { continue };
             runtime::spawn(connection::serve(Arc::clone(shared), BufferedSocket::new(socket)));
         }
     };

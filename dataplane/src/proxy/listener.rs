@@ -2,16 +2,21 @@
 //! spreads connections over cores.
 //!
 //! Sockets are bound at start-up, so that a port in use is reported before anything runs. A worker
-//! accepts while it is below its [`ConnectionLimit`]; without descriptors it backs off. On a
-//! shutdown a listener accepts what is in its queue before it closes, so that no connection is
-//! reset that its client takes for established, unless the worker stays full for longer than
-//! `QUEUE_WAIT_MAX`: open connections must not keep the port from the next process.
+//! accepts while it is below its [`ConnectionLimit`]; without descriptors it backs off. A listener
+//! that closes ([`AcceptorEnd::Close`]) accepts what is in its queue first, so that no connection
+//! is reset that its client takes for established, unless the worker stays full for longer than
+//! `QUEUE_WAIT_MAX`: open connections must not keep the port from the next process. One that is
+//! released leaves its queue to the other processes that have the socket.
 
-use std::future::Future;
+use std::cell::{Cell, RefCell};
+use std::future::{Future, poll_fn};
 use std::io;
 use std::net::{SocketAddr, TcpListener};
+use std::ops::ControlFlow;
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use process::descriptors;
@@ -19,7 +24,7 @@ use process::throttle::LogThrottle;
 use socket2::{Domain, Protocol, Socket as RawSocket, Type};
 use tokio::sync::watch;
 
-use super::connection_limit::{ConnectionLimit, ConnectionPermit, ListenerAction};
+use super::connection_limit::{ConnectionLimit, ConnectionPermit};
 use crate::io::connection_info::{ConnectionInfo, ListenerOptions};
 use crate::lifecycle::drain::DrainGuard;
 use crate::observability::metrics::Counters;
@@ -44,13 +49,13 @@ const IN_USE_RETRY: Duration = Duration::from_millis(25);
 /// Limits the lines about failed accepts: a flood of connections causes them.
 static LOG_LIMIT: LogThrottle = LogThrottle::new(1, Duration::from_secs(10));
 
-/// A bound socket of one worker.
-#[derive(Debug)]
+/// A bound socket that a worker listens on. Clones are the same socket.
+#[derive(Debug, Clone)]
 pub struct BoundSocket {
-    socket: TcpListener,
+    pub socket: Arc<TcpListener>,
     /// The address, with the port that the kernel chose for port 0.
     pub addr: SocketAddr,
-    listener: ListenerOptions,
+    pub options: ListenerOptions,
 }
 
 /// An address that cannot be bound.
@@ -94,7 +99,7 @@ pub fn bind(
     workers: usize,
     retry: &BindRetry,
 ) -> Result<Vec<BoundSocket>, BindError> {
-    let listener = listener.into();
+    let options = listener.into();
     // With SO_REUSEPORT the kernel would let a second gateway of the same user share the port.
     if addr.port() != 0 {
         bind_exclusive(key, addr, retry)?;
@@ -105,7 +110,7 @@ pub fn bind(
         let failed = |error| BindError { key, addr, error, stopped: false };
         let socket = listening_socket(addr, true).map_err(failed)?;
         addr = socket.local_addr().map_err(failed)?;
-        bound.push(BoundSocket { socket, addr, listener });
+        bound.push(BoundSocket { socket: Arc::new(socket), addr, options });
     }
     Ok(bound)
 }
@@ -158,11 +163,46 @@ fn listening_socket(addr: SocketAddr, reuse_port: bool) -> io::Result<TcpListene
     Ok(socket.into())
 }
 
+/// How an acceptor ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum AcceptorEnd {
+    /// Accepts what is in the queue, and closes the socket for every process that has it.
+    Close,
+    /// Leaves the socket and its queue to another worker or process.
+    Release,
+}
+
+/// Ends one acceptor.
+#[derive(Debug, Default)]
+pub(super) struct AcceptorControl {
+    end: Cell<Option<AcceptorEnd>>,
+    waker: RefCell<Option<Waker>>,
+}
+
+impl AcceptorControl {
+    /// The first end counts.
+    pub(super) fn end(&self, end: AcceptorEnd) {
+        if self.end.get().is_none() {
+            self.end.set(Some(end));
+        }
+        self.waker.take().into_iter().for_each(Waker::wake);
+    }
+
+    fn poll_end(&self, cx: &Context<'_>) -> Poll<AcceptorEnd> {
+        if let Some(end) = self.end.get() {
+            return Poll::Ready(end);
+        }
+        self.waker.replace(Some(cx.waker().clone()));
+        Poll::Pending
+    }
+}
+
 /// One listener of a worker, which passes each connection to `serve`.
 pub(super) struct Acceptor<F> {
     listener: Listener,
     local: SocketAddr,
     options: ListenerOptions,
+    control: Rc<AcceptorControl>,
     limit: Rc<ConnectionLimit>,
     counters: Arc<Counters>,
     serve: F,
@@ -178,32 +218,42 @@ where
     pub(super) fn new(
         bound: BoundSocket,
         driver: &Driver,
+        control: Rc<AcceptorControl>,
         limit: Rc<ConnectionLimit>,
         counters: Arc<Counters>,
         serve: F,
     ) -> io::Result<Self> {
-        let BoundSocket { socket, addr: local, listener: options } = bound;
-        let listener = Listener::from_std(socket, driver)?;
-        Ok(Self { listener, local, options, limit, counters, serve })
+        let BoundSocket { socket, addr: local, options } = bound;
+        let listener = Listener::new(socket, driver)?;
+        Ok(Self { listener, local, options, control, limit, counters, serve })
     }
 
-    /// Accepts connections until the limit closes. `_guard`: the drain waits until the queue is
+    /// Accepts connections until its control ends it. `_guard`: the drain waits until the queue is
     /// empty, too.
     pub(super) async fn run(self, _guard: DrainGuard) {
         let mut backoff = ACCEPT_BACKOFF;
-        while self.limit.next_action().await == ListenerAction::Accept {
-            match self.listener.accept(self.limit.accept_canceller()).await {
+        let end = loop {
+            let acceptable = match self.wait_acceptable().await {
+                ControlFlow::Continue(acceptable) => acceptable,
+                ControlFlow::Break(end) => break end,
+            };
+            match acceptable.and_then(|()| self.listener.accept()) {
                 Ok((socket, peer)) => {
                     backoff = ACCEPT_BACKOFF;
                     self.spawn_connection(socket, peer);
                 }
-                Err(error) if is_connection_error(&error) || runtime::is_cancelled(&error) => {}
+                // Another worker or process that has the socket was first.
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) if is_connection_error(&error) => {}
                 Err(error) => {
                     self.record_accept_error(&error);
                     runtime::sleep(backoff).await;
                     backoff = (backoff * 2).min(ACCEPT_BACKOFF_MAX);
                 }
             }
+        };
+        if end == AcceptorEnd::Release {
+            return;
         }
         drop_new_connections(&self.listener).await;
         if runtime::timeout(QUEUE_WAIT_MAX, self.accept_queued()).await.is_err() {
@@ -215,11 +265,27 @@ where
         self.listener.close();
     }
 
+    /// Waits until the worker is below its limit and a connection is in the queue, or until the
+    /// acceptor ends.
+    async fn wait_acceptable(&self) -> ControlFlow<AcceptorEnd, io::Result<()>> {
+        let mut readable = pin!(self.listener.readable());
+        poll_fn(|cx| {
+            if let Poll::Ready(end) = self.control.poll_end(cx) {
+                return Poll::Ready(ControlFlow::Break(end));
+            }
+            if self.limit.poll_below_limit(cx).is_pending() {
+                return Poll::Pending;
+            }
+            readable.as_mut().poll(cx).map(ControlFlow::Continue)
+        })
+        .await
+    }
+
     /// Accepts the connections in the queue. The first accept does not wait for the limit, so that
     /// a full worker with an empty queue closes at once.
     async fn accept_queued(&self) {
         loop {
-            match self.listener.accept_queued() {
+            match self.listener.accept() {
                 Ok((socket, peer)) => self.spawn_connection(socket, peer),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
                 Err(error) if is_connection_error(&error) => {}

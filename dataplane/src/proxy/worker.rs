@@ -3,6 +3,7 @@
 //! Cores share nothing but [`SharedState`], which is read-only or lock-free.
 
 use std::cell::RefCell;
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,6 +12,7 @@ use ipnet::IpNet;
 use model::{HostName, KeepalivePool, PathOptions, RealIp, Snapshot};
 
 use super::connection_limit::ConnectionLimit;
+use super::listener::{AcceptorControl, AcceptorEnd};
 use super::registry::ConnectionRegistry;
 use super::request_limit::RequestLimiter;
 use crate::http::head::HeadLimits;
@@ -97,6 +99,8 @@ pub struct Worker {
     pub(super) upstreams: UpstreamClient,
     pub(super) drain: Rc<Drain>,
     pub(super) connection_limit: Rc<ConnectionLimit>,
+    /// The addresses it listens on.
+    pub(super) acceptors: RefCell<Vec<(SocketAddr, Rc<AcceptorControl>)>>,
     /// The limit on the requests of one client; `None`: no limit.
     pub(super) request_limiter: Option<Rc<RequestLimiter>>,
     pub(super) timeouts: Rc<ConnectionTimeouts>,
@@ -133,6 +137,7 @@ impl Worker {
             upstreams,
             drain: Rc::default(),
             connection_limit: ConnectionLimit::new(config.connection_limits.clients, Arc::clone(&counters)),
+            acceptors: RefCell::default(),
             request_limiter: RequestLimiter::new(config.requests_per_client),
             timeouts,
             registry: Rc::default(),
@@ -151,6 +156,11 @@ impl Worker {
             *current = (generation, Rc::new(Arc::clone(&self.shared.snapshot.load())));
         }
         Rc::clone(&current.1)
+    }
+
+    /// Ends all acceptors.
+    pub(super) fn end_acceptors(&self, end: AcceptorEnd) {
+        self.acceptors.take().iter().for_each(|(_, acceptor)| acceptor.end(end));
     }
 }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use telemetry::{Heartbeat, heartbeat};
 
-use super::listener::{Acceptor, BoundSocket};
+use super::listener::{Acceptor, AcceptorControl, AcceptorEnd, BoundSocket};
 use super::worker::{SharedState, Worker};
 use super::{connection, registry};
 use crate::lifecycle::{ShutdownStage, ShutdownWatch};
@@ -55,7 +55,7 @@ pub fn run(init: WorkerInit) -> std::io::Result<()> {
         shutdown.wait_for(ShutdownStage::LameDuck).await;
         worker.http.lame_duck.set(true);
         shutdown.wait_for(ShutdownStage::Draining).await;
-        worker.connection_limit.close();
+        worker.end_acceptors(AcceptorEnd::Close);
         worker.timeouts.start_drain();
         worker.drain.begin();
         let timeout = worker.shared.config.shutdown_timeout;
@@ -75,9 +75,11 @@ pub fn run(init: WorkerInit) -> std::io::Result<()> {
 /// Accepts connections on a socket until the worker drains.
 fn listen(worker: &Rc<Worker>, bound: BoundSocket, driver: &Driver) -> std::io::Result<()> {
     let (limit, counters) = (Rc::clone(&worker.connection_limit), Arc::clone(&worker.counters));
-    let serving = Rc::clone(worker);
+    let control = Rc::<AcceptorControl>::default();
+    let (serving, addr) = (Rc::clone(worker), bound.addr);
     let serve = move |socket, info, permit| connection::serve(Rc::clone(&serving), socket, info, permit);
-    let acceptor = Acceptor::new(bound, driver, limit, counters, serve)?;
+    let acceptor = Acceptor::new(bound, driver, Rc::clone(&control), limit, counters, serve)?;
+    worker.acceptors.borrow_mut().push((addr, control));
     runtime::spawn(acceptor.run(worker.drain.enter()));
     Ok(())
 }

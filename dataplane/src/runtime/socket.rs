@@ -1,46 +1,32 @@
 //! The TCP sockets of a worker: listeners, connections as owned halves, and their shutdown.
 //!
-//! Invariants: an accept or a read in flight completes before its socket closes, and a shutdown
-//! handle never acts on another socket with the same descriptor.
+//! Invariants: a read in flight completes before its socket closes, a shutdown handle never acts on
+//! another socket with the same descriptor, and no descriptor is inherited by a program that this
+//! one starts.
 
 use std::any::Any;
-use std::cell::RefCell;
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, RawFd};
 use std::rc::{Rc, Weak};
+use std::sync::Arc;
 
-use monoio::io::{AsyncReadRent, AsyncWriteRent, Canceller, OwnedReadHalf, OwnedWriteHalf, Splitable};
+use monoio::io::{AsyncReadRent, AsyncWriteRent, OwnedReadHalf, OwnedWriteHalf, Splitable};
 use nix::sys::socket::{MsgFlags, Shutdown};
 use socket2::SockFilter;
 
 use super::Driver;
 
-/// A listening socket of one worker.
+/// A listening socket of one worker. Another worker, and a successor of this process, may listen on
+/// the same socket: it is always non-blocking, since O_NONBLOCK belongs to the socket and not to
+/// its descriptor.
 pub struct Listener {
-    accepting: monoio::net::TcpListener,
-    /// The same socket, for [`Listener::accept_queued`].
-    queue: std::net::TcpListener,
-    nonblocking: bool,
-}
-
-/// Cancels accepts in flight without losing a connection: each accept returns a connection or
-/// `ECANCELED`.
-#[derive(Default)]
-pub struct AcceptCanceller(RefCell<Canceller>);
-
-impl AcceptCanceller {
-    /// Cancels the accepts in flight; later accepts are not affected.
-    pub fn cancel(&self) {
-        let next = self.0.take().cancel();
-        self.0.replace(next);
-    }
-}
-
-/// Whether [`AcceptCanceller::cancel`] ended an accept.
-pub(crate) fn is_cancelled(error: &io::Error) -> bool {
-    error.raw_os_error() == Some(nix::libc::ECANCELED)
+    /// A descriptor of its own, which the driver waits on.
+    readiness: monoio::net::TcpListener,
+    socket: Arc<std::net::TcpListener>,
+    /// Whether connections must not block.
+    epoll: bool,
 }
 
 impl Listener {
@@ -48,39 +34,38 @@ impl Listener {
     ///
     /// # Errors
     /// The driver does not accept the socket.
-    pub fn from_std(listener: std::net::TcpListener, driver: &Driver) -> io::Result<Self> {
-        let nonblocking = matches!(driver, Driver::Epoll { .. });
-        listener.set_nonblocking(nonblocking)?;
-        let queue = listener.try_clone()?;
-        Ok(Self { accepting: monoio::net::TcpListener::from_std(listener)?, queue, nonblocking })
+    pub fn new(socket: Arc<std::net::TcpListener>, driver: &Driver) -> io::Result<Self> {
+        socket.set_nonblocking(true)?;
+        let readiness = monoio::net::TcpListener::from_std(socket.try_clone()?)?;
+        Ok(Self { readiness, socket, epoll: matches!(driver, Driver::Epoll { .. }) })
     }
 
-    /// Waits for the next connection. The future must not be dropped; cancel it instead.
+    /// Waits until a connection may be in the queue. The future may be dropped: it takes none.
     ///
     /// # Errors
-    /// As `accept(2)`; [`is_cancelled`] after a cancellation.
-    pub async fn accept(&self, canceller: &AcceptCanceller) -> io::Result<(Socket, SocketAddr)> {
-        let handle = canceller.0.borrow().handle();
-        let (stream, peer) = self.accepting.cancelable_accept(handle).await?;
-        Ok((Socket(stream), peer))
+    /// As `poll(2)`.
+    pub async fn readable(&self) -> io::Result<()> {
+        self.readiness.readable(false).await
     }
 
-    /// Accepts a connection that is in the queue already. No accept may be in flight.
+    /// Accepts a connection that is in the queue. accept4(2) closes it on exec; the accept of
+    /// monoio's ring does not, and a successor would inherit it.
     ///
     /// # Errors
     /// As `accept(2)`; [`io::ErrorKind::WouldBlock`] if the queue is empty.
-    pub fn accept_queued(&self) -> io::Result<(Socket, SocketAddr)> {
-        // `accepting` shares this flag, and has no operation in flight.
-        self.queue.set_nonblocking(true)?;
-        let (stream, peer) = self.queue.accept()?;
-        stream.set_nonblocking(self.nonblocking)?;
+    pub fn accept(&self) -> io::Result<(Socket, SocketAddr)> {
+        let (stream, peer) = self.socket.accept()?;
+        if self.epoll {
+            stream.set_nonblocking(true)?;
+        }
         Ok((Socket(monoio::net::TcpStream::from_std(stream)?), peer))
     }
 
-    /// Stops listening at once, and resets the connections in the queue. `shutdown(2)` does that;
-    /// the runtime closes the descriptor on its next turn, which a stopping worker does not take.
+    /// Stops listening at once, and resets the connections in the queue. `shutdown(2)` does that,
+    /// for every process that has the socket; the runtime closes the descriptor on its next turn,
+    /// which a stopping worker does not take.
     pub fn close(self) {
-        shutdown(self.queue.as_raw_fd(), Shutdown::Both);
+        shutdown(self.socket.as_raw_fd(), Shutdown::Both);
     }
 
     /// Makes the kernel drop new SYNs; connections in the TCP handshake still enter the queue. A
@@ -100,7 +85,7 @@ impl Listener {
             SockFilter::new(RETURN, 0, 0, 0),
             SockFilter::new(RETURN, 0, 0, u32::MAX),
         ];
-        socket2::SockRef::from(&self.queue).attach_filter(&filter)
+        socket2::SockRef::from(&*self.socket).attach_filter(&filter)
     }
 }
 
