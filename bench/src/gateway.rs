@@ -64,6 +64,6 @@ pub fn shared(
         ),
         upstream_tls: Arc::new(upstream_tls),
         resolver: Resolver::start().expect("the resolver's threads"),
-        config: config::worker_config(&settings).expect("good settings"),
+        config: Arc::new(config::worker_config(&settings).expect("good settings")).into(),
     })
 }

@@ -33,7 +33,7 @@ use self::head::HeadError;
 use self::http2::sender::ResetCode;
 use self::incoming_body::IncomingBody;
 use self::keep_alive::KeepAliveState;
-use self::server::{HttpProtocol, HttpServer};
+use self::server::{HttpProtocol, HttpServer, HttpSettings};
 use self::tracked_io::TrackedIo;
 use crate::io::chunk_read::ChunkRead;
 use crate::io::timeouts::TimeoutHandle;
@@ -86,7 +86,8 @@ pub(crate) async fn serve_connection<I, H>(
     H: RequestHandler,
 {
     let state = KeepAliveState::new(Rc::clone(server), timeouts, protocol);
-    let io = TrackedIo::new(io, Rc::clone(&state), server.head_limits, server.preserve_header_case);
+    let HttpSettings { head_limits, preserve_header_case, .. } = server.settings.get();
+    let io = TrackedIo::new(io, Rc::clone(&state), head_limits, preserve_header_case);
     match protocol {
         HttpProtocol::H1 => http1::serve(io, &state, handler, drain).await,
         HttpProtocol::H2 => http2::serve(io, &state, handler, drain).await,

@@ -4,6 +4,8 @@
 //! the push client (which loads the last good snapshot before the first connection), workers,
 //! status, the ready line; then the wait for a signal, and the drain.
 
+mod listeners;
+
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -11,21 +13,23 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use anyhow::Context as _;
+use arc_swap::ArcSwap;
 use clap::Parser;
 use conf::Settings;
+use listeners::ListenerSet;
 use model::Snapshot;
 use process::descriptors::raise_limit;
 use process::signals::{self, Signals};
 use telemetry::status::StatusServer;
 use telemetry::{Heartbeats, Readiness, ServiceManager};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
-use crate::io::connection_info::{ListenerOptions, ListenerProtocol, TcpMode};
+use crate::io::connection_info::ListenerProtocol;
 use crate::lifecycle::handles::{SnapshotHandle, TicketRingHandle};
 use crate::lifecycle::{ShutdownStage, ShutdownWatch};
 use crate::observability::metrics::{Counters, Metrics};
-use crate::proxy::listener::{self, BindError, BindRetry, BoundSocket};
-use crate::proxy::worker::{SharedState, WorkerConfig};
+use crate::proxy::listener::{BindError, BindRetry, BoundSocket};
+use crate::proxy::worker::{SharedState, WorkerCommand, WorkerConfig};
 use crate::proxy::worker_thread::{self, WorkerInit};
 use crate::push_client::{self, PushClientOptions, SyncStatus};
 use crate::runtime::Driver;
@@ -113,8 +117,8 @@ fn serve(
     let limit = raise_limit().context("cannot read the limit on open descriptors")?;
     let retry = BindRetry { predecessor: settings.countersign.drain_delay, stop: signals.stop() };
     let status = status::bind(settings, &retry)?;
-    let mut listeners = BoundListeners::bind(settings, workers, &retry)?;
-    let limits = connection_limits(settings, limit, workers, listeners.sockets.len())?;
+    let listeners = ListenerSet::bind(&listeners::plan(settings), workers, &retry)?;
+    let limits = connection_limits(settings, limit, workers, listeners.0.len())?;
     let (stage, shutdown) = ShutdownWatch::new();
 
     let snapshot = Arc::new(SnapshotHandle::new(Arc::new(Snapshot::empty())));
@@ -146,7 +150,7 @@ fn serve(
         threads.push(WorkerThread::start(
             (index, workers),
             &shared,
-            listeners.take_worker_sockets(),
+            listeners.sockets_of_worker(index, workers),
             &driver,
             &heartbeats,
             shutdown.clone(),
@@ -238,100 +242,15 @@ fn shared_state(
             .with_ciphers(settings.apisix.ssl.ciphers.clone()),
         upstream_tls: Arc::new(upstream_tls),
         resolver: Resolver::start().context("cannot start the resolver's threads")?,
-        config,
+        config: ArcSwap::from_pointee(config),
     }))
-}
-
-/// The bound sockets that no worker has taken yet.
-struct BoundListeners {
-    http: Vec<SocketAddr>,
-    https: Vec<SocketAddr>,
-    /// Of `stream_proxy.tcp`, within TLS or not.
-    stream: Vec<SocketAddr>,
-    /// One list an address, with one socket a worker.
-    sockets: Vec<Vec<BoundSocket>>,
-}
-
-impl BoundListeners {
-    fn bind(settings: &Settings, workers: usize, retry: &BindRetry) -> anyhow::Result<Self> {
-        let apisix = &settings.apisix;
-        let mut all = Self { http: Vec::new(), https: Vec::new(), stream: Vec::new(), sockets: Vec::new() };
-        let mut add = |key, addresses: &[SocketAddr], options: ListenerOptions| {
-            addresses.iter().try_for_each(|&addr| all.add(key, addr, options, workers, retry))
-        };
-        if apisix.proxy_mode.http() {
-            let (http, https) = (ListenerProtocol::Http.into(), ListenerProtocol::Https.into());
-            let proxied = |options| ListenerOptions { proxy_protocol: true, ..options };
-            add("apisix.node_listen", &apisix.node_listen, http)?;
-            if apisix.ssl.enable {
-                add("apisix.ssl.listen", &apisix.ssl.listen, https)?;
-            }
-            let listen = &apisix.proxy_protocol;
-            add("apisix.proxy_protocol.listen_http_port", &listen.http, proxied(http))?;
-            add("apisix.proxy_protocol.listen_https_port", &listen.https, proxied(https))?;
-        }
-        for stream in apisix.streams.iter().filter(|_| apisix.proxy_mode.streams()) {
-            let options = ListenerOptions {
-                protocol: ListenerProtocol::Tcp(match (stream.tls, stream.tls_passthrough) {
-                    (false, false) => TcpMode::Plain,
-                    (true, false) => TcpMode::Terminate,
-                    (false, true) => TcpMode::Passthrough,
-                    (true, true) => TcpMode::ByRoute,
-                }),
-                proxy_protocol: stream.proxy_protocol,
-                proxy_protocol_to_upstream: stream.proxy_protocol_to_upstream,
-            };
-            add("apisix.stream_proxy.tcp", &[stream.addr], options)?;
-        }
-        Ok(all)
-    }
-
-    fn add(
-        &mut self,
-        key: &'static str,
-        addr: SocketAddr,
-        options: ListenerOptions,
-        workers: usize,
-        retry: &BindRetry,
-    ) -> anyhow::Result<()> {
-        let protocol = options.protocol;
-        let bound = match listener::bind(key, addr, options, workers, retry) {
-            Ok(bound) => bound,
-            Err(error) if is_optional(addr, protocol) && is_ipv6_unavailable(&error.error) => {
-                tracing::warn!("{error}; going on without IPv6");
-                return Ok(());
-            }
-            Err(error) => return Err(error.into()),
-        };
-        let bound_addr = bound.first().map_or(addr, |bound| bound.addr);
-        match protocol {
-            ListenerProtocol::Http => self.http.push(bound_addr),
-            ListenerProtocol::Https => self.https.push(bound_addr),
-            ListenerProtocol::Tcp(_) => self.stream.push(bound_addr),
-        }
-        self.sockets.push(bound);
-        Ok(())
-    }
-
-    /// Takes one socket of each address.
-    fn take_worker_sockets(&mut self) -> Vec<BoundSocket> {
-        self.sockets.iter_mut().filter_map(Vec::pop).collect()
-    }
-}
-
-/// `[::]` may be configured only by the default of enable_ipv6, except for `stream_proxy.tcp`.
-fn is_optional(addr: SocketAddr, protocol: ListenerProtocol) -> bool {
-    addr.is_ipv6() && addr.ip().is_unspecified() && protocol.is_http()
-}
-
-fn is_ipv6_unavailable(error: &std::io::Error) -> bool {
-    error.kind() == std::io::ErrorKind::AddrNotAvailable
-        || error.raw_os_error() == Some(nix::libc::EAFNOSUPPORT)
 }
 
 struct WorkerThread {
     thread: JoinHandle<()>,
     counters: Arc<Counters>,
+    #[expect(dead_code, reason = "a reload and an upgrade send commands")]
+    commands: mpsc::UnboundedSender<WorkerCommand>,
 }
 
 impl WorkerThread {
@@ -344,12 +263,14 @@ impl WorkerThread {
         shutdown: ShutdownWatch,
     ) -> anyhow::Result<Self> {
         let counters = Arc::new(Counters::default());
+        let (commands, received) = mpsc::unbounded_channel();
         let cores = thread::available_parallelism().map_or(1, usize::from);
         let init = WorkerInit {
             shared: Arc::clone(shared),
             counters: Arc::clone(&counters),
             heartbeat: heartbeats.add(format!("worker-{index}"), Readiness::Required),
             listeners,
+            commands: received,
             driver: driver.clone(),
             // With fewer workers than cores the kernel places them better.
             cpu: (workers == cores && workers > 1).then_some(index),
@@ -364,7 +285,7 @@ impl WorkerThread {
                 }
             })
             .context("cannot start a worker's thread")?;
-        Ok(Self { thread, counters })
+        Ok(Self { thread, counters, commands })
     }
 
     /// Waits until it has drained.
@@ -376,14 +297,17 @@ impl WorkerThread {
 }
 
 fn print_ready_line(
-    listeners: &BoundListeners,
+    listeners: &ListenerSet,
     status: Option<SocketAddr>,
     driver: &Driver,
     workers: usize,
     revision: u64,
 ) {
     let line = serde_json::json!({
-        "http": listeners.http, "https": listeners.https, "stream": listeners.stream, "status": status,
+        "http": listeners.addresses(|protocol| protocol == ListenerProtocol::Http),
+        "https": listeners.addresses(|protocol| protocol == ListenerProtocol::Https),
+        "stream": listeners.addresses(|protocol| !protocol.is_http()),
+        "status": status,
         "driver": driver.name(), "workers": workers, "revision": revision,
     });
     telemetry::stdout::write_ready_line(&line);

@@ -12,6 +12,7 @@ use dataplane::testing::proxy::worker_thread::WorkerInit;
 use dataplane::testing::proxy::{listener, worker_thread};
 use dataplane::testing::runtime::Driver;
 use telemetry::{Heartbeat, Readiness};
+use tokio::sync::mpsc::unbounded_channel;
 use tokio::sync::watch;
 
 /// A running worker; it lives as long as the process.
@@ -38,6 +39,7 @@ impl Running {
             counters: Arc::default(),
             heartbeat,
             listeners,
+            commands: unbounded_channel().1,
             driver,
             cpu: Some(cpu),
             shutdown,

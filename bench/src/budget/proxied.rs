@@ -18,7 +18,7 @@ use dataplane::testing::proxy::{listener, worker_thread};
 use dataplane::testing::runtime::Driver;
 use model::{Kind, TlsVersion};
 use telemetry::{Heartbeat, Readiness};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
 use crate::{counted, gateway};
 use compare::identity::{Group, Version};
@@ -54,6 +54,7 @@ pub(super) fn run(requests: u64, mode: Mode) -> anyhow::Result<()> {
         counters: Arc::new(Counters::default()),
         heartbeat: Heartbeat::new("worker-0", Readiness::Required),
         listeners: bound,
+        commands: mpsc::unbounded_channel().1,
         driver: Driver::Epoll { reason: "instructions are counted".to_owned() },
         cpu: None,
         shutdown,

@@ -22,6 +22,7 @@ use hyper::service::{HttpService, service_fn};
 use super::RequestHandler;
 use super::incoming_body::{BodySource, IncomingBody};
 use super::keep_alive::{HibernateTimer, InFlightGuard, KeepAliveState, TrackedResponseBody};
+use super::server::HttpSettings;
 use super::tracked_io::TrackedIo;
 use super::{error_page, header_case, interim};
 use crate::io::chunk_read::ChunkRead;
@@ -43,14 +44,14 @@ pub(super) async fn serve<I, H>(
     I: Read + Write + ChunkRead + Unpin + 'static,
     H: RequestHandler,
 {
-    let server = state.server();
+    let HttpSettings { head_limits, preserve_header_case, .. } = state.server().settings.get();
     let mut builder = Builder::new();
     builder
         .header_read_timeout(None)
-        .max_buf_size(server.head_limits.buffer_size())
-        .max_headers(server.head_limits.max_fields() + header_case::FIELDS)
-        .preserve_header_case(server.preserve_header_case)
-        .title_case_headers(server.preserve_header_case);
+        .max_buf_size(head_limits.buffer_size())
+        .max_headers(head_limits.max_fields() + header_case::FIELDS)
+        .preserve_header_case(preserve_header_case)
+        .title_case_headers(preserve_header_case);
     let switched = Rc::<SwitchedRequest<H>>::default();
     let (requests, requested, switching) = (Rc::clone(state), Rc::clone(&handler), Rc::clone(&switched));
     let service = service_fn(move |request: Request<Incoming>| {

@@ -97,7 +97,7 @@ pub(super) async fn serve<I, H>(
         .initial_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_send_buffer_size(SEND_BUFFER)
-        .max_header_list_size(max_header_list_size(server.head_limits))
+        .max_header_list_size(max_header_list_size(server.settings.get().head_limits))
         .enable_connect_protocol();
     // A client without a preface has sent no request: a drain waits no longer than
     // `client_header_timeout` for it.
@@ -110,7 +110,7 @@ pub(super) async fn serve<I, H>(
         last_progress: Cell::new(server.timers.current_tick()),
         stalled: Flag::default(),
     });
-    let mut idle = IdleTimer { state, timeout: server.keepalive_timeout, timer: None };
+    let mut idle = IdleTimer { state, timeout: server.settings.get().keepalive_timeout, timer: None };
     let mut drain_timer: Option<CoarseTimer> = None;
     let (mut draining, mut closing) = (false, false);
     poll_fn(|cx| {
@@ -212,7 +212,7 @@ impl<H: RequestHandler> Streams<H> {
     }
 
     fn send_timeout(&self) -> Duration {
-        self.state.server().send_timeout
+        self.state.server().settings.get().send_timeout
     }
 
     /// A timer that fires after `send_timeout`.

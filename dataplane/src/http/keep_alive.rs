@@ -138,7 +138,7 @@ impl KeepAliveState {
 
     /// The channel for the interim responses of the next request.
     pub(super) fn interim_responses(&self) -> InterimResponses {
-        let bytes_max = self.server.head_limits.head;
+        let bytes_max = self.server.settings.get().head_limits.head;
         if self.protocol == HttpProtocol::H2 {
             return InterimResponses::new(bytes_max);
         }
@@ -348,7 +348,7 @@ impl<'a> HibernateTimer<'a> {
         if !state.is_idle() {
             return false;
         }
-        let timeout = state.server.idle_release_timeout;
+        let timeout = state.server.settings.get().idle_release_timeout;
         if timeout.is_zero() || state.requests.get() <= 1 {
             return true;
         }

@@ -30,6 +30,16 @@ impl HttpProtocol {
 
 /// The settings and timers that all connections of a worker share.
 pub(crate) struct HttpServer {
+    pub(crate) settings: Cell<HttpSettings>,
+    pub(crate) timers: Rc<CoarseTimers>,
+    /// Every HTTP/1 response closes its connection.
+    pub(crate) lame_duck: Cell<bool>,
+}
+
+/// The settings of a worker's HTTP server. A connection keeps the limits on heads that it started
+/// with.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct HttpSettings {
     pub(crate) head_limits: HeadLimits,
     /// Whether header names keep their case between HTTP/1 and HTTP/1.
     pub(crate) preserve_header_case: bool,
@@ -41,9 +51,6 @@ pub(crate) struct HttpServer {
     pub(crate) keepalive_timeout: Duration,
     /// How long a client may read nothing of a response.
     pub(crate) send_timeout: Duration,
-    pub(crate) timers: Rc<CoarseTimers>,
-    /// Every HTTP/1 response closes its connection.
-    pub(crate) lame_duck: Cell<bool>,
 }
 
 /// Detects HTTP/2 with prior knowledge on a plain connection from the first bytes of the client.

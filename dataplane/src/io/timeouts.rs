@@ -107,8 +107,13 @@ impl ConnectionTimeouts {
     }
 
     fn new(limits: &ClientTimeouts) -> Self {
-        let limits = [limits.handshake, limits.head, limits.idle, limits.send].map(to_ticks);
-        Self { connections: RefCell::default(), timers: Rc::default(), limits: Cell::new(limits) }
+        let limits = Cell::new(ticks(limits));
+        Self { connections: RefCell::default(), timers: Rc::default(), limits }
+    }
+
+    /// Changes the limits, which then apply to all connections.
+    pub(crate) fn set_limits(&self, limits: &ClientTimeouts) {
+        self.limits.set(ticks(limits));
     }
 
     /// Registers a connection, which starts in `phase`.
@@ -171,6 +176,10 @@ impl ConnectionTimeouts {
         }
         state.pending_head.get().is_some_and(|(_, since)| exceeds(since, head)).then_some(TimeoutKind::Head)
     }
+}
+
+fn ticks(limits: &ClientTimeouts) -> [u32; 4] {
+    [limits.handshake, limits.head, limits.idle, limits.send].map(to_ticks)
 }
 
 impl TimeoutHandle {

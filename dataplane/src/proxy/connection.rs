@@ -104,7 +104,7 @@ async fn serve_plain(
     timeouts: TimeoutHandle,
     drain: &DrainGuard,
 ) {
-    if let Ok(protocol) = detect_protocol(&mut socket, worker.http.http2).await {
+    if let Ok(protocol) = detect_protocol(&mut socket, worker.http.settings.get().http2).await {
         let connection = Connection::new(worker, Rc::clone(&info), None);
         serve_http(worker, PlainStream::new(socket), protocol, connection, &timeouts, drain).await;
     }
@@ -247,7 +247,7 @@ pub async fn accept_tls<R: Reader, W: Writer>(
     peer: SocketAddr,
     subsystem: Subsystem,
 ) -> Result<AcceptedTls, HandshakeFailure> {
-    let config = &worker.shared.config;
+    let config = worker.config();
     let hello = client_hello::read(socket).await.map_err(HandshakeFailure::from_client_hello)?;
     let Some(sni) = hello.server_name(config.fallback_sni.as_ref()) else {
         return Err(HandshakeFailure::unrecognized_name(socket, None, Reason::NoSni));

@@ -1,8 +1,8 @@
 //! The limit on the client connections of a worker. A full worker stops accepting: new connections
 //! wait in the kernel's accept queues until others close.
 //!
-//! Invariant: an accepted connection is served. Above the limit each listener adds one at most, from
-//! its queue when it closes.
+//! Invariant: an accepted connection is served. Above the limit each listener adds one at most,
+//! from its queue when it closes.
 
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;

@@ -131,7 +131,7 @@ pub(super) async fn run_revalidation(
     registry: Rc<ConnectionRegistry>,
     snapshot: impl Fn() -> Rc<Arc<Snapshot>>,
     counters: Arc<Counters>,
-    drain_timeout: Duration,
+    drain_timeout: impl Fn() -> Duration,
 ) {
     let mut site_generation = snapshot().site_generation();
     let mut last_sweep = Instant::now();
@@ -141,7 +141,7 @@ pub(super) async fn run_revalidation(
         let sites_changed = current != site_generation;
         if sites_changed || last_sweep.elapsed() >= EXPIRY_INTERVAL {
             (site_generation, last_sweep) = (current, Instant::now());
-            sweep(&registry, &snapshot, &counters, drain_timeout, sites_changed).await;
+            sweep(&registry, &snapshot, &counters, drain_timeout(), sites_changed).await;
         }
     }
 }

@@ -21,8 +21,8 @@ const NETWORK_MASK: u128 = !0 << 64;
 
 /// The limit of one worker, with the clients that have requests or connections.
 pub(crate) struct RequestLimiter {
-    /// Requests in flight per client.
-    max: usize,
+    /// Requests in flight per client. 0: no limit.
+    max: Cell<usize>,
     /// Clients choose the keys: the hash is seeded at random.
     clients: RefCell<HashMap<IpAddr, Weak<ClientRequests>, RandomState>>,
 }
@@ -49,9 +49,19 @@ impl HasReason for TooManyRequests {
 }
 
 impl RequestLimiter {
-    /// A limit of `max` requests per client. `None` for 0: no limit.
-    pub(crate) fn new(max: usize) -> Option<Rc<Self>> {
-        (max > 0).then(|| Rc::new(Self { max, clients: RefCell::default() }))
+    /// A limit of `max` requests per client. 0: no limit.
+    pub(crate) fn new(max: usize) -> Rc<Self> {
+        Rc::new(Self { max: Cell::new(max), clients: RefCell::default() })
+    }
+
+    /// Changes the limit. Requests above a lower one go on.
+    pub(crate) fn set_max(&self, max: usize) {
+        self.max.set(max);
+    }
+
+    /// `None`: there is no limit.
+    pub(crate) fn when_limited(self: &Rc<Self>) -> Option<&Rc<Self>> {
+        (self.max.get() > 0).then_some(self)
     }
 
     /// The client with this address.
@@ -75,7 +85,7 @@ impl ClientRequests {
     /// [`TooManyRequests`] at the limit.
     pub(crate) fn acquire(self: &Rc<Self>) -> Result<RequestPermit, TooManyRequests> {
         let in_flight = self.in_flight.get();
-        if in_flight >= self.limiter.max {
+        if in_flight >= self.limiter.max.get() {
             return Err(TooManyRequests(in_flight));
         }
         self.in_flight.set(in_flight + 1);
@@ -108,7 +118,7 @@ mod tests {
 
     #[test]
     fn a_client_is_an_ipv4_address_or_an_ipv6_network() {
-        let limiter = RequestLimiter::new(2).unwrap();
+        let limiter = RequestLimiter::new(2);
         let acquire = |address: &str| limiter.client(address.parse().unwrap()).acquire();
         let permits = [acquire("192.0.2.1"), acquire("::ffff:192.0.2.1")].map(Result::unwrap);
         assert_eq!(acquire("192.0.2.1").err(), Some(TooManyRequests(2)));
@@ -123,13 +133,24 @@ mod tests {
 
     #[test]
     fn a_client_is_removed_with_its_last_request() {
-        assert!(RequestLimiter::new(0).is_none());
-        let limiter = RequestLimiter::new(1).unwrap();
+        let limiter = RequestLimiter::new(1);
         let client = limiter.client([192, 0, 2, 1].into());
         let permit = client.acquire().unwrap();
         drop(client);
         assert!(limiter.client([192, 0, 2, 1].into()).acquire().is_err());
         drop(permit);
         assert!(limiter.clients.borrow().is_empty());
+    }
+    #[test]
+    fn another_limit_applies_to_the_next_request() {
+        let limiter = RequestLimiter::new(0);
+        assert!(limiter.when_limited().is_none());
+        limiter.set_max(1);
+        assert!(limiter.when_limited().is_some());
+        let client = limiter.client([192, 0, 2, 1].into());
+        let _permit = client.acquire().unwrap();
+        assert!(client.acquire().is_err());
+        limiter.set_max(2);
+        assert!(client.acquire().is_ok());
     }
 }

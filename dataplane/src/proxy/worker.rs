@@ -2,28 +2,29 @@
 //!
 //! Cores share nothing but [`SharedState`], which is read-only or lock-free.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use ipnet::IpNet;
 use model::{HostName, KeepalivePool, PathOptions, RealIp, Snapshot};
 
 use super::connection_limit::ConnectionLimit;
-use super::listener::{AcceptorControl, AcceptorEnd};
+use super::listener::{AcceptorControl, AcceptorEnd, BoundSocket};
 use super::registry::ConnectionRegistry;
 use super::request_limit::RequestLimiter;
 use crate::http::head::HeadLimits;
-use crate::http::server::HttpServer;
+use crate::http::server::{HttpServer, HttpSettings};
 use crate::io::timeouts::{ClientTimeouts, ConnectionTimeouts};
 use crate::lifecycle::drain::Drain;
 use crate::lifecycle::handles::SnapshotHandle;
 use crate::observability::metrics::Counters;
 use crate::runtime::descriptors::ConnectionLimits;
 use crate::tls::site_config::SiteConfigFactory;
-use crate::upstream::client::UpstreamClient;
+use crate::upstream::client::{ClientSettings, UpstreamClient};
 use crate::upstream::client_tls::ClientTlsConfigs;
 use crate::upstream::connector::ConnectContext;
 use crate::upstream::pool::Pool;
@@ -44,7 +45,22 @@ pub struct SharedState {
     pub upstream_tls: Arc<ClientTlsConfigs>,
     /// Resolves the names of upstream nodes.
     pub resolver: Resolver,
-    pub config: WorkerConfig,
+    /// The current settings. A worker takes them at its start and with
+    /// [`WorkerCommand::Configure`].
+    pub config: ArcSwap<WorkerConfig>,
+}
+
+/// What the process tells a worker while it runs. A worker takes commands in their order.
+#[derive(Debug)]
+pub enum WorkerCommand {
+    /// Use the settings of [`SharedState::config`] from now on.
+    Configure,
+    /// Accept connections on this socket, too.
+    Listen(BoundSocket),
+    /// Accept what is in the queue of this address's socket, and close it.
+    Close(SocketAddr),
+    /// Accept no more on this address's socket, and leave its queue as it is.
+    Release(SocketAddr),
 }
 
 /// The settings of a worker.
@@ -101,11 +117,13 @@ pub struct Worker {
     pub(super) connection_limit: Rc<ConnectionLimit>,
     /// The addresses it listens on.
     pub(super) acceptors: RefCell<Vec<(SocketAddr, Rc<AcceptorControl>)>>,
-    /// The limit on the requests of one client; `None`: no limit.
-    pub(super) request_limiter: Option<Rc<RequestLimiter>>,
+    /// The limit on the requests of one client.
+    pub(super) request_limiter: Rc<RequestLimiter>,
     pub(super) timeouts: Rc<ConnectionTimeouts>,
     pub(super) registry: Rc<ConnectionRegistry>,
     pub(super) counters: Arc<Counters>,
+    /// The settings that this core uses.
+    config: RefCell<Rc<WorkerConfig>>,
     /// The snapshot that this core uses, with its generation.
     current: RefCell<(u64, LocalSnapshot)>,
 }
@@ -113,7 +131,7 @@ pub struct Worker {
 impl Worker {
     /// A worker of this thread, within its runtime.
     pub fn new(shared: Arc<SharedState>, counters: Arc<Counters>) -> Rc<Self> {
-        let config = &shared.config;
+        let config = Rc::new(WorkerConfig::clone(&shared.config.load()));
         let timeouts = ConnectionTimeouts::start(&config.client_timeouts);
         let pool = Pool::start();
         let upstreams = UpstreamClient {
@@ -122,18 +140,15 @@ impl Worker {
                 permits: ConnectionPermits::new(config.connection_limits.upstreams, pool),
                 counters: Arc::clone(&counters),
             },
-            connections_per_node: config.upstream_connections_per_node,
+            settings: Cell::new(client_settings(&config)),
             timers: Rc::clone(timeouts.timers()),
             resolver: ResolverCache::new(shared.resolver.clone()),
             tls_configs: Arc::clone(&shared.upstream_tls),
-            keepalive: config.upstream_keepalive,
-            head: config.head_limits,
-            preserve_header_case: config.preserve_header_case,
         };
         let generation = shared.snapshot.generation();
         let snapshot = Rc::new(Arc::clone(&shared.snapshot.load()));
         Rc::new(Self {
-            http: Rc::new(http_server(config, &timeouts)),
+            http: Rc::new(http_server(&config, &timeouts)),
             upstreams,
             drain: Rc::default(),
             connection_limit: ConnectionLimit::new(config.connection_limits.clients, Arc::clone(&counters)),
@@ -142,6 +157,7 @@ impl Worker {
             timeouts,
             registry: Rc::default(),
             counters,
+            config: RefCell::new(config),
             current: RefCell::new((generation, snapshot)),
             shared,
         })
@@ -158,6 +174,34 @@ impl Worker {
         Rc::clone(&current.1)
     }
 
+    /// The current settings.
+    pub(super) fn config(&self) -> Rc<WorkerConfig> {
+        Rc::clone(&self.config.borrow())
+    }
+
+    /// Applies the settings of [`SharedState::config`]. Connections keep what they started with:
+    /// the limits on heads, `preserve_header_case`, and the time an HTTP/2 connection may be idle.
+    /// The number of connections to upstreams is fixed at the start.
+    pub(super) fn configure(&self) {
+        let config = Rc::new(WorkerConfig::clone(&self.shared.config.load()));
+        self.timeouts.set_limits(&config.client_timeouts);
+        self.http.settings.set(http_settings(&config));
+        self.upstreams.settings.set(client_settings(&config));
+        self.connection_limit.set_max(config.connection_limits.clients);
+        self.request_limiter.set_max(config.requests_per_client);
+        self.config.replace(config);
+    }
+
+    /// Ends the acceptors of an address.
+    pub(super) fn end_acceptor(&self, addr: SocketAddr, end: AcceptorEnd) {
+        self.acceptors.borrow_mut().retain(|(local, acceptor)| {
+            if *local == addr {
+                acceptor.end(end);
+            }
+            *local != addr
+        });
+    }
+
     /// Ends all acceptors.
     pub(super) fn end_acceptors(&self, end: AcceptorEnd) {
         self.acceptors.take().iter().for_each(|(_, acceptor)| acceptor.end(end));
@@ -166,13 +210,28 @@ impl Worker {
 
 fn http_server(config: &WorkerConfig, timeouts: &ConnectionTimeouts) -> HttpServer {
     HttpServer {
+        settings: Cell::new(http_settings(config)),
+        timers: Rc::clone(timeouts.timers()),
+        lame_duck: false.into(),
+    }
+}
+
+fn http_settings(config: &WorkerConfig) -> HttpSettings {
+    HttpSettings {
         head_limits: config.head_limits,
         preserve_header_case: config.preserve_header_case,
         http2: config.http2,
         idle_release_timeout: config.idle_release_timeout,
         keepalive_timeout: config.client_timeouts.idle,
         send_timeout: config.client_timeouts.send,
-        timers: Rc::clone(timeouts.timers()),
-        lame_duck: false.into(),
+    }
+}
+
+fn client_settings(config: &WorkerConfig) -> ClientSettings {
+    ClientSettings {
+        connections_per_node: config.upstream_connections_per_node,
+        keepalive: config.upstream_keepalive,
+        head: config.head_limits,
+        preserve_header_case: config.preserve_header_case,
     }
 }

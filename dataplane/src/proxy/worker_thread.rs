@@ -4,9 +4,10 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use telemetry::{Heartbeat, heartbeat};
+use tokio::sync::mpsc;
 
 use super::listener::{Acceptor, AcceptorControl, AcceptorEnd, BoundSocket};
-use super::worker::{SharedState, Worker};
+use super::worker::{SharedState, Worker, WorkerCommand};
 use super::{connection, registry};
 use crate::lifecycle::{ShutdownStage, ShutdownWatch};
 use crate::observability::log;
@@ -20,8 +21,9 @@ pub struct WorkerInit {
     pub shared: Arc<SharedState>,
     pub counters: Arc<Counters>,
     pub heartbeat: Arc<Heartbeat>,
-    /// This worker's sockets.
+    /// This worker's sockets at its start.
     pub listeners: Vec<BoundSocket>,
+    pub commands: mpsc::UnboundedReceiver<WorkerCommand>,
     pub driver: Driver,
     /// The CPU to run on.
     pub cpu: Option<usize>,
@@ -33,7 +35,7 @@ pub struct WorkerInit {
 /// # Errors
 /// The runtime or a listener cannot be set up.
 pub fn run(init: WorkerInit) -> std::io::Result<()> {
-    let WorkerInit { shared, counters, heartbeat, listeners, driver, cpu, mut shutdown } = init;
+    let WorkerInit { shared, counters, heartbeat, listeners, commands, driver, cpu, mut shutdown } = init;
     if let Some(cpu) = cpu
         && let Err(error) = runtime::pin_to_cpu(cpu)
     {
@@ -44,13 +46,14 @@ pub fn run(init: WorkerInit) -> std::io::Result<()> {
         for bound in listeners {
             listen(&worker, bound, &driver)?;
         }
+        runtime::spawn(run_commands(Rc::clone(&worker), driver.clone(), commands));
         runtime::spawn(run_housekeeping(Rc::clone(&worker), Arc::clone(&heartbeat)));
-        let snapshots = Rc::clone(&worker);
+        let (snapshots, draining) = (Rc::clone(&worker), Rc::clone(&worker));
         runtime::spawn(registry::run_revalidation(
             Rc::clone(&worker.registry),
             move || snapshots.snapshot(),
             Arc::clone(&worker.counters),
-            worker.shared.config.shutdown_timeout,
+            move || draining.config().shutdown_timeout,
         ));
         shutdown.wait_for(ShutdownStage::LameDuck).await;
         worker.http.lame_duck.set(true);
@@ -58,7 +61,7 @@ pub fn run(init: WorkerInit) -> std::io::Result<()> {
         worker.end_acceptors(AcceptorEnd::Close);
         worker.timeouts.start_drain();
         worker.drain.begin();
-        let timeout = worker.shared.config.shutdown_timeout;
+        let timeout = worker.config().shutdown_timeout;
         if runtime::timeout(timeout, worker.drain.wait_idle()).await.is_err() {
             tracing::warn!(
                 connections = worker.drain.active(),
@@ -82,6 +85,27 @@ fn listen(worker: &Rc<Worker>, bound: BoundSocket, driver: &Driver) -> std::io::
     worker.acceptors.borrow_mut().push((addr, control));
     runtime::spawn(acceptor.run(worker.drain.enter()));
     Ok(())
+}
+
+/// Carries out the commands of the process, as long as it sends them.
+async fn run_commands(
+    worker: Rc<Worker>,
+    driver: Driver,
+    mut commands: mpsc::UnboundedReceiver<WorkerCommand>,
+) {
+    while let Some(command) = commands.recv().await {
+        match command {
+            WorkerCommand::Configure => worker.configure(),
+            WorkerCommand::Listen(bound) => {
+                let addr = bound.addr;
+                if let Err(error) = listen(&worker, bound, &driver) {
+                    tracing::error!(%addr, %error, "a worker cannot listen on a socket");
+                }
+            }
+            WorkerCommand::Close(addr) => worker.end_acceptor(addr, AcceptorEnd::Close),
+            WorkerCommand::Release(addr) => worker.end_acceptor(addr, AcceptorEnd::Release),
+        }
+    }
 }
 
 /// Once a heartbeat: updates the gauges of `/metrics`, and releases an old snapshot on an idle

@@ -3,6 +3,7 @@
 //!
 //! `exchange` adds requests to it, over the pool; TCP proxying uses the connection as it is.
 
+use std::cell::Cell;
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -28,13 +29,19 @@ const ADDRESSES_MAX: usize = 4;
 pub(crate) struct UpstreamClient {
     pub pool: Rc<Pool>,
     pub connect_context: ConnectContext,
-    /// The most open connections to one node for requests, where the upstream has no maximum.
-    pub connections_per_node: u32,
+    pub settings: Cell<ClientSettings>,
     /// For the timeouts of responses.
     pub timers: Rc<CoarseTimers>,
     pub resolver: ResolverCache,
     /// One for the process.
     pub tls_configs: Arc<ClientTlsConfigs>,
+}
+
+/// The settings of a worker's upstream client. A connection keeps those that it started with.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct ClientSettings {
+    /// The most open connections to one node for requests, where the upstream has no maximum.
+    pub connections_per_node: u32,
     /// For upstreams without `keepalive_pool`.
     pub keepalive: KeepalivePool,
     /// How large the head of a response may be.

@@ -219,13 +219,14 @@ impl UpstreamClient {
         fresh: bool,
     ) -> Result<Response<UpstreamResponseBody>, FailedAttempt> {
         let host = host_header::upstream_host(target.upstream, target.authority, node);
-        let keepalive = target.upstream.keepalive.unwrap_or(self.keepalive);
+        let settings = self.settings.get();
+        let keepalive = target.upstream.keepalive.unwrap_or(settings.keepalive);
         let checkout = Checkout {
             host: &host,
             protocol,
             tls_config,
             keepalive,
-            max_connections: keepalive.max_connections.unwrap_or(self.connections_per_node),
+            max_connections: keepalive.max_connections.unwrap_or(settings.connections_per_node),
             connect_timeout: target.timeouts.connect,
             // Another upstream of the same node may have kept one.
             fresh: fresh || keepalive.requests <= 1,

@@ -100,7 +100,7 @@ impl UpstreamClient {
         let connect = async |addr: SocketAddr| {
             let name = || host_header::server_name(&host, addr.ip());
             let tls = tls_config.map(|tls| (&**tls, Alpn::Http1, name()));
-            let max = Some(own_max.unwrap_or(self.connections_per_node));
+            let max = Some(own_max.unwrap_or(self.settings.get().connections_per_node));
             let stream = self.connect_unpooled(addr, tls, target.timeouts.connect, max, None).await?;
             Ok((addr, stream))
         };

@@ -46,7 +46,7 @@ pub(super) async fn read(
 
 /// Whether the peer is in the `real_ip_from` of its kind of listener.
 fn is_trusted(worker: &Worker, info: &ConnectionInfo) -> bool {
-    let (config, peer) = (&worker.shared.config, info.direct_peer.ip().to_canonical());
+    let (config, peer) = (worker.config(), info.direct_peer.ip().to_canonical());
     if info.listener.protocol.is_http() {
         config.real_ip.as_ref().is_some_and(|real_ip| real_ip.reads_proxy_protocol_from(peer))
     } else {

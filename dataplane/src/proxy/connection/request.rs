@@ -38,6 +38,7 @@ use crate::observability::HasReason;
 use crate::observability::log::{self, ClientDenial};
 use crate::proxy::request_limit::RequestPermit;
 use crate::proxy::response_body::{self, ResponseBody, ResponseObserver};
+use crate::proxy::worker::WorkerConfig;
 use crate::reason::Reason;
 use crate::upstream::client::UpstreamTarget;
 use crate::upstream::exchange::{self, ExchangeError};
@@ -119,8 +120,7 @@ impl Connection {
     }
 
     fn server_header(&self) -> HeaderValue {
-        let with_version = self.worker.shared.config.server_tokens;
-        if with_version { error_page::SERVER_WITH_VERSION } else { error_page::SERVER }
+        if self.worker.config().server_tokens { error_page::SERVER_WITH_VERSION } else { error_page::SERVER }
     }
 
     /// Checks whether the client may request this target under the current policies.
@@ -153,7 +153,7 @@ impl Connection {
     /// Counts a request in flight, unless its client is at the limit. `None`: the client is not
     /// limited.
     fn acquire_permit(&self, client: &ClientAddress) -> Result<Option<RequestPermit>, Reason> {
-        let Some(limiter) = &self.worker.request_limiter else { return Ok(None) };
+        let Some(limiter) = self.worker.request_limiter.when_limited() else { return Ok(None) };
         let named;
         let requests = match client.real_ip() {
             Some(address) => {
@@ -178,17 +178,17 @@ impl Connection {
 
     /// Whether a trusted proxy of TCP connections has not named its client.
     fn is_unnamed_client(&self) -> bool {
-        let real_ip = self.worker.shared.config.real_ip.as_ref();
+        let config = self.worker.config();
         let peer = self.info.direct_peer.ip().to_canonical();
         self.info.listener.proxy_protocol
             && !self.info.is_proxied()
-            && real_ip.is_some_and(|real_ip| real_ip.reads_proxy_protocol_from(peer))
+            && config.real_ip.as_ref().is_some_and(|real_ip| real_ip.reads_proxy_protocol_from(peer))
     }
 
     /// The configured trust in the peer, whether or not it is a proxy that names a
     /// client.
     fn peer_trust(&self) -> PeerTrust {
-        let config = &self.worker.shared.config;
+        let config = self.worker.config();
         PeerTrust::of(
             self.info.peer.ip(),
             self.info.direct_peer.ip(),
@@ -199,10 +199,10 @@ impl Connection {
 
     fn forwarded_context<'a>(
         &'a self,
+        config: &'a WorkerConfig,
         target: &'a RequestTarget,
         client: &ClientAddress,
     ) -> ForwardedContext<'a> {
-        let config = &self.worker.shared.config;
         ForwardedContext {
             connection: &self.headers,
             real_ip: client.real_ip(),
@@ -221,7 +221,7 @@ async fn forward(
     is_call: bool,
 ) -> Result<Response<ResponseBody>, Reason> {
     let worker = &connection.worker;
-    let config = &worker.shared.config;
+    let config = worker.config();
     let snapshot = worker.snapshot();
     let (mut parts, body) = request.into_parts();
     // Before the first check: the body of a request that is denied is read and discarded.
@@ -243,8 +243,8 @@ async fn forward(
     let verification = connection.authorize(&snapshot, &target, &client)?;
     let expects_continue = !body.is_empty() && request::expects_continue(&parts.headers);
     // Before the first use of a header: a spoofed one must not even select a route.
-    let takes_trailers =
-        headers::prepare_request(&mut parts.headers, &connection.forwarded_context(&target, &client));
+    let forwarded = connection.forwarded_context(&config, &target, &client);
+    let takes_trailers = headers::prepare_request(&mut parts.headers, &forwarded);
     let checked = CheckedRequest {
         connection,
         snapshot: &snapshot,
@@ -394,7 +394,7 @@ impl<'a> CheckedRequest<'a> {
         make: impl FnOnce(Response<B>) -> Response<ResponseBody>,
     ) -> Response<ResponseBody> {
         let (client, route) = (self.client, &destination.route.id);
-        let config = &self.connection.worker.shared.config;
+        let config = self.connection.worker.config();
         let checked = match result {
             Ok(response) => {
                 config.head_limits.check_response(&response).map(|()| response).map_err(|error| {

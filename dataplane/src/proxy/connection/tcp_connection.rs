@@ -33,7 +33,7 @@ pub(super) async fn read_sni(
     info: &ConnectionInfo,
 ) -> Result<PassedHello, HandshakeFailure> {
     let sni = sni_reader::read(socket).await.map_err(|error| HandshakeFailure::from_sni(&error))?;
-    let sni = sni.or_else(|| worker.shared.config.fallback_sni.clone());
+    let sni = sni.or_else(|| worker.config().fallback_sni.clone());
     let query = StreamQuery { sni: sni.as_ref(), remote: info.peer.ip(), server: info.local };
     let terminate = info.listener.protocol == ListenerProtocol::Tcp(TcpMode::ByRoute)
         && !worker.snapshot().find_stream_route(&query).is_some_and(|route| route.tls_passthrough);
@@ -128,7 +128,7 @@ async fn proxy_tcp(
         to_upstream: &counters.tcp_bytes_to_upstream,
         to_client: &counters.tcp_bytes_to_client,
     };
-    let limit = DrainLimit { drain: &worker.drain, idle: worker.shared.config.drain_idle_timeout };
+    let limit = DrainLimit { drain: &worker.drain, idle: worker.config().drain_idle_timeout };
     let relayed = relay::relay(stream, &mut upstream, &timeouts, &bytes, &limit).await;
     relayed.map_err(|error| TcpFailure { route: Some(route), error: error.into() })
 }

@@ -41,7 +41,7 @@ impl Connection {
             to_upstream: &counters.websocket_bytes_to_upstream,
             to_client: &counters.websocket_bytes_to_client,
         };
-        let limit = DrainLimit { drain: &worker.drain, idle: worker.shared.config.drain_idle_timeout };
+        let limit = DrainLimit { drain: &worker.drain, idle: worker.config().drain_idle_timeout };
         let relayed = relay::relay(&mut client, &mut tunnel.upstream, &tunnel.timeouts, &bytes, &limit).await;
         match relayed {
             Ok(()) => lingering_close(&mut client, LingerLimits::CONNECTION).await,

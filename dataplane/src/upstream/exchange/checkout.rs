@@ -10,7 +10,7 @@ use model::KeepalivePool;
 use rustls::pki_types::ServerName;
 
 use crate::observability::HasReason;
-use crate::upstream::client::UpstreamClient;
+use crate::upstream::client::{ClientSettings, UpstreamClient};
 use crate::upstream::client_tls::{Alpn, ClientTlsConfig};
 use crate::upstream::connector::{
     self, ConnectDeadline, ConnectError, HttpOptions, NewConnection, TlsParams,
@@ -92,7 +92,7 @@ impl UpstreamClient {
         let options = HttpOptions {
             protocol: checkout.protocol,
             http1: self.http1_builder(),
-            head: self.head,
+            head: self.settings.get().head,
             keepalive: checkout.keepalive,
             config: checkout.tls_config.cloned(),
         };
@@ -119,8 +119,9 @@ impl UpstreamClient {
 
     pub(in crate::upstream) fn http1_builder(&self) -> http1::Builder {
         let mut builder = http1::Builder::new();
-        builder.max_buf_size(self.head.buffer_size()).max_headers(self.head.max_fields());
-        builder.preserve_header_case(self.preserve_header_case).title_case_headers(self.preserve_header_case);
+        let ClientSettings { head, preserve_header_case, .. } = self.settings.get();
+        builder.max_buf_size(head.buffer_size()).max_headers(head.max_fields());
+        builder.preserve_header_case(preserve_header_case).title_case_headers(preserve_header_case);
         builder
     }
 }

@@ -72,7 +72,7 @@ impl UpstreamClient {
         }
         let accepted = framing::accept_response(&mut response);
         connection.reusable = accepted.map_err(|error| ExchangeError::Framing { addr, error })?;
-        let limits = ResponseLimits::new(target, self.head);
+        let limits = ResponseLimits::new(target, self.settings.get().head);
         Ok(response.map(|incoming| {
             let source = ResponseSource::Http1 { incoming, connection: Some(connection), progress };
             UpstreamResponseBody::new(source, limits, &self.timers)

@@ -88,7 +88,7 @@ impl UpstreamClient {
             stream.connection.add_intake(intake);
         }
         let source = ResponseSource::Http2 { body, exchange: Some((upload, stream)), progress };
-        let limits = ResponseLimits::new(target, self.head);
+        let limits = ResponseLimits::new(target, self.settings.get().head);
         Ok(Response::from_parts(head, UpstreamResponseBody::new(source, limits, &self.timers)))
     }
 }

@@ -1,5 +1,6 @@
 //! Tests of exchanges: over HTTP/2 with a server whose frames the test writes.
 
+use std::cell::Cell;
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::pin::Pin;
@@ -15,6 +16,7 @@ use crate::http::head::HeadLimits;
 use crate::runtime::{self, Driver};
 use crate::tls::record::RecordLayerKind;
 use crate::tls::site_config;
+use crate::upstream::client::ClientSettings;
 use crate::upstream::client_tls::{ClientTlsConfigs, TrustDefaults};
 use crate::upstream::connector::{ConnectContext, ConnectError};
 use crate::upstream::pool::Pool;
@@ -146,7 +148,12 @@ fn client() -> UpstreamClient {
             permits: ConnectionPermits::new(100, pool),
             counters: Arc::default(),
         },
-        connections_per_node: 8,
+        settings: Cell::new(ClientSettings {
+            connections_per_node: 8,
+            keepalive: KEEPALIVE,
+            head: HeadLimits { line: 8192, head: 32768 },
+            preserve_header_case: false,
+        }),
         timers: Rc::default(),
         resolver: ResolverCache::new(Resolver::start().unwrap()),
         tls_configs: Arc::new(ClientTlsConfigs::new(
@@ -154,9 +161,6 @@ fn client() -> UpstreamClient {
             TrustDefaults::default(),
             RecordLayerKind::Rustls,
         )),
-        keepalive: KEEPALIVE,
-        head: HeadLimits { line: 8192, head: 32768 },
-        preserve_header_case: false,
     }
 }
 
@@ -229,7 +233,8 @@ fn streams_wait_for_room_where_no_connection_may_be_opened() {
         (streams, third)
     });
     let results = runtime::block_on(&Driver::detect(), || async move {
-        let (client, upstream) = (UpstreamClient { connections_per_node: 1, ..client() }, upstream(addr));
+        let (client, upstream) = (client(), upstream(addr));
+        client.settings.set(ClientSettings { connections_per_node: 1, ..client.settings.get() });
         join_all((0..3).map(|_| send(&client, &upstream, Method::POST))).await
     });
     assert_eq!(results.unwrap(), [Ok(0), Ok(0), Ok(0)]);
