@@ -20,7 +20,7 @@ use listeners::ListenerSet;
 use model::Snapshot;
 use process::descriptors::raise_limit;
 use process::signals::{self, Signals};
-use telemetry::status::StatusServer;
+use telemetry::status::{StatusListener, StatusServer};
 use telemetry::{Heartbeats, Readiness, ServiceManager};
 use tokio::sync::{mpsc, watch};
 
@@ -31,7 +31,7 @@ use crate::observability::metrics::{Counters, Metrics};
 use crate::proxy::listener::{BindError, BindRetry, BoundSocket};
 use crate::proxy::worker::{SharedState, WorkerCommand, WorkerConfig};
 use crate::proxy::worker_thread::{self, WorkerInit};
-use crate::push_client::{self, PushClientOptions, SyncStatus};
+use crate::push_client::{self, PushClientHandle, PushClientOptions, SyncStatus};
 use crate::runtime::Driver;
 use crate::runtime::descriptors::{self, ConnectionLimits};
 use crate::tls::site_config::{self, SiteConfigFactory};
@@ -100,80 +100,148 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
         tracing::warn!("{warning}");
     }
     service.status("starting");
-    let served = serve(&settings, arguments.accept_new_store, &signals, &service);
+    let served = serve(settings, arguments.accept_new_store, &signals, &service);
     service.flush();
     served
 }
 
 fn serve(
-    settings: &Settings,
+    settings: Settings,
     accept_new_store: bool,
     signals: &Signals,
     service: &ServiceManager,
 ) -> anyhow::Result<()> {
-    settings.check_data_plane_files()?;
-    let workers = worker_count(settings);
-    let driver = Driver::detect();
-    let limit = raise_limit().context("cannot read the limit on open descriptors")?;
-    let retry = BindRetry { predecessor: settings.countersign.drain_delay, stop: signals.stop() };
-    let status = status::bind(settings, &retry)?;
-    let listeners = ListenerSet::bind(&listeners::plan(settings), workers, &retry)?;
-    let limits = connection_limits(settings, limit, workers, listeners.0.len())?;
-    let (stage, shutdown) = ShutdownWatch::new();
-
-    let snapshot = Arc::new(SnapshotHandle::new(Arc::new(Snapshot::empty())));
-    let sync_status = Arc::new(SyncStatus::default());
-    let heartbeats = Arc::<Heartbeats>::default();
-    let ticket_ring = settings.apisix.ssl.session_tickets.then(Arc::<TicketRingHandle>::default);
-    let shared = shared_state(settings, limits, &snapshot, ticket_ring.as_ref())?;
-    let push_client = push_client::start(PushClientOptions {
-        settings: settings.countersign.node.clone(),
-        accept_new_store,
-        version: env!("CARGO_PKG_VERSION"),
-        snapshot: Arc::clone(&snapshot),
-        upstream_tls: Arc::clone(&shared.upstream_tls),
-        ticket_ring,
-        status: Arc::clone(&sync_status),
-        shutdown: shutdown.clone(),
-        heartbeats: Arc::clone(&heartbeats),
-        reload: signals.reload(),
-    })?;
+    let prepared = PreparedServer::new(settings, accept_new_store, signals)?;
     // Connections queue in the kernel meanwhile.
-    push_client::wait_until_current(
-        &sync_status,
-        settings.countersign.node.wait_for_control_plane,
-        signals.stop(),
-    )?;
-
-    let mut threads = Vec::with_capacity(workers);
-    for index in 0..workers {
-        threads.push(WorkerThread::start(
-            (index, workers),
-            &shared,
-            listeners.sockets_of_worker(index, workers),
-            &driver,
-            &heartbeats,
-            shutdown.clone(),
-        )?);
-    }
-    let counters = threads.iter().map(|worker| Arc::clone(&worker.counters)).collect();
-    let metrics = Arc::new(Metrics::new(counters));
-    let certificates = &push_client.certificates;
-    service.watch(Arc::clone(&heartbeats), status::service_state(&sync_status, &metrics));
-    let status = status
-        .map(|listener| status::serve(listener, heartbeats, sync_status, metrics, certificates, shutdown))
-        .transpose()?;
-
-    tracing::info!(%driver, workers, "serving");
-    let revision = snapshot.load().revision();
-    print_ready_line(&listeners, status.as_ref().map(StatusServer::address), &driver, workers, revision);
+    prepared.wait_until_current(signals)?;
+    let running = prepared.start(service)?;
     signals.wait_for_stop().context("cannot wait for a signal")?;
     service.stopping();
-    drain(&stage, settings.countersign.drain_delay, status);
-    threads.into_iter().for_each(WorkerThread::join);
-    push_client.stop();
-    tracing::info!("stopped");
+    running.stop();
     Ok(())
+}
+
+/// All that a data plane needs before its workers run: whatever can fail has been done.
+struct PreparedServer {
+    settings: Settings,
+    workers: usize,
+    driver: Driver,
+    listeners: ListenerSet,
+    status: Option<StatusListener>,
+    stage: watch::Sender<ShutdownStage>,
+    shutdown: ShutdownWatch,
+    shared: Arc<SharedState>,
+    heartbeats: Arc<Heartbeats>,
+    sync_status: Arc<SyncStatus>,
+    push_client: PushClientHandle,
+}
+
+impl PreparedServer {
+    fn new(settings: Settings, accept_new_store: bool, signals: &Signals) -> anyhow::Result<Self> {
+        settings.check_data_plane_files()?;
+        let workers = worker_count(&settings);
+        let limit = raise_limit().context("cannot read the limit on open descriptors")?;
+        let retry = BindRetry { predecessor: settings.countersign.drain_delay, stop: signals.stop() };
+        let status = status::bind(&settings, &retry)?;
+        let listeners = ListenerSet::bind(&listeners::plan(&settings), workers, &retry)?;
+        let limits = connection_limits(&settings, limit, workers, listeners.0.len())?;
+        let (stage, shutdown) = ShutdownWatch::new();
+
+        let snapshot = Arc::new(SnapshotHandle::new(Arc::new(Snapshot::empty())));
+        let sync_status = Arc::new(SyncStatus::default());
+        let heartbeats = Arc::<Heartbeats>::default();
+        let ticket_ring = settings.apisix.ssl.session_tickets.then(Arc::<TicketRingHandle>::default);
+        let shared = shared_state(&settings, limits, &snapshot, ticket_ring.as_ref())?;
+        let push_client = push_client::start(PushClientOptions {
+            settings: settings.countersign.node.clone(),
+            accept_new_store,
+            version: env!("CARGO_PKG_VERSION"),
+            snapshot,
+            upstream_tls: Arc::clone(&shared.upstream_tls),
+            ticket_ring,
+            status: Arc::clone(&sync_status),
+            shutdown: shutdown.clone(),
+            heartbeats: Arc::clone(&heartbeats),
+            reload: signals.reload(),
+        })?;
+        let driver = Driver::detect();
+        Ok(Self {
+            settings,
+            workers,
+            driver,
+            listeners,
+            status,
+            stage,
+            shutdown,
+            shared,
+            heartbeats,
+            sync_status,
+            push_client,
+        })
+    }
+
+    /// Waits for a control plane as long as the settings have it.
+    fn wait_until_current(&self, signals: &Signals) -> std::io::Result<()> {
+        let timeout = self.settings.countersign.node.wait_for_control_plane;
+        push_client::wait_until_current(&self.sync_status, timeout, signals.stop())
+    }
+
+    /// Starts the workers and the status listener, and prints the ready line.
+    fn start(self, service: &ServiceManager) -> anyhow::Result<RunningServer> {
+        let Self {
+            settings,
+            workers,
+            driver,
+            listeners,
+            status,
+            stage,
+            shutdown,
+            shared,
+            heartbeats,
+            sync_status,
+            push_client,
+        } = self;
+        let start = |index| {
+            let sockets = listeners.sockets_of_worker(index, workers);
+            WorkerThread::start((index, workers), &shared, sockets, &driver, &heartbeats, shutdown.clone())
+        };
+        let threads = (0..workers).map(start).collect::<anyhow::Result<Vec<_>>>()?;
+        let counters = threads.iter().map(|worker| Arc::clone(&worker.counters)).collect();
+        let metrics = Arc::new(Metrics::new(counters));
+        let certificates = &push_client.certificates;
+        service.watch(Arc::clone(&heartbeats), status::service_state(&sync_status, &metrics));
+        let status = status
+            .map(|listener| status::serve(listener, heartbeats, sync_status, metrics, certificates, shutdown))
+            .transpose()?;
+        tracing::info!(%driver, workers, "serving");
+        let revision = shared.snapshot.load().revision();
+        let status_address = status.as_ref().map(StatusServer::address);
+        print_ready_line(&listeners, status_address, &driver, workers, revision);
+        Ok(RunningServer { settings, listeners, workers: threads, stage, status, push_client })
+    }
+}
+
+/// A data plane that serves.
+struct RunningServer {
+    settings: Settings,
+    /// The sockets that workers listen on.
+    listeners: ListenerSet,
+    workers: Vec<WorkerThread>,
+    stage: watch::Sender<ShutdownStage>,
+    status: Option<StatusServer>,
+    push_client: PushClientHandle,
+}
+
+impl RunningServer {
+    /// Stops gracefully.
+    fn stop(self) {
+        let Self { settings, listeners, workers, stage, status, push_client } = self;
+        drain(&stage, settings.countersign.drain_delay, status);
+        drop(listeners);
+        workers.into_iter().for_each(WorkerThread::join);
+        push_client.stop();
+        tracing::info!("stopped");
+    }
 }
 
 /// Starts the drain: `/status/ready` fails at once, the listeners close after `delay`, and open
