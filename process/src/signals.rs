@@ -4,7 +4,7 @@
 //! |---|---|
 //! | SIGTERM, SIGINT, SIGQUIT | graceful shutdown; the second one exits with [`EXIT_FORCED`] |
 //! | SIGHUP | reload: subscribers read their files again |
-//! | SIGUSR1 | the log files are opened again, for log rotation |
+//! | SIGUSR1 | the log file is opened again, for log rotation |
 //! | SIGUSR2 | upgrade: a new program takes over the listeners |
 //!
 //! Rust's runtime ignores SIGPIPE; this module handles SIGXFSZ (a file at its size limit,
@@ -29,7 +29,6 @@ pub(crate) const EXIT_FORCED: u8 = 130;
 pub struct Signals {
     stop: watch::Receiver<bool>,
     reload: Count,
-    reopen_logs: Count,
     upgrade: Count,
 }
 
@@ -48,7 +47,7 @@ pub fn install_handlers() -> io::Result<Signals> {
     signal_hook::flag::register(SIGXFSZ, Arc::new(AtomicBool::new(false)))?;
     let (stop, stopping) = watch::channel(false);
     let count = || Arc::new(watch::Sender::new(0));
-    let signals = Signals { stop: stopping, reload: count(), reopen_logs: count(), upgrade: count() };
+    let signals = Signals { stop: stopping, reload: count(), upgrade: count() };
     let received = signals.clone();
     thread::Builder::new()
         .name("signals".to_owned())
@@ -66,10 +65,7 @@ fn handle_all(mut incoming: Incoming, stop: &watch::Sender<bool>, signals: &Sign
                 );
                 increment(&signals.reload);
             }
-            SIGUSR1 if signals.reopen_logs.receiver_count() == 0 => tracing::warn!(
-                "SIGUSR1 is ignored: there is no log file to reopen, the log goes to standard error"
-            ),
-            SIGUSR1 => increment(&signals.reopen_logs),
+            SIGUSR1 => telemetry::log::reopen_in_background(),
             SIGUSR2 if signals.upgrade.receiver_count() == 0 => tracing::warn!(
                 "SIGUSR2 is ignored: this process hands its listeners to no other now; start the new program, then send \
                  SIGTERM to this one"
@@ -104,12 +100,7 @@ impl Signals {
         self.reload.subscribe()
     }
 
-    /// The same for SIGUSR1. Without a receiver the signal is logged as ignored.
-    pub fn reopen_logs(&self) -> watch::Receiver<u64> {
-        self.reopen_logs.subscribe()
-    }
-
-    /// The same for SIGUSR2.
+    /// The same for SIGUSR2. Without a receiver the signal is logged as ignored.
     pub fn upgrade(&self) -> watch::Receiver<u64> {
         self.upgrade.subscribe()
     }
@@ -140,7 +131,7 @@ mod tests {
 
     /// One test, because handlers apply to the whole process.
     #[test]
-    fn hup_and_usr_count_and_quit_stops() {
+    fn hup_and_usr2_count_and_quit_stops() {
         let signals = install_handlers().unwrap();
         let (mut reload, mut upgrade) = (signals.reload(), signals.upgrade());
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
@@ -151,10 +142,6 @@ mod tests {
         assert_eq!(*reload.borrow_and_update(), 1);
         runtime.block_on(upgrade.changed()).unwrap();
         assert!(!signals.is_stopping());
-        let mut reopen_logs = signals.reopen_logs();
-        raise(Signal::SIGUSR1).unwrap();
-        runtime.block_on(reopen_logs.changed()).unwrap();
-        assert_eq!(*reopen_logs.borrow(), 1, "the first one had no receiver");
         assert!(!signals.reload().has_changed().unwrap(), "a later subscriber sees later signals only");
         raise(Signal::SIGQUIT).unwrap();
         signals.wait_for_stop().unwrap();

@@ -6,7 +6,7 @@
 //! short steps, so that the exit of the process can cancel it.
 
 use std::io::{self, Write};
-use std::os::fd::AsFd;
+use std::os::fd::AsFd as _;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
@@ -15,6 +15,10 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tracing_appender::non_blocking::ErrorCounter;
 
+use super::output::{Output, OutputRequests};
+
+/// A message that is no line: the writer only looks for a request.
+pub(super) const WAKE: &[u8] = b"\0";
 /// Bytes that a pipe takes without blocking when it polls as writable (pipe(7), PIPE_BUF).
 const WRITE_BYTES_MAX: usize = 4096;
 /// Interval of the check for cancellation, in milliseconds.
@@ -67,8 +71,9 @@ impl LineCounters {
 }
 
 /// The receiving end of the queue.
-pub(super) struct FdWriter<F> {
-    out: F,
+pub(super) struct FdWriter {
+    out: Output,
+    requests: Arc<OutputRequests>,
     progress: Arc<LineCounters>,
     /// The last line was written only in part.
     partial_line: bool,
@@ -76,9 +81,21 @@ pub(super) struct FdWriter<F> {
     reported: (u64, Option<Instant>),
 }
 
-impl<F: AsFd> FdWriter<F> {
-    pub(super) fn new(out: F, progress: Arc<LineCounters>) -> Self {
-        Self { out, progress, partial_line: false, reported: (0, None) }
+impl FdWriter {
+    pub(super) fn new(out: Output, progress: Arc<LineCounters>) -> Self {
+        Self { out, requests: Arc::default(), progress, partial_line: false, reported: (0, None) }
+    }
+
+    /// Changes its output on these requests.
+    pub(super) fn following(self, requests: Arc<OutputRequests>) -> Self {
+        Self { requests, ..self }
+    }
+
+    fn change_output(&mut self) {
+        if let Some(out) = self.requests.serve() {
+            self.out = out;
+            self.partial_line = false;
+        }
     }
 
     fn write_line(&mut self, line: &[u8]) -> Result<(), Errno> {
@@ -108,7 +125,10 @@ impl<F: AsFd> FdWriter<F> {
     fn write_bytes(&mut self, mut bytes: &[u8]) -> Result<(), Errno> {
         let whole = bytes.len();
         while !bytes.is_empty() {
-            let piece = bytes.get(..WRITE_BYTES_MAX).unwrap_or(bytes);
+            let piece = match bytes.get(..WRITE_BYTES_MAX) {
+                Some(piece) if !self.out.is_file() => piece,
+                _ => bytes,
+            };
             let written = self.wait_writable().and_then(|()| nix::unistd::write(&self.out, piece));
             match written {
                 Ok(0) => return self.fail(Errno::EIO, bytes.len() < whole),
@@ -141,9 +161,11 @@ impl<F: AsFd> FdWriter<F> {
     }
 }
 
-impl<F: AsFd> Write for FdWriter<F> {
+impl Write for FdWriter {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        match self.write_line(line) {
+        self.change_output();
+        let written = if line == WAKE { Ok(()) } else { self.write_line(line) };
+        match written {
             // A failed report is retried later.
             Ok(()) => drop(self.report_dropped().ok()),
             Err(_) => drop(self.progress.failed.fetch_add(1, Ordering::AcqRel)),
