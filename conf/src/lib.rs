@@ -10,6 +10,7 @@
 use std::path::{Path, PathBuf};
 
 mod apisix_yaml;
+mod changes;
 mod ciphers;
 mod environment;
 mod error;
@@ -22,20 +23,21 @@ mod tree;
 mod value;
 
 pub use apisix_yaml::{parse_apisix_yaml, parse_yaml, read_apisix_yaml};
+pub use changes::{ChangedKeys, KeyValues, upgrade_keys};
 pub use ciphers::Ciphers;
 pub use error::{ConfError, ConfProblem};
 pub use files::{ADMIN_CA, ADMIN_CERT, ADMIN_CERT_KEY, KeyringFileError, MissingFiles};
 pub use model::TlsVersion;
 pub use reader::ADMIN_LISTEN;
 pub use reader::countersign::host_name;
-pub use schema::unsupported_keys;
+pub use schema::{Plane, unsupported_keys};
 pub use secret::Secret;
 pub use settings::{
     AdminKey, AdminKeyValue, AdminListener, AdminRole, AdminSettings, AdminTlsSettings, ApisixSettings,
     ClientRole, ConfigProvider, CountersignSettings, DeploymentRole, DeploymentSettings, EtcdSettings,
-    EtcdTlsSettings, HttpLimits, LimitSettings, NodeSettings, PathSettings, ProxyMode, ProxyProtocolListen,
-    ProxyProtocolVersion, PushSettings, RealIpSettings, Settings, SslSettings, StoreSettings, StreamListener,
-    TlsSettings,
+    EtcdTlsSettings, HttpLimits, LimitSettings, LogSettings, NodeSettings, PathSettings, ProxyMode,
+    ProxyProtocolListen, ProxyProtocolVersion, PushSettings, RealIpSettings, Settings, SslSettings,
+    StoreSettings, StreamListener, TlsSettings,
 };
 
 const DEFAULTS: &str = include_str!("defaults.yaml");
@@ -98,6 +100,8 @@ pub fn load_text(
         path: path.to_owned(),
         has_secrets,
         warnings: Vec::new(),
+        values: changes::KeyValues::new(&merged),
+        log: reader.log(),
         deployment: reader.deployment(),
         apisix: reader.apisix(),
         http: reader.http(),

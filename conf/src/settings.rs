@@ -19,6 +19,7 @@ pub use countersign::{
 use ipnet::IpNet;
 use model::TlsVersion;
 
+use crate::changes::KeyValues;
 use crate::ciphers::Ciphers;
 use crate::secret::Secret;
 
@@ -34,6 +35,10 @@ pub struct Settings {
     pub has_secrets: bool,
     /// Warnings about accepted values, `file:line: key: text`; to be logged once at startup.
     pub warnings: Vec<String>,
+    /// The values of all keys, to see which of them another file changes.
+    pub values: KeyValues,
+    /// `nginx_config.error_log` and `error_log_level`
+    pub log: LogSettings,
     /// `deployment`
     pub deployment: DeploymentSettings,
     /// `apisix`
@@ -47,6 +52,15 @@ pub struct Settings {
     pub stream_real_ip_from: Vec<IpNet>,
     /// `countersign`: the keys that APISIX does not have.
     pub countersign: CountersignSettings,
+}
+
+/// Where the log goes, and which lines.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct LogSettings {
+    /// `error_log`. `None`: standard error.
+    pub file: Option<PathBuf>,
+    /// `error_log_level`. RUST_LOG goes before it.
+    pub level: Option<tracing::Level>,
 }
 
 /// `deployment`: the store of the resources and access to the Admin API.

@@ -66,13 +66,14 @@ fn the_example_equals_the_defaults() {
     let example = load_with(include_str!("../config.yaml.example"), &[]).unwrap();
     let mut defaults = load_with("", &[]).unwrap();
     defaults.warnings.clone_from(&example.warnings);
+    defaults.values.clone_from(&example.values);
     assert_eq!(example, defaults);
 }
 
 #[test]
 fn the_example_has_every_key() {
     let example = include_str!("../config.yaml.example");
-    for path in schema::read_keys() {
+    for (path, _) in schema::read_keys(Plane::Data) {
         let name = path.rsplit('.').next().unwrap();
         assert!(example.contains(&format!("{name}:")), "{path} is not in conf/config.yaml.example");
     }
@@ -274,6 +275,9 @@ deployment:
     assert_eq!(settings.deployment.provider, ConfigProvider::Etcd);
     assert_eq!(settings.deployment.etcd.tls.cert.as_deref(), Some(Path::new("/srv/gate/c.pem")));
     assert!(settings.http.proxy_ssl_verify);
+    assert_eq!(settings.log.file.as_deref(), Some(Path::new("/srv/gate/logs/error.log")));
+    // APISIX's default is logs/error.log: only a file that names it makes us write one.
+    assert_eq!(load_with("", &[]).unwrap().log, LogSettings::default());
     assert!(settings.warnings.iter().any(|text| text.starts_with("conf/config.yaml:14: plugins:")));
 }
 
@@ -578,6 +582,17 @@ fn the_document_lists_the_unsupported_keys() {
     let document = include_str!("../../docs/SETTINGS.md");
     let shown: Vec<&str> = document.lines().filter(|line| line.starts_with("| `")).collect();
     assert!(shown == rows, "docs/SETTINGS.md must hold these rows:\n{}", rows.join("\n"));
+}
+
+/// docs/SETTINGS.md must list the keys that a reload does not apply.
+#[test]
+fn the_document_lists_the_keys_that_need_an_upgrade() {
+    let document = include_str!("../../docs/SETTINGS.md");
+    for (plane, program) in [(Plane::Data, "data plane"), (Plane::Control, "control plane")] {
+        let keys: Vec<_> = upgrade_keys(plane).iter().map(|key| format!("`{key}`")).collect();
+        let line = format!("- A {program}: {}.", keys.join(", "));
+        assert!(document.lines().any(|shown| shown == line), "docs/SETTINGS.md must have this line:\n{line}");
+    }
 }
 
 mod admin;

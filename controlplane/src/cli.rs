@@ -140,6 +140,9 @@ fn run_server(config: &Path, options: server::StartOptions) -> u8 {
         Ok(settings) => settings,
         Err(error) => return print_error(&error),
     };
+    if let Err(error) = telemetry::log::configure(settings.log.file.as_deref(), settings.log.level) {
+        return print_error(&format!("nginx_config.error_log: {error}"));
+    }
     match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => exit_code(runtime.block_on(server::run(settings, options, &signals))),
         Err(error) => print_error(&error),
@@ -229,7 +232,7 @@ fn exit_code<E: Display>(result: Result<(), E>) -> u8 {
 }
 
 fn print_error(error: &dyn Display) -> u8 {
-    telemetry::log::write_unfiltered(&format_args!("controlplane: {error}"));
+    telemetry::log::write_fatal(&format_args!("controlplane: {error}"));
     EXIT_FAILURE
 }
 

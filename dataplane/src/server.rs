@@ -58,7 +58,7 @@ const VERSION: &str = match option_env!("COUNTERSIGN_PROFILED") {
     dataplane -c conf/config.yaml\n  \
     RUST_LOG=debug dataplane -c conf/config.yaml\n  \
     COUNTERSIGN_DRIVER=epoll dataplane -c conf/config.yaml    (without io_uring)\n\n\
-    Logs go to stderr. When everything listens, one line `ready {...}` goes to stdout.\n\
+    Logs go to stderr, or to nginx_config.error_log. When everything listens, one line `ready {...}` goes to stdout.\n\
     SIGTERM, SIGINT and SIGQUIT drain: requests may finish, within worker_shutdown_timeout; a second one ends\n\
     the process at once. SIGHUP reads certificates and keys again."
 )]
@@ -84,7 +84,7 @@ pub fn main() -> ! {
             telemetry::exit(0)
         }
         Err(error) => {
-            telemetry::log::write_unfiltered(&format_args!("dataplane: {error:#}"));
+            telemetry::log::write_fatal(&format_args!("dataplane: {error:#}"));
             telemetry::exit(1)
         }
     }
@@ -96,6 +96,8 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let signals = signals::install_handlers().context("cannot handle signals")?;
     let service = ServiceManager::from_env();
     let settings = conf::load(&arguments.config)?;
+    telemetry::log::configure(settings.log.file.as_deref(), settings.log.level)
+        .context("nginx_config.error_log")?;
     for warning in &settings.warnings {
         tracing::warn!("{warning}");
     }

@@ -1,10 +1,14 @@
-//! The parts of `nginx_config` that are not plain values (snippets, the user, the number of
+//! The parts of `nginx_config` that are not plain values (snippets, log, user, the number of
 //! connections), and `plugins`.
 //!
 //! Invariant: a part that restricts something is either applied or ends the startup.
 
+use tracing::Level;
+
 use super::Reader;
-use crate::value;
+use crate::settings::LogSettings;
+use crate::tree::YamlNode;
+use crate::value::{self, ValueError};
 
 /// Snippets that apply to upstream connections, the outermost first: the innermost one that sets a
 /// value wins.
@@ -68,6 +72,16 @@ impl Reader<'_> {
         }
     }
 
+    /// `error_log` and `error_log_level`. APISIX's defaults of both are not ours: a file that does
+    /// not name them gets standard error.
+    pub(crate) fn log(&mut self) -> LogSettings {
+        let file = self.optional("nginx_config.error_log", log_file).flatten();
+        LogSettings {
+            file: file.map(|file| self.working.join(file)),
+            level: self.optional("nginx_config.error_log_level", log_level),
+        }
+    }
+
     /// The list names the plugins that APISIX loads.
     pub(super) fn check_plugins(&mut self) {
         let field = "plugins";
@@ -106,9 +120,84 @@ fn user_problem(user: &str, uid: Option<u32>) -> Option<String> {
     })
 }
 
+/// A path; `None`: standard error.
+fn log_file(node: &YamlNode) -> Result<Option<String>, ValueError> {
+    let text = value::text(node)?;
+    let unsupported =
+        |instead: &str| Err(ValueError::new(&format!("{} cannot be obeyed: {instead}", node.describe())));
+    match text.as_str() {
+        "" | "stderr" | "/dev/stderr" => Ok(None),
+        "off" => unsupported(
+            "it does not switch the log off (nginx writes a file of that name); write stderr, and error_log_level: crit for fewer lines",
+        ),
+        text if text.starts_with("syslog:") => {
+            unsupported("write stderr, and let systemd, the container or logger(1) take the lines")
+        }
+        text if text.starts_with("memory:") => unsupported("write a path, or stderr"),
+        path if path.contains(char::is_whitespace) => unsupported("the level goes to error_log_level"),
+        _ => Ok(Some(text)),
+    }
+}
+
+/// The level that writes what nginx's level writes: those above `error` are all our errors.
+fn log_level(node: &YamlNode) -> Result<Level, ValueError> {
+    Ok(match value::text(node)?.as_str() {
+        "debug" => Level::DEBUG,
+        "info" | "notice" => Level::INFO,
+        "warn" => Level::WARN,
+        "error" | "crit" | "alert" | "emerg" => Level::ERROR,
+        _ => {
+            return Err(ValueError::expected("debug, info, notice, warn, error, crit, alert or emerg", node));
+        }
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_log_file_is_a_path_or_standard_error() {
+        let node = |text: &str| {
+            crate::tree::parse(&format!("v: {text}")).unwrap().unwrap().get("v").unwrap().clone()
+        };
+        for text in ["stderr", "/dev/stderr", "''"] {
+            assert_eq!(log_file(&node(text)).unwrap(), None, "{text}");
+        }
+        assert_eq!(log_file(&node("logs/error.log")).unwrap().as_deref(), Some("logs/error.log"));
+        for (text, instead) in [
+            ("off", "write stderr"),
+            ("syslog:server=unix:/dev/log", "let systemd"),
+            ("memory:32m", "write a path"),
+            ("logs/error.log warn", "error_log_level"),
+            ("5", "a text"),
+        ] {
+            let error = log_file(&node(text)).unwrap_err().message;
+            assert!(error.contains(instead), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn levels_are_those_of_nginx() {
+        let level = |text: &str| {
+            let node = crate::tree::parse(&format!("v: {text}")).unwrap().unwrap().get("v").unwrap().clone();
+            log_level(&node).map_err(|error| error.message)
+        };
+        let levels = ["debug", "info", "notice", "warn", "error", "crit", "alert", "emerg"].map(level);
+        let (info, error) = (Ok(Level::INFO), Ok(Level::ERROR));
+        let expected = [
+            Ok(Level::DEBUG),
+            info.clone(),
+            info,
+            Ok(Level::WARN),
+            error.clone(),
+            error.clone(),
+            error.clone(),
+            error,
+        ];
+        assert_eq!(levels, expected);
+        assert!(level("trace").unwrap_err().contains("found the text \"trace\""));
+    }
 
     #[test]
     fn user_matters_only_as_root() {
