@@ -143,6 +143,12 @@ pub enum StoreError {
          `countersign.store.path`; `controlplane backup` copies a store that is in use"
     )]
     Locked { path: PathBuf },
+    /// This process has released the file to another one.
+    #[error(
+        "the store file {path} was handed over to another process of this control plane: send the request again, on a new \
+         connection"
+    )]
+    Closed { path: PathBuf },
     /// The file is not a store, or parts of it were changed or lost.
     #[error(
         "the store file {path} is damaged ({what}). Nothing was changed. Put a backup in its place, or move the file away to \

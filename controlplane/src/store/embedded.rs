@@ -110,6 +110,7 @@ impl EmbeddedStore {
             head: head_sender,
             queue,
             expiries,
+            closed: false,
         };
         // Before anything is served.
         writer.remove_expired()?;
@@ -203,6 +204,25 @@ impl EmbeddedStore {
     /// When the directory cannot be synced.
     pub(crate) fn sync_parent_dir(path: &Path) -> Result<(), StoreError> {
         file::sync_dir(file::parent_dir(path))
+    }
+
+    /// Completes the accepted writes and releases the file, so that another process can open it.
+    /// Until [`Self::reopen`] every read and write fails with [`StoreError::Closed`]; watches stay.
+    /// A backup that is being written delays it.
+    ///
+    /// # Errors
+    /// When the store's thread has ended.
+    pub async fn close(&self) -> Result<(), StoreError> {
+        self.submit(Job::Close).await
+    }
+
+    /// Opens the file again after [`Self::close`]. Watches continue, or end with
+    /// [`WatchError::Compacted`] when another process has written.
+    ///
+    /// # Errors
+    /// As [`Self::open`]; the next read or write tries once more.
+    pub async fn reopen(&self) -> Result<(), StoreError> {
+        self.submit(Job::Open).await
     }
 
     /// The revision of the last commit.

@@ -67,6 +67,47 @@ async fn a_locked_file_cannot_be_opened_again() {
 }
 
 #[tokio::test]
+async fn a_closed_store_leaves_its_file_to_another() {
+    let temp_dir = temp_dir();
+    let path = temp_dir.path().join("store.redb");
+    let store = Arc::new(EmbeddedStore::open(&path).unwrap());
+    let mut watch = store.watch(store.revision());
+    let write = |store: &Arc<EmbeddedStore>, id: &str| {
+        let (store, key) = (Arc::clone(store), key(Kind::Route, id));
+        async move { store.commit(put(&key, json!({"id": 1}), Precondition::Unconditional)).await }
+    };
+    // What was accepted before the close is written.
+    let accepted: Vec<_> = (0..20).map(|n| tokio::spawn(write(&store, &n.to_string()))).collect();
+    tokio::task::yield_now().await;
+    store.close().await.unwrap();
+    let results = join_all(accepted).await;
+    let written = results.into_iter().filter(|result| result.as_ref().unwrap().is_ok()).count();
+    assert!(written > 0);
+    let closed = |error: StoreError| matches!(error, StoreError::Closed { .. });
+    assert!(store.load().await.is_err_and(closed) && store.reserve_id().await.is_err_and(closed));
+    assert!(write(&store, "late").await.is_err_and(closed));
+    assert!(store.internal_entry(InternalKey::TicketSecrets).await.is_err_and(closed));
+
+    let successor = Arc::new(EmbeddedStore::open(&path).unwrap());
+    assert_eq!(successor.load().await.unwrap().items.len(), written);
+    write(&successor, "other").await.unwrap();
+    // The lock is the other's: the store stays closed, and a later attempt opens it.
+    assert!(matches!(store.reopen().await, Err(StoreError::Locked { .. })));
+    successor.close().await.unwrap();
+    store.reopen().await.unwrap();
+    write(&store, "again").await.unwrap();
+    assert_eq!(store.load().await.unwrap().items.len(), written + 2);
+    // The watch saw our own writes, and then that another process has written.
+    let ended = loop {
+        match watch.next().await {
+            Some(Ok(_)) => {}
+            end => break end,
+        }
+    };
+    assert!(matches!(ended, Some(Err(WatchError::Compacted { .. }))), "{ended:?}");
+}
+
+#[tokio::test]
 async fn a_corrupted_file_is_reported_and_not_replaced() {
     let temp_dir = temp_dir();
     let path = temp_dir.path().join("store.redb");

@@ -33,6 +33,17 @@ pub(super) enum Job {
     Swap(PendingSwap),
     /// Reopens the file if it is not usable.
     Reopen(oneshot::Sender<Result<(), StoreError>>),
+    /// Releases the file to another process, after the jobs before it.
+    Close(oneshot::Sender<Result<(), StoreError>>),
+    /// Opens the file again after `Close`.
+    Open(oneshot::Sender<Result<(), StoreError>>),
+}
+
+impl Job {
+    /// Whether it must not share a transaction with later jobs.
+    fn is_last_of_group(&self) -> bool {
+        matches!(self, Self::Close(_) | Self::Open(_))
+    }
 }
 
 /// A batch that waits for its result.
@@ -58,6 +69,8 @@ pub(super) struct Writer {
     pub(super) head: watch::Sender<u64>,
     pub(super) queue: mpsc::Receiver<Job>,
     pub(super) expiries: Expiries,
+    /// The file is another process's: it is neither opened nor written.
+    pub(super) closed: bool,
 }
 
 impl Writer {
@@ -66,12 +79,12 @@ impl Writer {
         self.heartbeat.set_idle();
         loop {
             // Also while jobs come in faster than they are done.
-            if self.expiries.next().is_some_and(|next| next <= Instant::now()) {
+            if self.next_expiry().is_some_and(|next| next <= Instant::now()) {
                 self.heartbeat.beat();
                 self.remove_expired_or_postpone();
                 self.heartbeat.set_idle();
             }
-            let first = match self.expiries.next() {
+            let first = match self.next_expiry() {
                 None => self.queue.blocking_recv(),
                 Some(next) => match recv_until(&mut self.queue, next) {
                     Poll::Ready(first) => first,
@@ -82,6 +95,7 @@ impl Writer {
             self.heartbeat.beat();
             let mut jobs = vec![first];
             while jobs.len() < GROUP_MAX
+                && !jobs.last().is_some_and(Job::is_last_of_group)
                 && let Ok(job) = self.queue.try_recv()
             {
                 jobs.push(job);
@@ -89,6 +103,11 @@ impl Writer {
             self.process(jobs);
             self.heartbeat.set_idle();
         }
+    }
+
+    /// When the next document is removed here.
+    fn next_expiry(&self) -> Option<Instant> {
+        self.expiries.next().filter(|_| !self.closed)
     }
 
     /// Removes the documents whose time to live has ended.
@@ -134,9 +153,11 @@ impl Writer {
     fn process(&mut self, jobs: Vec<Job>) {
         let mut batches = Vec::with_capacity(jobs.len());
         let mut replies = Vec::with_capacity(jobs.len());
+        let mut last = None;
         for job in jobs {
             match job {
                 Job::Reopen(answer) => drop(answer.send(self.reopen())),
+                Job::Close(_) | Job::Open(_) => last = Some(job),
                 Job::Swap(swap) => {
                     let result = self.swap(&swap);
                     drop(swap.reply.send(result));
@@ -147,14 +168,37 @@ impl Writer {
                 }
             }
         }
-        if batches.is_empty() {
-            return;
+        if !batches.is_empty() {
+            self.commit_and_reply(&batches, replies);
         }
+        match last {
+            Some(Job::Close(answer)) => {
+                self.close();
+                drop(answer.send(Ok(())));
+            }
+            Some(Job::Open(answer)) => {
+                self.closed = false;
+                drop(answer.send(self.reopen()));
+            }
+            _ => {}
+        }
+    }
+
+    fn commit_and_reply(
+        &mut self,
+        batches: &[Option<Batch>],
+        replies: Vec<oneshot::Sender<Result<CommitResult, StoreError>>>,
+    ) {
         // A caller may have gone away; its write stays.
-        match self.commit(&batches) {
+        match self.commit(batches) {
             Ok(results) => {
                 for (reply, result) in replies.into_iter().zip(results) {
                     drop(reply.send(result));
+                }
+            }
+            Err(error @ StoreError::Closed { .. }) => {
+                for reply in replies {
+                    drop(reply.send(Err(error.clone())));
                 }
             }
             Err(error) => {
@@ -186,7 +230,9 @@ impl Writer {
 
     fn swap(&mut self, swap: &PendingSwap) -> Result<u64, StoreError> {
         let swapped = self.transact(|database| swap_entry(database, swap.name, swap.expect, &swap.text));
-        if let Err(error) = &swapped {
+        if let Err(error) = &swapped
+            && !self.closed
+        {
             tracing::error!(%error, "the store could not commit");
             if let Err(error) = self.reopen() {
                 tracing::error!(%error, "the store could not be opened again; the next request tries once more");
@@ -219,9 +265,19 @@ impl Writer {
         Ok(group.results)
     }
 
-    /// Reopens the file. Resets the history when the file's revision differs from memory, so that
-    /// watches end with `Compacted`.
+    /// Closes the file, which releases its lock; waits for the readers. Watches stay: they yield
+    /// what follows after the next open.
+    fn close(&mut self) {
+        self.closed = true;
+        drop(self.file.database.write().unwrap_or_else(PoisonError::into_inner).take());
+    }
+
+    /// Reopens the file, unless it was released. Resets the history when the file's revision
+    /// differs from memory, so that watches end with `Compacted`.
     fn reopen(&mut self) -> Result<(), StoreError> {
+        if self.closed {
+            return Err(StoreError::Closed { path: self.file.path.clone() });
+        }
         let mut database = self.file.database.write().unwrap_or_else(PoisonError::into_inner);
         // Released first: this process holds the lock of the file.
         drop(database.take());
