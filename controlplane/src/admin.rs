@@ -29,3 +29,4 @@ mod wrong_keys;
 
 pub use handler::AdminApi;
 pub use server::{AdminServer, BoundListener, Limits};
+pub(crate) use server::{ListenerSocket, ListenerUpdate};

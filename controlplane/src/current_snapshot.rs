@@ -61,7 +61,7 @@ impl ListenerSettings {
 pub struct CurrentSnapshot {
     latest: watch::Receiver<Arc<Snapshot>>,
     /// The newest answered write.
-    last_write: Mutex<LastWrite>,
+    last_write: Arc<Mutex<LastWrite>>,
     /// The findings about stored documents, at least up to that snapshot.
     pub findings: Arc<StoredFindings>,
     pub listeners: ListenerSettings,
@@ -81,7 +81,18 @@ impl CurrentSnapshot {
         findings: Arc<StoredFindings>,
         listeners: ListenerSettings,
     ) -> Self {
-        Self { latest, last_write: Mutex::default(), findings, listeners }
+        Self { latest, last_write: Arc::default(), findings, listeners }
+    }
+
+    /// The same snapshot and writes, with other settings of the listeners.
+    #[must_use]
+    pub fn with_listeners(&self, listeners: ListenerSettings) -> Self {
+        Self {
+            latest: self.latest.clone(),
+            last_write: Arc::clone(&self.last_write),
+            findings: Arc::clone(&self.findings),
+            listeners,
+        }
     }
 
     /// Records a revision whose write is answered.

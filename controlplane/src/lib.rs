@@ -54,7 +54,7 @@ pub mod testing {
         pub use crate::publish::deny_list::DeniedNode;
         pub use crate::publish::fleet::NodeView;
         pub use crate::publish::{
-            DeniedNodes, Fleet, FleetStatus, PublishConfig, PublishError, Publisher, PushTls,
+            DeniedNodes, Fleet, FleetStatus, LiveSettings, PublishConfig, PublishError, Publisher, PushTls,
             StoreAcceptance, start, store_watcher,
         };
     }

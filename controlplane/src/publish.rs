@@ -36,8 +36,8 @@ pub(crate) use findings::StoredFindings;
 pub use fleet::Fleet;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
-use listener::PUSH_KEY;
 pub use listener::PushTls;
+pub(crate) use listener::bind;
 use model::Snapshot;
 use mtls::{FileError, Reloader};
 use reports::FleetWideView;
@@ -54,7 +54,6 @@ use crate::listener_errors::ListenError;
 use crate::store::{Store, StoreError};
 
 /// The input of [`start`].
-#[derive(Clone)]
 pub struct PublishConfig {
     pub store: Arc<dyn Store>,
     /// Decrypts the private keys in stored documents.
@@ -65,6 +64,8 @@ pub struct PublishConfig {
     /// (`--accept-unreadable-keys`).
     pub accept_unreadable_keys: bool,
     pub settings: conf::PushSettings,
+    /// The bound listener; `None`: `settings.listen` is bound.
+    pub listener: Option<std::net::TcpListener>,
     /// `countersign.node.server_name`: the name that data planes require of the push certificate.
     pub server_name: String,
     /// The lifetime of session tickets; `None`: no session is resumed.
@@ -78,11 +79,34 @@ pub struct PublishConfig {
     pub shutdown: channel::Receiver<bool>,
 }
 
+impl PublishConfig {
+    fn live_settings(&self) -> LiveSettings {
+        LiveSettings {
+            keyring: Arc::clone(&self.keyring),
+            allowed_names: self.settings.allowed_names.clone().into(),
+            ticket_lifetime: self.ticket_lifetime,
+        }
+    }
+}
+
 impl From<FileError> for PublishError {
     fn from(error: FileError) -> Self {
         if error.missing { Self::Missing(error) } else { Self::Unusable(error) }
     }
 }
+
+/// The settings that may change while the publisher runs.
+#[derive(Clone)]
+pub struct LiveSettings {
+    pub keyring: Arc<pki::Keyring>,
+    /// `countersign.push.allowed_names`
+    pub allowed_names: Arc<[String]>,
+    /// As [`PublishConfig::ticket_lifetime`].
+    pub ticket_lifetime: Option<Duration>,
+}
+
+/// Follows the settings.
+pub(crate) type CurrentSettings = channel::Receiver<LiveSettings>;
 
 pub struct Publisher {
     /// The nodes that are connected here.
@@ -101,6 +125,10 @@ pub struct Publisher {
     /// The push listener's address, with the port that the kernel picked.
     pub push_addr: SocketAddr,
     pub files: Reloader<PushTls>,
+    /// Changes the settings.
+    pub(crate) settings: channel::Sender<LiveSettings>,
+    /// Reloads the store.
+    pub(crate) refresh_handle: refresh::RefreshHandle,
     /// Ends after shutdown, when every session has ended.
     pub done: JoinHandle<()>,
 }
@@ -118,6 +146,12 @@ pub enum PublishError {
     /// The keyring does not decrypt most of the stored keys.
     #[error("{0}")]
     Contents(#[from] inventory::KeyringMismatch),
+    /// A reload with another keyring.
+    #[error(
+        "{setting}: the stored secrets of session tickets cannot be opened with it ({problem}): put the entry that sealed them back \
+         behind the first one, until they have rotated (half of countersign.ticket_lifetime)"
+    )]
+    TicketSecrets { setting: &'static str, problem: String },
     #[error("cannot load the deny-list of data planes: {0}")]
     Denied(#[from] deny_list::DenyListError),
 }
@@ -170,19 +204,17 @@ fn to_json(view: &FleetWideView) -> Value {
 ///
 /// # Errors
 /// [`PublishError`]; nothing is left running then.
-pub async fn start(config: PublishConfig) -> Result<Publisher, PublishError> {
-    let PublishConfig { store, keyring, settings, heartbeats, shutdown, .. } = config;
-    let files = listener::load_files(&settings, config.server_name)?;
-    let listener = listener::bind(settings.listen)?;
-    let push_addr =
-        listener.local_addr().map_err(|error| ListenError::new(PUSH_KEY, settings.listen, error))?;
-
+pub async fn start(mut config: PublishConfig) -> Result<Publisher, PublishError> {
+    let files = listener::load_files(&config.settings, config.server_name.clone())?;
+    let (listener, push_addr) = listener::open(config.listener.take(), config.settings.listen)?;
+    let (live, current) = channel::channel(config.live_settings());
+    let PublishConfig { store, heartbeats, shutdown, .. } = config;
     let denied = DeniedNodes::load(Arc::clone(&store)).await?;
     denied.spawn_refresh(shutdown.clone());
     let acceptance = StoreAcceptance::start(Arc::clone(&store), shutdown.clone()).await;
     let watcher = store_watcher::start(
         Arc::clone(&store),
-        Arc::clone(&keyring),
+        current.clone(),
         config.keyring_setting,
         config.accept_unreadable_keys,
         heartbeats.add("watch", Readiness::Required),
@@ -191,19 +223,17 @@ pub async fn start(config: PublishConfig) -> Result<Publisher, PublishError> {
     .await?;
     // After the check of the stored keys: ring secrets that this keyring does not decrypt are
     // replaced.
-    let tickets =
-        tickets::start(&store, &keyring, config.keyring_setting, config.ticket_lifetime, shutdown.clone())
-            .await;
+    let tickets = tickets::start(&store, current.clone(), config.keyring_setting, shutdown.clone()).await;
     let fleet = Arc::new(Fleet::new(watcher.latest.clone()));
     let state = session::PushState {
         store: store.identity().to_owned(),
         version: config.version,
         files: files.clone(),
-        allowed_names: settings.allowed_names.clone(),
+        settings: current,
         denied: denied.list(),
         acceptance: Arc::clone(&acceptance),
         latest: watcher.latest.clone(),
-        refresh_handle: watcher.refresh_handle,
+        refresh_handle: watcher.refresh_handle.clone(),
         store_state: StoreStateWatcher::new(watcher.store_stale, watcher.unreadable_since.clone()),
         tickets,
         fleet: Arc::clone(&fleet),
@@ -233,6 +263,8 @@ pub async fn start(config: PublishConfig) -> Result<Publisher, PublishError> {
         acceptance,
         push_addr,
         files,
+        settings: live,
+        refresh_handle: watcher.refresh_handle,
         done,
     })
 }
@@ -248,6 +280,36 @@ async fn serve_until_stopped(
     }
     reports.withdraw().await;
     watcher_task.abort();
+}
+
+impl Publisher {
+    /// Checks that a keyring decrypts what is stored: private keys, and the secrets of session
+    /// tickets.
+    ///
+    /// # Errors
+    /// When it does not, or when the store cannot be read.
+    pub(crate) async fn check_keyring(
+        store: &Arc<dyn Store>,
+        keyring: &Arc<pki::Keyring>,
+        keyring_setting: &'static str,
+        accept_unreadable_keys: bool,
+    ) -> Result<(), PublishError> {
+        let loaded = Arc::new(store.load().await?);
+        store_watcher::check_keyring(&loaded, keyring, keyring_setting, accept_unreadable_keys).await?;
+        let opened = tickets::check_keyring(&**store, keyring).await;
+        opened.map_err(|problem| PublishError::TicketSecrets { setting: keyring_setting, problem })
+    }
+
+    /// Applies changed settings.
+    pub(crate) async fn update(&self, settings: LiveSettings) {
+        let former = self.settings.send_replace(settings.clone());
+        if !Arc::ptr_eq(&former.keyring, &settings.keyring)
+            && let Err(error) = self.refresh_handle.refresh().await
+        {
+            // What could not be decrypted is tried again with the next load.
+            tracing::warn!(%error, "the stored documents could not be read with the new keyring");
+        }
+    }
 }
 
 /// The machine's name, by which operators tell control planes apart.

@@ -8,6 +8,7 @@
 mod admin;
 mod descriptors;
 mod in_use_retry;
+mod reload;
 pub(crate) mod status;
 
 use std::io;
@@ -15,9 +16,9 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use admin::AdminParts;
 pub(crate) use admin::admin_key_folder;
 use conf::{ConfigProvider, Settings};
-use futures_util::TryFutureExt;
 use in_use_retry::InUseRetry;
 use mtls::CertificateMonitor;
 use pki::Keyring;
@@ -26,12 +27,10 @@ use serde_json::{Value, json};
 use telemetry::status::StatusServer;
 use telemetry::{Heartbeats, ServiceManager};
 use tokio::sync::watch;
-use tokio::task::JoinHandle;
 
-use crate::admin::AdminServer;
 use crate::admin::key_file::AdminKeyError;
 use crate::admin::tls::{ListenerTls, TlsError};
-use crate::current_snapshot::ListenerSettings;
+use crate::admin::{AdminApi, AdminServer};
 use crate::listener_errors::ListenError;
 use crate::publish::{self, PublishConfig, PublishError};
 use crate::store::etcd::dial::ClientTls;
@@ -100,32 +99,25 @@ pub(crate) async fn run(
     signals: &Signals,
 ) -> Result<(), StartupError> {
     let mut stop_signal = signals.stop();
-    let delay = settings.countersign.drain_delay;
+    let mut reload_signal = signals.reload();
     let service = ServiceManager::from_env();
-    let started = tokio::select! {
+    let mut running = tokio::select! {
         started = start(settings, options, signals, &service) => started?,
         () = wait_for_stop(&mut stop_signal) => return Ok(()),
     };
-    wait_for_stop(&mut stop_signal).await;
+    loop {
+        tokio::select! {
+            () = wait_for_stop(&mut stop_signal) => break,
+            Ok(()) = reload_signal.changed() => {}
+        }
+        service.reloading();
+        tokio::select! {
+            () = wait_for_stop(&mut stop_signal) => break,
+            _logged = running.reload() => service.reloaded(),
+        }
+    }
     service.stopping();
-    let RunningServer { stop, admin_task, publish, status } = started;
-    if !delay.is_zero() {
-        tracing::info!(seconds = delay.as_secs_f64(), "accepting connections until drain_delay has passed");
-        tokio::time::sleep(delay).await;
-    }
-    // A successor binds the status port first.
-    if let Some(status) = status {
-        tokio::task::spawn_blocking(move || status.close()).await.map_err(io::Error::other)?;
-    }
-    stop.send_replace(true);
-    if let Some(task) = admin_task
-        && let Err(error) = task.await
-    {
-        tracing::error!(%error, "the Admin API did not end in order");
-    }
-    if tokio::time::timeout(STOP_MAX, publish.done).await.is_err() {
-        tracing::warn!("stopped before every data plane's stream ended");
-    }
+    running.stop().await?;
     tokio::task::spawn_blocking(move || service.flush()).await.map_err(io::Error::other)?;
     Ok(())
 }
@@ -138,13 +130,47 @@ async fn wait_for_stop(stop_signal: &mut watch::Receiver<bool>) {
 
 /// A running control plane.
 struct RunningServer {
-    /// Stops the Admin API and the push.
+    /// Those in force.
+    settings: Settings,
+    options: StartOptions,
+    /// Ends the push.
     stop: watch::Sender<bool>,
-    /// The Admin API, unless it is disabled.
-    admin_task: Option<JoinHandle<()>>,
+    admin: AdminServer,
+    api: Arc<AdminApi>,
+    /// The most connections to the Admin API.
+    admin_connections: usize,
     publish: publish::Publisher,
+    certificates: CertificateMonitor,
+    /// Those of the store's clients alone.
+    store_certificates: CertificateMonitor,
     /// Serves until the other listeners close.
     status: Option<StatusServer>,
+}
+
+impl RunningServer {
+    /// Drains and closes everything.
+    async fn stop(self) -> Result<(), StartupError> {
+        let delay = self.settings.countersign.drain_delay;
+        if !delay.is_zero() {
+            tracing::info!(
+                seconds = delay.as_secs_f64(),
+                "accepting connections until drain_delay has passed"
+            );
+            tokio::time::sleep(delay).await;
+        }
+        let Self { stop, admin, api, publish, status, .. } = self;
+        // A successor binds the status port first.
+        if let Some(status) = status {
+            tokio::task::spawn_blocking(move || status.close()).await.map_err(io::Error::other)?;
+        }
+        stop.send_replace(true);
+        admin.close().await;
+        drop(api);
+        if tokio::time::timeout(STOP_MAX, publish.done).await.is_err() {
+            tracing::warn!("stopped before every data plane's stream ended");
+        }
+        Ok(())
+    }
 }
 
 async fn start(
@@ -163,52 +189,72 @@ async fn start(
     let mut in_use_retry = InUseRetry::new(settings.countersign.drain_delay.saturating_add(STOP_MAX));
     let bind = || std::future::ready(status::bind(&settings).map_err(StartupError::from));
     let status = in_use_retry.run(StartupError::is_in_use, bind).await?;
-    let mut certificates = CertificateMonitor::default();
-    tls.iter().for_each(|tls| certificates.add(&tls.files));
-    let store = open_store(&settings, &mut certificates, &mut in_use_retry).await?;
+    let mut store_certificates = CertificateMonitor::default();
+    let store = open_store(&settings, &mut store_certificates, &mut in_use_retry).await?;
     let heartbeats = Arc::<Heartbeats>::default();
     store.heartbeat().into_iter().for_each(|heartbeat| heartbeats.register(heartbeat));
     let (stop, stopped) = watch::channel(false);
 
-    let push = PublishConfig {
+    let bind =
+        || std::future::ready(publish::bind(settings.countersign.push.listen).map_err(StartupError::from));
+    let listener = in_use_retry.run(StartupError::is_in_use, bind).await?;
+    let publish = publish::start(PublishConfig {
         store: Arc::clone(&store),
         keyring: Arc::clone(&keyring),
         keyring_setting: settings.keyring_setting(),
         accept_unreadable_keys: options.accept_unreadable_keys,
         settings: settings.countersign.push.clone(),
+        listener: Some(listener),
         server_name: settings.countersign.node.server_name.clone(),
-        ticket_lifetime: settings.apisix.ssl.session_tickets.then_some(settings.countersign.ticket_lifetime),
+        ticket_lifetime: ticket_lifetime(&settings),
         connections_max: connections.push,
         version: env!("CARGO_PKG_VERSION"),
         heartbeats: Arc::clone(&heartbeats),
         shutdown: stopped.clone(),
-    };
-    let start_push = || publish::start(push.clone()).err_into::<StartupError>();
-    let publish = in_use_retry.run(StartupError::is_in_use, start_push).await?;
-    certificates.add(&publish.files);
-    let server = match settings.deployment.admin.enabled {
-        true => {
-            let listeners = ListenerSettings {
-                certificates: certificates.clone(),
-                ..ListenerSettings::from_settings(&settings)
-            };
-            let api = admin::admin_api(&settings, listeners, store.clone(), keyring, &publish).await?;
-            let bound = admin::bind_listeners(&settings, &tls, &mut in_use_retry).await?;
-            let limits = admin::admin_limits(&settings, connections.admin);
-            Some(AdminServer::new(bound, api, limits, &heartbeats))
-        }
-        false => None,
-    };
-    let addresses = server.as_ref().map(AdminServer::addresses).transpose()?.unwrap_or_default();
+    })
+    .await?;
+    let certificates = all_certificates(&tls, &store_certificates, &publish);
+    let parts = AdminParts::new(&store, &publish);
+    let api = Arc::new(parts.api(&settings, &certificates, keyring).await?);
+    let bound = admin::bind_listeners(&settings, &tls, &mut in_use_retry).await?;
+    let limits = admin::admin_limits(&settings, connections.admin);
     let status =
         status.map(|listener| status::serve(listener, &heartbeats, &publish, &certificates, signals.clone()));
     let status = status.transpose()?;
-    print_ready(store.identity(), &addresses, publish.push_addr, status.as_ref().map(StatusServer::address));
-    let service_state = status::service_state(&publish);
-    service.watch(heartbeats, service_state);
-    let admin_task = server.map(|server| tokio::spawn(server.run(stopped)));
-    tokio::spawn(certificates.run(signals.reload()));
-    Ok(RunningServer { stop, admin_task, publish, status })
+    let admin = AdminServer::start(bound, &api, limits, &heartbeats)?;
+    let status_address = status.as_ref().map(StatusServer::address);
+    print_ready(store.identity(), &admin.addresses(), publish.push_addr, status_address);
+    service.watch(heartbeats, status::service_state(&publish));
+    tokio::spawn(certificates.clone().run(signals.reload()));
+    Ok(RunningServer {
+        settings,
+        options,
+        stop,
+        admin,
+        api,
+        admin_connections: connections.admin,
+        publish,
+        certificates,
+        store_certificates,
+        status,
+    })
+}
+
+fn all_certificates(
+    tls: &ListenerTls,
+    store: &CertificateMonitor,
+    publish: &publish::Publisher,
+) -> CertificateMonitor {
+    let mut all = CertificateMonitor::default();
+    tls.iter().for_each(|tls| all.add(&tls.files));
+    all.add_all(store);
+    all.add(&publish.files);
+    all
+}
+
+/// `None`: no session is resumed.
+fn ticket_lifetime(settings: &Settings) -> Option<Duration> {
+    settings.apisix.ssl.session_tickets.then_some(settings.countersign.ticket_lifetime)
 }
 
 /// Logs that the control plane is ready, and prints the one line on stdout that has every

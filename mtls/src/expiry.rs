@@ -159,7 +159,9 @@ impl<T: Send + Sync + 'static> CertificateSource for Reloader<T> {
 
 /// The certificates of this process. Clones share them.
 #[derive(Clone, Default)]
-pub struct CertificateMonitor(Vec<Arc<dyn CertificateSource>>);
+pub struct CertificateMonitor(Arc<watch::Sender<Sources>>);
+
+type Sources = Vec<Arc<dyn CertificateSource>>;
 
 impl fmt::Debug for CertificateMonitor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -207,13 +209,29 @@ impl Collector for CertificateMonitor {
 impl CertificateMonitor {
     /// Adds the files of one endpoint.
     pub fn add<T: Send + Sync + 'static>(&mut self, reloader: &Reloader<T>) {
-        self.0.push(Arc::new(reloader.clone()));
+        self.0.send_modify(|sources| sources.push(Arc::new(reloader.clone())));
+    }
+
+    /// Adds the endpoints of `other`.
+    pub fn add_all(&mut self, other: &Self) {
+        let added = other.sources();
+        self.0.send_modify(|sources| sources.extend(added));
+    }
+
+    /// Takes over the endpoints of `other`, for all clones.
+    pub fn replace(&self, other: &Self) {
+        let sources = other.sources();
+        self.0.send_replace(sources);
+    }
+
+    fn sources(&self) -> Sources {
+        self.0.borrow().clone()
     }
 
     /// Each endpoint whose files are in use. Reads no file.
     pub fn endpoints(&self) -> Vec<EndpointCertificates> {
         let now = UnixTime::now();
-        self.0.iter().filter_map(|source| source.endpoint(now)).collect()
+        self.sources().iter().filter_map(|source| source.endpoint(now)).collect()
     }
 
     /// Checks the files every ten seconds, reads them whenever `reload` changes, and logs
@@ -238,7 +256,7 @@ impl CertificateMonitor {
     }
 
     async fn refresh_all(&self, force: bool) {
-        for source in &self.0 {
+        for source in self.sources() {
             source.refresh(force).await;
         }
     }

@@ -39,13 +39,15 @@ pub enum KeyringError {
     Decrypt,
 }
 
-#[derive(Zeroize, ZeroizeOnDrop)]
+#[derive(Zeroize, ZeroizeOnDrop, PartialEq, Eq)]
 enum AesKey {
     Aes128([u8; 16]),
     Aes256([u8; 32]),
 }
 
-/// The keys for private keys at rest: the first one encrypts, all decrypt. Wiped on drop.
+/// The keys for private keys at rest: the first one encrypts, all decrypt. Wiped on drop. Two are
+/// equal when their keys and their order are.
+#[derive(PartialEq, Eq)]
 pub struct Keyring {
     keys: Vec<AesKey>,
 }

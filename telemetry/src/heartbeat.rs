@@ -105,6 +105,12 @@ impl Heartbeats {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).push(heartbeat);
     }
 
+    /// Removes a heartbeat whose loop ends while the program goes on.
+    pub fn remove(&self, heartbeat: &Arc<Heartbeat>) {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        all.retain(|other| !Arc::ptr_eq(other, heartbeat));
+    }
+
     /// Each name with the time since its last beat, in the order of registration.
     pub fn ages(&self) -> Vec<(String, Duration)> {
         let now = now();
@@ -153,6 +159,8 @@ mod tests {
         hangs.last.store(later, Ordering::Relaxed);
         queue.beat();
         assert_eq!(names(all.stale_at(later)), ["d"], "a thread that took work and does not come back");
+        all.remove(&hangs);
+        assert_eq!(names(all.ages()), ["b", "c", "d"]);
     }
 
     #[test]

@@ -164,6 +164,13 @@ impl Access {
         self
     }
 
+    /// Goes on with the wrong keys that `former` has counted.
+    #[must_use]
+    pub(crate) fn with_counts_of(mut self, former: &Self) -> Self {
+        self.wrong_keys = self.wrong_keys.with_counts_of(&former.wrong_keys);
+        self
+    }
+
     /// Authenticates a request for an operation that needs this role. The role of a caller is the
     /// greater of its key's and its certificate's. The key is query argument `api_key`, else header
     /// `X-API-KEY`, else cookie `x_api_key`. The certificate must not have expired.

@@ -7,7 +7,7 @@
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// The time in which wrong keys are counted; then all counts begin anew.
@@ -24,7 +24,7 @@ const NETWORK_MASK: u128 = !0 << 64;
 pub(super) struct WrongKeys {
     /// Wrong keys per window and address; 0: no limit.
     max: u32,
-    window: Mutex<Window>,
+    window: Arc<Mutex<Window>>,
 }
 
 #[derive(Debug, Default)]
@@ -39,7 +39,12 @@ struct Window {
 impl WrongKeys {
     /// Allows `max` wrong keys a minute; 0: any number.
     pub(super) fn new(max: u32) -> Self {
-        Self { max, window: Mutex::default() }
+        Self { max, window: Arc::default() }
+    }
+
+    /// This limit on the counts of `former`.
+    pub(super) fn with_counts_of(self, former: &Self) -> Self {
+        Self { max: self.max, window: Arc::clone(&former.window) }
     }
 
     /// Counts a wrong key.
@@ -102,6 +107,10 @@ mod tests {
         assert_eq!(keys.record(ip("2001:db8::2"), seconds(2)), Err(58));
         assert_eq!(keys.record(ip("2001:db8:0:1::2"), seconds(2)), Ok(()));
         assert_eq!(keys.record(ip("192.0.2.1"), seconds(60)), Ok(()), "the next minute");
+        let wider = WrongKeys::new(3).with_counts_of(&keys);
+        assert_eq!(keys.record(ip("192.0.2.1"), seconds(61)), Ok(()));
+        assert_eq!(wider.record(ip("192.0.2.1"), seconds(61)), Ok(()), "the third of this minute");
+        assert_eq!(wider.record(ip("192.0.2.1"), seconds(61)), Err(59));
         assert!((0..1000).all(|_| WrongKeys::new(0).record(ip("192.0.2.1"), start).is_ok()));
     }
 

@@ -66,6 +66,13 @@ impl ChangePipeline {
         Self { store, keyring, protect_client_auth: false, turn, dry_run_turn }
     }
 
+    /// Encrypts with this keyring from now on. Clones with different keyrings share their turns.
+    #[must_use]
+    pub(crate) fn with_keyring(mut self, keyring: Arc<Keyring>) -> Self {
+        self.keyring = keyring;
+        self
+    }
+
     /// Denies changes that weaken client authentication, unless their caller allows it
     /// (`deployment.admin.protect_client_auth`).
     #[must_use]

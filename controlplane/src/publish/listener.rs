@@ -49,14 +49,27 @@ const STREAMS_PER_CONNECTION: u32 = 2;
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
 
 /// The setting of the listener's address.
-pub(super) const PUSH_KEY: &str = "countersign.push.listen";
+const PUSH_KEY: &str = "countersign.push.listen";
 
 /// Binds the listening socket.
-pub(super) fn bind(address: SocketAddr) -> Result<TcpListener, ListenError> {
+pub(crate) fn bind(address: SocketAddr) -> Result<std::net::TcpListener, ListenError> {
     let open = || {
         let listener = std::net::TcpListener::bind(address)?;
         listener.set_nonblocking(true)?;
-        TcpListener::from_std(listener)
+        Ok(listener)
+    };
+    open().map_err(|error| ListenError::new(PUSH_KEY, address, error))
+}
+
+/// A bound listener in the runtime, with its address; binds `address` where there is none.
+pub(super) fn open(
+    bound: Option<std::net::TcpListener>,
+    address: SocketAddr,
+) -> Result<(TcpListener, SocketAddr), ListenError> {
+    let listener = bound.map_or_else(|| bind(address), Ok)?;
+    let open = || {
+        let bound_to = listener.local_addr()?;
+        Ok((TcpListener::from_std(listener)?, bound_to))
     };
     open().map_err(|error| ListenError::new(PUSH_KEY, address, error))
 }

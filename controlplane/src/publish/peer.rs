@@ -14,9 +14,9 @@ use tokio::sync::watch;
 use tonic::transport::server::{TcpConnectInfo, TlsConnectInfo};
 use tonic::{Request, Status};
 
-use super::PushTls;
 use super::deny_list::DenyList;
 use super::fleet::NodeCertificate;
+use super::{CurrentSettings, PushTls};
 
 /// The longest sleep between two looks at the clock.
 const CLOCK_INTERVAL: Duration = Duration::from_secs(10);
@@ -44,12 +44,13 @@ impl NodePeer {
     }
 
     /// Returns when the certificate expires, is put on the deny-list, or `push.ca` no longer has
-    /// its CA, with the status for the node.
+    /// its CA or `push.allowed_names` its names, with the status for the node.
     pub(super) async fn wait_until_rejected(
         &self,
         mut list: watch::Receiver<Arc<DenyList>>,
         files: Reloader<PushTls>,
         mut ca_changes: TlsFileChanges,
+        mut settings: CurrentSettings,
     ) -> Status {
         let expired = async {
             let mut expires = self.expires;
@@ -84,13 +85,37 @@ impl NodePeer {
                 }
             }
         };
-        tokio::select! { status = expired => status, status = denied => status }
+        let disallowed = async {
+            while settings.changed().await.is_ok() {
+                let allowed = Arc::clone(&settings.borrow_and_update().allowed_names);
+                if let Err(status) = check_allowed(&self.names, &allowed) {
+                    return status;
+                }
+            }
+            std::future::pending().await
+        };
+        tokio::select! { status = expired => status, status = denied => status, status = disallowed => status }
     }
 
     pub(super) fn certificate(&self) -> Option<NodeCertificate> {
         let leaf = self.path.first()?;
         Some(NodeCertificate::new(leaf, self.expires))
     }
+}
+
+/// A certificate's names must be allowed, unless every name is.
+pub(super) fn check_allowed(names: &[String], allowed: &[String]) -> Result<(), Status> {
+    if allowed.is_empty() || allowed.iter().any(|name| names.contains(&name.to_ascii_lowercase())) {
+        return Ok(());
+    }
+    Err(Status::permission_denied(format!(
+        "the node's certificate carries {}, none of which is in countersign.push.allowed_names",
+        carried_names(names)
+    )))
+}
+
+pub(super) fn carried_names(names: &[String]) -> String {
+    if names.is_empty() { "no DNS name".to_owned() } else { names.join(", ") }
 }
 
 pub(super) fn denied_status(entry: &str) -> Status {

@@ -26,12 +26,12 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::deny_list::DenyList;
 use super::fleet::{Fleet, NodeInfo, NodeRegistration};
-use super::peer::{NodePeer, authenticate, denied_status};
+use super::peer::{NodePeer, authenticate, carried_names, check_allowed, denied_status};
 use super::refresh::RefreshHandle;
 use super::rejection::{record_hold, record_nack};
 use super::store_acceptance::{AcceptanceWatcher, StoreAcceptance};
 use super::store_state::StoreStateWatcher;
-use super::{PushTls, tickets};
+use super::{CurrentSettings, PushTls, tickets};
 use crate::listener_errors::ErrorReason;
 
 /// Bytes of one chunk; a larger resource is a chunk of its own.
@@ -60,7 +60,8 @@ pub(super) struct PushState {
     pub version: &'static str,
     /// Verifies a node's certificate.
     pub files: Reloader<PushTls>,
-    pub allowed_names: Vec<String>,
+    /// `countersign.push.allowed_names`
+    pub settings: CurrentSettings,
     pub denied: watch::Receiver<Arc<DenyList>>,
     pub acceptance: Arc<StoreAcceptance>,
     pub latest: watch::Receiver<Arc<Snapshot>>,
@@ -110,10 +111,11 @@ impl Push for PushService {
         };
         let mut shutdown = self.state.shutdown.clone();
         let (list, files) = (self.state.denied.clone(), self.state.files.clone());
+        let settings = self.state.settings.clone();
         tokio::spawn(async move {
             let result = tokio::select! {
                 result = session.run() => result,
-                status = peer.wait_until_rejected(list, files, ca_changes) => {
+                status = peer.wait_until_rejected(list, files, ca_changes, settings) => {
                     tracing::warn!(peer = %address, names = ?peer.names, "ended a push stream: {}", status.message());
                     Err(status)
                 }
@@ -146,7 +148,8 @@ impl NodeSession {
     async fn run(mut self) -> Result<(), Status> {
         let hello = self.read_hello().await?;
         let address = self.peer.address;
-        if let Err(status) = authorize(&hello, &self.peer.names, &self.state.allowed_names) {
+        let allowed = Arc::clone(&self.state.settings.borrow().allowed_names);
+        if let Err(status) = authorize(&hello, &self.peer.names, &allowed) {
             if let Some(suppressed) = ErrorReason::PushNode.record() {
                 let error = status.message();
                 tracing::warn!(peer = %address, node = hello.node, suppressed, "rejected a data plane: {error}");
@@ -462,19 +465,14 @@ fn authorize(hello: &Hello, names: &[String], allowed: &[String]) -> Result<(), 
             "Hello must carry a name and an instance of at most 253 printable bytes",
         ));
     }
-    let carried = if names.is_empty() { "no DNS name".to_owned() } else { names.join(", ") };
     if !names.contains(&hello.node.to_ascii_lowercase()) {
         return Err(Status::permission_denied(format!(
-            "the node calls itself {:?} (countersign.node.name), but its certificate carries {carried}",
-            hello.node
+            "the node calls itself {:?} (countersign.node.name), but its certificate carries {}",
+            hello.node,
+            carried_names(names)
         )));
     }
-    if !allowed.is_empty() && !allowed.iter().any(|name| names.contains(&name.to_ascii_lowercase())) {
-        return Err(Status::permission_denied(format!(
-            "the node's certificate carries {carried}, none of which is in countersign.push.allowed_names"
-        )));
-    }
-    Ok(())
+    check_allowed(names, allowed)
 }
 
 impl DeltaBase {

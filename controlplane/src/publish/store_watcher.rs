@@ -15,9 +15,9 @@ use telemetry::Heartbeat;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-use super::PublishError;
 use super::findings::{StoredFindings, compile_and_log, log_removal};
 use super::refresh::{self, RefreshHandle, RefreshRequests};
+use super::{CurrentSettings, PublishError};
 use crate::compile::expected_version;
 use crate::inventory::Inventory;
 use crate::store::{DocumentList, Event, Store, StoreError, StoredDocument, WatchError};
@@ -50,23 +50,15 @@ pub struct WatcherHandle {
 /// most of its keys.
 pub async fn start(
     store: Arc<dyn Store>,
-    keyring: Arc<pki::Keyring>,
+    settings: CurrentSettings,
     keyring_setting: &'static str,
     accept_unreadable_keys: bool,
     heartbeat: Arc<Heartbeat>,
     shutdown: watch::Receiver<bool>,
 ) -> Result<WatcherHandle, PublishError> {
+    let keyring = Arc::clone(&settings.borrow().keyring);
     let loaded = Arc::new(store.load().await?);
-    let (counted, counting_keyring) = (Arc::clone(&loaded), Arc::clone(&keyring));
-    let counting = tokio::task::spawn_blocking(move || Inventory::count(&counted.items, &counting_keyring));
-    let inventory = counting.await.map_err(|error| StoreError::Unavailable { what: error.to_string() })?;
-    match inventory.check_keyring(keyring_setting) {
-        Err(error) if accept_unreadable_keys => tracing::warn!("--accept-unreadable-keys: {error}"),
-        result => result?,
-    }
-    for warning in inventory.warnings(keyring_setting) {
-        tracing::warn!("{warning}");
-    }
+    let inventory = check_keyring(&loaded, &keyring, keyring_setting, accept_unreadable_keys).await?;
     tracing::info!(identity = store.identity(), "the store holds {inventory}");
     let findings = Arc::default();
     let first = apply_load(Arc::new(Snapshot::empty()), loaded, &keyring, &findings).await;
@@ -76,7 +68,7 @@ pub async fn start(
     let (unreadable_since, unreadable_receiver) = watch::channel(None);
     let watcher = StoreWatcher {
         store,
-        keyring,
+        settings,
         findings: Arc::clone(&findings),
         latest,
         refresh_requests,
@@ -96,6 +88,29 @@ pub async fn start(
     })
 }
 
+/// Counts the documents, and checks that the keyring decrypts the stored keys.
+///
+/// # Errors
+/// Unless `accept_unreadable_keys`, when it does not decrypt most of them.
+pub(super) async fn check_keyring(
+    loaded: &Arc<DocumentList>,
+    keyring: &Arc<pki::Keyring>,
+    keyring_setting: &'static str,
+    accept_unreadable_keys: bool,
+) -> Result<Inventory, PublishError> {
+    let (counted, counting_keyring) = (Arc::clone(loaded), Arc::clone(keyring));
+    let counting = tokio::task::spawn_blocking(move || Inventory::count(&counted.items, &counting_keyring));
+    let inventory = counting.await.map_err(|error| StoreError::Unavailable { what: error.to_string() })?;
+    match inventory.check_keyring(keyring_setting) {
+        Err(error) if accept_unreadable_keys => tracing::warn!("--accept-unreadable-keys: {error}"),
+        result => result?,
+    }
+    for warning in inventory.warnings(keyring_setting) {
+        tracing::warn!("{warning}");
+    }
+    Ok(inventory)
+}
+
 /// How long the store may be unreadable before nodes are disconnected.
 pub(super) fn stale_after(store: &dyn Store) -> Duration {
     store.resync_delay() * 2
@@ -103,7 +118,7 @@ pub(super) fn stale_after(store: &dyn Store) -> Duration {
 
 struct StoreWatcher {
     store: Arc<dyn Store>,
-    keyring: Arc<pki::Keyring>,
+    settings: CurrentSettings,
     findings: Arc<StoredFindings>,
     latest: watch::Sender<Arc<Snapshot>>,
     refresh_requests: RefreshRequests,
@@ -219,7 +234,8 @@ impl StoreWatcher {
                 "the store was set back; data planes are, too"
             );
         }
-        let after = apply_load(Arc::clone(&before), Arc::new(loaded), &self.keyring, &self.findings).await;
+        let keyring = self.keyring();
+        let after = apply_load(Arc::clone(&before), Arc::new(loaded), &keyring, &self.findings).await;
         // A fleet that reconnects triggers loads, which must not send empty changes.
         if after.revision() != before.revision() || !before.diff(&after).is_empty() {
             self.latest.send_replace(after);
@@ -246,14 +262,19 @@ impl StoreWatcher {
         }
     }
 
+    fn keyring(&self) -> Arc<pki::Keyring> {
+        Arc::clone(&self.settings.borrow().keyring)
+    }
+
     fn apply_batch(&self, batch: Vec<Result<Vec<Event>, WatchError>>) -> Option<WatchError> {
         let before = Arc::clone(&self.latest.borrow());
         let mut changes = PendingChanges::since(&before);
+        let keyring = self.keyring();
         let mut failure = None;
         for item in batch {
             match item {
                 Ok(events) => {
-                    events.into_iter().for_each(|event| changes.add(event, &self.keyring, &self.findings));
+                    events.into_iter().for_each(|event| changes.add(event, &keyring, &self.findings));
                 }
                 Err(error) => failure = Some(error),
             }

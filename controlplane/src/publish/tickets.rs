@@ -15,6 +15,7 @@ use pki::Keyring;
 use ring::RotationSchedule;
 use tokio::sync::watch;
 
+use super::CurrentSettings;
 use crate::store::{InternalKey, Store, StoreError};
 
 /// The longest time between two checks.
@@ -29,24 +30,12 @@ pub(super) type SharedRing = Option<Arc<TicketRing>>;
 /// and the store is not read.
 pub(super) async fn start(
     store: &Arc<dyn Store>,
-    keyring: &Arc<Keyring>,
+    settings: CurrentSettings,
     keyring_setting: &'static str,
-    lifetime: Option<Duration>,
     mut shutdown: watch::Receiver<bool>,
 ) -> watch::Receiver<SharedRing> {
     let (ring, receiver) = watch::channel(None);
-    let Some(lifetime) = lifetime else {
-        ring.send_replace(Some(Arc::default()));
-        return receiver;
-    };
-    let period = RotationSchedule::new(lifetime);
-    let keeper = RingRotator {
-        store: Arc::clone(store),
-        keyring: Arc::clone(keyring),
-        keyring_setting,
-        schedule: period,
-        ring,
-    };
+    let mut keeper = RingRotator { store: Arc::clone(store), settings, keyring_setting, ring };
     keeper.rotate_if_due().await;
     tokio::spawn(async move {
         tokio::select! {
@@ -69,24 +58,48 @@ pub(super) async fn next(tickets: Option<&mut watch::Receiver<SharedRing>>) -> A
     std::future::pending().await
 }
 
+/// Checks that the keyring decrypts the stored ring.
+///
+/// # Errors
+/// Why it does not. A store that cannot be read is one reason.
+pub(super) async fn check_keyring(store: &dyn Store, keyring: &Keyring) -> Result<(), String> {
+    let entry = store.internal_entry(InternalKey::TicketSecrets).await.map_err(|error| error.to_string())?;
+    entry.map_or(Ok(()), |entry| ring::open_ring(&entry.text, keyring).map(drop))
+}
+
 struct RingRotator {
     store: Arc<dyn Store>,
-    keyring: Arc<Keyring>,
+    settings: CurrentSettings,
     keyring_setting: &'static str,
-    schedule: RotationSchedule,
     ring: watch::Sender<SharedRing>,
 }
 
 impl RingRotator {
-    async fn run(&self) {
+    async fn run(&mut self) {
         loop {
-            tokio::time::sleep(self.schedule.check_interval().min(CHECK_INTERVAL_MAX)).await;
+            let interval = self.schedule().map_or(CHECK_INTERVAL_MAX, RotationSchedule::check_interval);
+            tokio::select! {
+                () = tokio::time::sleep(interval.min(CHECK_INTERVAL_MAX)) => {}
+                Ok(()) = self.settings.changed() => {}
+            }
             self.rotate_if_due().await;
         }
     }
 
-    async fn rotate_if_due(&self) {
-        match self.refresh().await {
+    fn schedule(&self) -> Option<RotationSchedule> {
+        self.settings.borrow().ticket_lifetime.map(RotationSchedule::new)
+    }
+
+    async fn rotate_if_due(&mut self) {
+        let Some(schedule) = self.schedule() else {
+            self.ring.send_if_modified(|ring| {
+                let is_empty = ring.as_ref().is_some_and(|ring| ring.secrets.is_empty());
+                *ring = Some(Arc::default());
+                !is_empty
+            });
+            return;
+        };
+        match self.refresh(schedule).await {
             Ok(Some(ring)) => drop(self.ring.send_replace(Some(Arc::new(ring)))),
             Ok(None) => {}
             Err(error) => {
@@ -96,19 +109,21 @@ impl RingRotator {
     }
 
     /// The ring that is due now; `None` when it is the present one.
-    async fn refresh(&self) -> Result<Option<TicketRing>, StoreError> {
+    async fn refresh(&self, schedule: RotationSchedule) -> Result<Option<TicketRing>, StoreError> {
         for _ in 0..CAS_ATTEMPTS {
             let entry = self.store.internal_entry(InternalKey::TicketSecrets).await?;
             let (version, stored) = match &entry {
                 None => (0, TicketRing::default()),
                 Some(entry) => (entry.version, self.open_or_default(&entry.text)),
             };
-            let Some(rotated) = self.schedule.rotated(&stored, now()) else {
-                let is_current =
-                    self.ring.borrow().as_ref().is_some_and(|ring| ring::same_secrets(&stored, ring));
-                return Ok((!is_current).then(|| self.schedule.with_lifetime(stored)));
+            let Some(rotated) = schedule.rotated(&stored, now()) else {
+                let stored = schedule.with_lifetime(stored);
+                let is_current = self.ring.borrow().as_ref().is_some_and(|ring| {
+                    ring.lifetime == stored.lifetime && ring::same_secrets(&stored, ring)
+                });
+                return Ok((!is_current).then_some(stored));
             };
-            let text = ring::seal_ring(&rotated, &self.keyring);
+            let text = ring::seal_ring(&rotated, &self.keyring());
             match self.store.swap_internal_entry(InternalKey::TicketSecrets, version, text).await {
                 Ok(_) => {
                     tracing::info!(secrets = rotated.secrets.len(), "the ring of ticket secrets was rotated");
@@ -121,9 +136,13 @@ impl RingRotator {
         Ok(None)
     }
 
+    fn keyring(&self) -> Arc<Keyring> {
+        Arc::clone(&self.settings.borrow().keyring)
+    }
+
     /// An unreadable ring counts as none: the only loss is that sessions do not resume.
     fn open_or_default(&self, text: &str) -> TicketRing {
-        ring::open_ring(text, &self.keyring).unwrap_or_else(|problem| {
+        ring::open_ring(text, &self.keyring()).unwrap_or_else(|problem| {
             tracing::warn!(
                 "the stored ticket secrets cannot be read ({problem}) and are replaced; their sessions need a full handshake. Was an entry removed from {}?",
                 self.keyring_setting

@@ -7,8 +7,9 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 
-use conf::{ADMIN_LISTEN, Settings};
+use conf::{ADMIN_LISTEN, AdminListener, Settings};
 use model::RealIp;
+use mtls::CertificateMonitor;
 use pki::Keyring;
 use socket2::{Domain, Socket, Type};
 use tokio::net::TcpListener;
@@ -20,42 +21,97 @@ use crate::admin::addresses::AllowedAddresses;
 use crate::admin::admin_key;
 use crate::admin::reply::ResponseHeaders;
 use crate::admin::tls::ListenerTls;
-use crate::admin::{AdminApi, BoundListener, Limits};
+use crate::admin::{AdminApi, BoundListener, Limits, ListenerSocket, ListenerUpdate};
 use crate::change::ChangePipeline;
 use crate::current_snapshot::{CurrentSnapshot, ListenerSettings};
 use crate::listener_errors::ListenError;
-use crate::publish::Publisher;
+use crate::publish::{DeniedNodes, FleetStatus, Publisher, StoreAcceptance};
 use crate::store::Store;
 
 /// Connections that wait to be accepted, as tokio has it.
 const BACKLOG: i32 = 1024;
 
-/// Wires the Admin API.
-pub(super) async fn admin_api(
-    settings: &Settings,
-    listeners: ListenerSettings,
+/// What the Admin API has besides its settings. It outlives them: turns of writers, counts.
+pub(super) struct AdminParts {
     store: Arc<dyn Store>,
-    keyring: Arc<Keyring>,
-    publish: &Publisher,
-) -> Result<AdminApi, StartupError> {
-    let shared = store.reports().is_some().then(|| Arc::clone(&store));
-    Ok(AdminApi {
-        changes: ChangePipeline::new(Arc::clone(&store), Arc::clone(&keyring))
-            .with_protected_client_auth(settings.deployment.admin.protect_client_auth),
-        store,
-        access: admin_access(settings, shared.as_deref()).await?,
-        fleet: publish.reports.clone(),
-        denied: Arc::clone(&publish.denied),
-        acceptance: Arc::clone(&publish.acceptance),
-        current: CurrentSnapshot::new(publish.latest.clone(), Arc::clone(&publish.findings), listeners),
-        keyring,
-        headers: ResponseHeaders {
-            server_tokens: settings.apisix.server_tokens,
-            cors: settings.deployment.admin.cors,
-        },
-        body_timeout: settings.http.client_body_timeout,
-        stream_routes_enabled: settings.apisix.proxy_mode.streams(),
-    })
+    changes: ChangePipeline,
+    fleet: Arc<dyn FleetStatus>,
+    denied: Arc<DeniedNodes>,
+    acceptance: Arc<StoreAcceptance>,
+    current: CurrentSnapshot,
+}
+
+impl AdminParts {
+    pub(super) fn new(store: &Arc<dyn Store>, publish: &Publisher) -> Self {
+        let (latest, findings) = (publish.latest.clone(), Arc::clone(&publish.findings));
+        Self {
+            store: Arc::clone(store),
+            // Its keyring comes with the settings.
+            changes: ChangePipeline::new(Arc::clone(store), Arc::new(Keyring::empty())),
+            fleet: publish.reports.clone(),
+            denied: Arc::clone(&publish.denied),
+            acceptance: Arc::clone(&publish.acceptance),
+            current: CurrentSnapshot::new(latest, findings, ListenerSettings::default()),
+        }
+    }
+
+    /// Those of a running one.
+    pub(super) fn of(api: &AdminApi) -> Self {
+        Self {
+            store: Arc::clone(&api.store),
+            changes: api.changes.clone(),
+            fleet: Arc::clone(&api.fleet),
+            denied: Arc::clone(&api.denied),
+            acceptance: Arc::clone(&api.acceptance),
+            current: api.current.with_listeners(ListenerSettings::default()),
+        }
+    }
+
+    /// The Admin API with these settings. A disabled one accepts no key.
+    ///
+    /// # Errors
+    /// When there is no usable admin key.
+    pub(super) async fn api(
+        self,
+        settings: &Settings,
+        certificates: &CertificateMonitor,
+        keyring: Arc<Keyring>,
+    ) -> Result<AdminApi, StartupError> {
+        let Self { store, changes, fleet, denied, acceptance, current } = self;
+        let shared = store.reports().is_some().then(|| Arc::clone(&store));
+        let access = match settings.deployment.admin.enabled {
+            true => admin_access(settings, shared.as_deref()).await?,
+            false => Access::new(Some(&[])),
+        };
+        let listeners = ListenerSettings {
+            certificates: certificates.clone(),
+            ..ListenerSettings::from_settings(settings)
+        };
+        Ok(AdminApi {
+            changes: changes
+                .with_keyring(Arc::clone(&keyring))
+                .with_protected_client_auth(settings.deployment.admin.protect_client_auth),
+            store,
+            access,
+            fleet,
+            denied,
+            acceptance,
+            current: current.with_listeners(listeners),
+            keyring,
+            headers: ResponseHeaders {
+                server_tokens: settings.apisix.server_tokens,
+                cors: settings.deployment.admin.cors,
+            },
+            body_timeout: settings.http.client_body_timeout,
+            stream_routes_enabled: settings.apisix.proxy_mode.streams(),
+        })
+    }
+}
+
+/// The configured listeners; none when the Admin API is disabled.
+fn configured(settings: &Settings) -> &[AdminListener] {
+    let admin = &settings.deployment.admin;
+    if admin.enabled { &admin.listeners } else { &[] }
 }
 
 /// Binds the Admin API's addresses.
@@ -64,23 +120,60 @@ pub(super) async fn bind_listeners(
     tls: &ListenerTls,
     in_use_retry: &mut InUseRetry,
 ) -> Result<Vec<BoundListener>, StartupError> {
-    let conf::RealIpSettings { header, from, recursive } = &settings.real_ip;
-    let listeners = &settings.deployment.admin.listeners;
+    let listeners = configured(settings);
     let mut bound = Vec::with_capacity(listeners.len());
     for listener in listeners {
-        let address = listener.address;
-        let has_twin = listeners.iter().any(|other| is_ipv4_twin(address, other.address));
-        let bind = || async move {
-            bind(address, has_twin).map_err(|error| ListenError::new(ADMIN_LISTEN, address, error).into())
-        };
-        let real_ip = RealIp::new(header, from, *recursive);
+        let bind = || std::future::ready(bind(listener, listeners).map_err(StartupError::from));
         bound.push(BoundListener {
             listener: in_use_retry.run(StartupError::is_in_use, bind).await?,
             tls: tls.of_listener(listener),
-            allowed: AllowedAddresses::new(listener.allow.clone(), real_ip),
+            allowed: allowed(settings, listener),
         });
     }
     Ok(bound)
+}
+
+/// The listeners after a reload: an address that `former` has, too, keeps its socket.
+///
+/// # Errors
+/// When a new address cannot be bound.
+pub(super) fn updated_listeners(
+    former: &Settings,
+    settings: &Settings,
+    tls: &ListenerTls,
+) -> Result<Vec<ListenerUpdate>, ListenError> {
+    let listeners = configured(settings);
+    let kept = kept_listeners(configured(former), listeners);
+    let update = |(listener, kept): (&AdminListener, Option<usize>)| {
+        let socket = match kept {
+            Some(index) => ListenerSocket::Running(index),
+            None => ListenerSocket::Bound(bind(listener, listeners)?),
+        };
+        Ok(ListenerUpdate { socket, tls: tls.of_listener(listener), allowed: allowed(settings, listener) })
+    };
+    listeners.iter().zip(kept).map(update).collect()
+}
+
+/// For each listener the index of a former one with its address: that at the same place of the list
+/// first, since several may have port 0.
+fn kept_listeners(former: &[AdminListener], listeners: &[AdminListener]) -> Vec<Option<usize>> {
+    let mut left: Vec<_> = former.iter().map(|listener| Some(listener.address)).collect();
+    let mut take = |index: usize, listener: &AdminListener| {
+        let address = left.get_mut(index).filter(|address| **address == Some(listener.address))?;
+        *address = None;
+        Some(index)
+    };
+    let mut kept: Vec<_> =
+        listeners.iter().enumerate().map(|(index, listener)| take(index, listener)).collect();
+    for (listener, kept) in listeners.iter().zip(&mut kept) {
+        *kept = kept.or_else(|| (0..former.len()).find_map(|index| take(index, listener)));
+    }
+    kept
+}
+
+fn allowed(settings: &Settings, listener: &AdminListener) -> AllowedAddresses {
+    let conf::RealIpSettings { header, from, recursive } = &settings.real_ip;
+    AllowedAddresses::new(listener.allow.clone(), RealIp::new(header, from, *recursive))
 }
 
 /// Whether `other` takes the IPv4 connections that an IPv6 wildcard address would take, too.
@@ -88,7 +181,13 @@ fn is_ipv4_twin(address: SocketAddr, other: SocketAddr) -> bool {
     address.is_ipv6() && other.is_ipv4() && address.port() == other.port() && address.port() != 0
 }
 
-fn bind(address: SocketAddr, ipv6_only: bool) -> io::Result<TcpListener> {
+fn bind(listener: &AdminListener, all: &[AdminListener]) -> Result<TcpListener, ListenError> {
+    let address = listener.address;
+    let has_twin = all.iter().any(|other| is_ipv4_twin(address, other.address));
+    bind_address(address, has_twin).map_err(|error| ListenError::new(ADMIN_LISTEN, address, error))
+}
+
+fn bind_address(address: SocketAddr, ipv6_only: bool) -> io::Result<TcpListener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
     if ipv6_only {
         socket.set_only_v6(true)?;

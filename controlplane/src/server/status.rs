@@ -23,6 +23,7 @@ use tokio::sync::watch;
 use crate::admin::metrics;
 use crate::listener_errors::{ErrorReason, ListenError};
 use crate::publish::Publisher;
+use crate::server::reload::ReloadMetrics;
 
 /// The setting.
 pub(crate) const STATUS_KEY: &str = "countersign.control_plane.status";
@@ -66,6 +67,7 @@ pub(crate) fn serve(
     });
     status.registry().register_collector(Box::new(SnapshotRevision(publish.latest.clone())));
     status.registry().register_collector(Box::new(ErrorCounters));
+    status.registry().register_collector(Box::new(ReloadMetrics));
     let monitor = certificates.clone();
     status.add_field("certificates", move || serde_json::json!(monitor.endpoints()));
     status.registry().register_collector(Box::new(certificates.clone()));

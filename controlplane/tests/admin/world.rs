@@ -27,7 +27,7 @@ use pki::ca::{Authority, AuthoritySpec, IssuedCertificate, LeafSpec};
 use rustls::RootCertStore;
 use rustls::pki_types::ServerName;
 use serde_json::{Value, json};
-use telemetry::{Heartbeat, Heartbeats, Readiness};
+use telemetry::{Heartbeat, Readiness};
 use tempfile::TempDir;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
@@ -72,10 +72,16 @@ impl Builder {
         let keyring =
             Arc::new(Keyring::new(self.keyring.iter().map(|key| (*key).to_owned()).collect()).unwrap());
         let (stop, stopped) = watch::channel(false);
+        let settings = publish::LiveSettings {
+            keyring: Arc::clone(&keyring),
+            allowed_names: Arc::default(),
+            ticket_lifetime: None,
+        };
+        let (_, settings) = watch::channel(settings);
         let heartbeat = Heartbeat::new("watch", Readiness::Required);
         let following = publish::store_watcher::start(
             Arc::clone(&store),
-            Arc::clone(&keyring),
+            settings,
             "countersign.keyring_file",
             false,
             heartbeat,
@@ -105,10 +111,10 @@ impl Builder {
         if self.plain_listener {
             listeners.push(self.bind(None).await);
         }
-        let server = AdminServer::new(listeners, admin, self.limits, &Heartbeats::default());
-        let addresses = server.addresses().unwrap();
+        let server = AdminServer::start(listeners, &Arc::new(admin), self.limits, &Arc::default()).unwrap();
+        let addresses = server.addresses();
         let (address, plain_address) = (addresses[0], addresses.get(1).copied());
-        let task = tokio::spawn(server.run(stopped));
+        let task = tokio::spawn(close_after(stopped, server));
         let identity = clients.issue(&LeafSpec::client("tester")).unwrap();
         World {
             folder,
@@ -153,6 +159,11 @@ impl Builder {
         let allowed = AllowedAddresses::new(self.allow.clone(), self.real_ip.clone());
         BoundListener { listener: TcpListener::bind("127.0.0.1:0").await.unwrap(), tls, allowed }
     }
+}
+
+async fn close_after(mut stopped: watch::Receiver<bool>, server: AdminServer) {
+    drop(stopped.wait_for(|stop| *stop).await);
+    server.close().await;
 }
 
 /// One data plane at revision 7.

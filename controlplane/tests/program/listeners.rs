@@ -7,10 +7,10 @@ use std::process::{Command, Stdio};
 use serde_json::{Value, json};
 
 use crate::refused;
-use crate::site::{Running, Site, program, run};
+use crate::site::{Site, program, run};
 
 /// What curl got: the status and the body. 0: no response.
-fn curl(site: &Site, arguments: &[&str]) -> (u16, String) {
+pub(crate) fn curl(site: &Site, arguments: &[&str]) -> (u16, String) {
     let output = Command::new("curl")
         .args(["-sS", "--max-time", "60", "-w", "\n%{http_code}"])
         .args(arguments)
@@ -21,11 +21,6 @@ fn curl(site: &Site, arguments: &[&str]) -> (u16, String) {
     let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
     let (body, status) = stdout.rsplit_once('\n').unwrap_or_default();
     (status.parse().unwrap_or_default(), body.to_owned())
-}
-
-fn addresses(running: &Running) -> Vec<SocketAddr> {
-    let listed = running.ready["admin_listeners"].as_array().unwrap();
-    listed.iter().map(|address| address.as_str().unwrap().parse().unwrap()).collect()
 }
 
 /// A site whose Admin API has these listeners, and the key `sixteen-characters`.
@@ -66,7 +61,7 @@ fn listeners_have_their_own_tls_and_addresses() {
     let checked = run(&["check"], &site.config());
     assert!(checked.status.success(), "{checked:?}");
     let running = site.start();
-    let all = addresses(&running);
+    let all = running.admin();
     assert_eq!((all.len(), running.ready["admin"].as_str()), (4, Some(&*all[0].to_string())));
     let [mutual, plain, closed, one_way] = all[..] else { panic!("{all:?}") };
 
@@ -118,7 +113,7 @@ fn a_listener_may_be_ipv6() {
         {"ip": "::1", "port": 0, "https_admin": false, "allow_admin": ["::1/128"]},
     ]));
     let running = site.start();
-    let all = addresses(&running);
+    let all = running.admin();
     for address in [format!("127.0.0.1:{free}"), format!("[::1]:{free}")] {
         let address = address.parse().unwrap();
         assert_eq!(call(&site, &https(address), &[&CERTIFICATE, &KEY]).0, 200, "{address}");
@@ -144,7 +139,7 @@ fn a_listener_reloads_its_own_certificate() {
     };
     issue("old.test");
     let running = site.start();
-    let port = addresses(&running)[1].port();
+    let port = running.admin()[1].port();
     let status = |name: &str| {
         let base = ["--cacert", "admin-ca.crt", "--resolve", &format!("{name}:{port}:127.0.0.1")];
         let url = format!("https://{name}:{port}/apisix/admin/routes");
@@ -169,7 +164,7 @@ fn a_hashed_key_is_not_in_the_file() {
     let mut site = site_with(json!({"ip": "127.0.0.1", "port": 0}));
     site.settings["deployment"]["admin"]["admin_key"][0]["key"] = hash.trim().into();
     let running = site.start();
-    let base = https(addresses(&running)[0]);
+    let base = https(running.admin()[0]);
     assert_eq!(call(&site, &base, &[&CERTIFICATE, &KEY]).0, 200);
     let as_key = format!("X-API-KEY: {}", hash.trim());
     assert_eq!(call(&site, &base, &[&CERTIFICATE, &["-H", &as_key]]).0, 401, "the hash is no key");
@@ -183,7 +178,7 @@ fn wrong_keys_are_limited_and_counted() {
     site.settings["deployment"]["admin"]["https_admin"] = json!(false);
     site.settings["countersign"]["admin"] = json!({"wrong_keys_per_minute": 2});
     let running = site.start();
-    let base = ["-i".to_owned(), format!("http://{}/apisix/admin/routes", addresses(&running)[0])];
+    let base = ["-i".to_owned(), format!("http://{}/apisix/admin/routes", running.admin()[0])];
     let wrong = ["-H", "X-API-KEY: guessed-guessed-guessed"];
     let statuses = [(); 4].map(|()| call(&site, &base, &[&wrong]));
     assert_eq!(statuses.clone().map(|(status, _)| status), [401, 401, 429, 429]);

@@ -7,17 +7,17 @@ mod admin_cli;
 mod doctor;
 mod listeners;
 mod output;
+mod reload;
 mod site;
 
 use std::fs;
-use std::io::{BufRead, BufReader, Read};
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use nix::sys::signal::Signal;
 use serde_json::json;
-use site::{Site, program, run};
+use site::{PlainConnection, Site, program, run};
 
 /// The start and `check` must both fail with 1 and this message.
 #[track_caller]
@@ -144,38 +144,13 @@ fn check_finds_a_push_certificate_for_another_name() {
 
 /// PUTs over one keep-alive connection until it breaks; sends the number of each acknowledged one.
 fn write_until_killed(address: std::net::SocketAddr, acknowledged: &std::sync::mpsc::Sender<u64>) {
-    use std::io::Write;
-    let mut stream = std::net::TcpStream::connect(address).unwrap();
-    let mut answers = BufReader::new(stream.try_clone().unwrap());
+    let mut connection = PlainConnection::open(address).unwrap();
     for n in 0u64.. {
-        let body = json!({"nodes": {"127.0.0.1:1980": n}}).to_string();
-        let head = format!(
-            "PUT /apisix/admin/upstreams/{n} HTTP/1.1\r\nHost: x\r\nX-API-KEY: known\r\nContent-Length: {}\r\n\r\n",
-            body.len()
-        );
-        if stream.write_all((head + &body).as_bytes()).is_err() {
+        let body = json!({"nodes": {"127.0.0.1:1980": n}});
+        let Ok(answer) = connection.call("PUT", &format!("upstreams/{n}"), "known", Some(&body)) else {
             return;
-        }
-        let (mut first, mut length) = (String::new(), 0);
-        if answers.read_line(&mut first).unwrap_or(0) == 0 {
-            return;
-        }
-        assert!(first.starts_with("HTTP/1.1 201"), "{first}");
-        loop {
-            let mut line = String::new();
-            if answers.read_line(&mut line).unwrap_or(0) == 0 {
-                return;
-            }
-            if let Some(found) = line.strip_prefix("content-length: ") {
-                length = found.trim().parse().unwrap();
-            }
-            if line == "\r\n" {
-                break;
-            }
-        }
-        if answers.read_exact(&mut vec![0; length]).is_err() {
-            return;
-        }
+        };
+        assert_eq!(answer.status, 201, "{answer:?}");
         acknowledged.send(n).unwrap();
     }
 }

@@ -1,10 +1,12 @@
 //! A folder with everything a control plane needs, and the program running in it.
 
 use std::fs;
-use std::io::{BufRead, BufReader, Read};
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
+use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -89,6 +91,66 @@ impl Site {
     }
 }
 
+/// A kept connection to a plain-HTTP listener of the Admin API.
+pub(crate) struct PlainConnection {
+    stream: TcpStream,
+    answers: BufReader<TcpStream>,
+}
+
+/// A response.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    pub status: u16,
+    /// The server closes the connection after it.
+    pub closes: bool,
+    pub body: String,
+}
+
+impl PlainConnection {
+    pub(crate) fn open(address: SocketAddr) -> io::Result<Self> {
+        let stream = TcpStream::connect(address)?;
+        stream.set_read_timeout(Some(Duration::from_secs(60)))?;
+        Ok(Self { answers: BufReader::new(stream.try_clone()?), stream })
+    }
+
+    /// One call below `/apisix/admin/`.
+    pub(crate) fn call(
+        &mut self,
+        method: &str,
+        path: &str,
+        key: &str,
+        body: Option<&Value>,
+    ) -> io::Result<Answer> {
+        let body = body.map(Value::to_string).unwrap_or_default();
+        let head = format!(
+            "{method} /apisix/admin/{path} HTTP/1.1\r\nHost: x\r\nX-API-KEY: {key}\r\nContent-Length: {}\r\n\r\n",
+            body.len()
+        );
+        self.stream.write_all((head + &body).as_bytes())?;
+        let ended = || io::Error::from(io::ErrorKind::UnexpectedEof);
+        let (mut status, mut closes, mut length) = (None, false, 0);
+        loop {
+            let mut line = String::new();
+            if self.answers.read_line(&mut line)? == 0 {
+                return Err(ended());
+            }
+            match line.trim_end() {
+                "" => break,
+                "connection: close" => closes = true,
+                text => match (text.strip_prefix("HTTP/1.1 "), text.strip_prefix("content-length: ")) {
+                    (Some(code), _) => status = code.get(..3).and_then(|code| code.parse().ok()),
+                    (_, Some(bytes)) => length = bytes.parse().map_err(io::Error::other)?,
+                    _ => {}
+                },
+            }
+        }
+        let mut body = vec![0; length];
+        self.answers.read_exact(&mut body)?;
+        let body = String::from_utf8_lossy(&body).into_owned();
+        Ok(Answer { status: status.ok_or_else(ended)?, closes, body })
+    }
+}
+
 /// A running program, killed on drop.
 pub(crate) struct Running {
     pub child: Child,
@@ -98,6 +160,12 @@ pub(crate) struct Running {
 impl Running {
     pub(crate) fn signal(&self, signal: Signal) {
         let _ = kill(Pid::from_raw(self.child.id().try_into().unwrap()), signal);
+    }
+
+    /// The listeners of the Admin API.
+    pub(crate) fn admin(&self) -> Vec<SocketAddr> {
+        let listed = self.ready["admin_listeners"].as_array().unwrap();
+        listed.iter().map(|address| address.as_str().unwrap().parse().unwrap()).collect()
     }
 
     /// SIGTERM, then the exit code and standard error.

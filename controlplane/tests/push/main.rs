@@ -318,6 +318,7 @@ async fn mismatched_files_are_errors_at_start() {
         keyring_setting: "countersign.keyring_file",
         accept_unreadable_keys: false,
         settings,
+        listener: None,
         server_name: "controlplane".into(),
         ticket_lifetime: None,
         version: "test",

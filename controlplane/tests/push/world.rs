@@ -107,6 +107,7 @@ impl World {
             keyring_setting: "countersign.keyring_file",
             accept_unreadable_keys: false,
             settings,
+            listener: None,
             server_name: "controlplane".into(),
             ticket_lifetime: self.ticket_lifetime,
             version: "test",

@@ -2,7 +2,7 @@
 //!
 //! Invariant: no request reaches the handler before the client certificate is verified, against the
 //! client CA in use when the request arrives: a kept connection is verified again after the CA file
-//! has changed.
+//! or the listener's settings have changed.
 
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -21,7 +21,7 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, TryAcquireError, watc
 use tokio_io_timeout::TimeoutStream;
 use tokio_rustls::TlsAcceptor;
 
-use super::{Limits, wait_for_stop};
+use super::{Limits, ListenerPhase, wait_for_end};
 use crate::admin::access::{AdminClient, ClientCertStatus};
 use crate::admin::addresses::AllowedAddresses;
 use crate::admin::handler::AdminApi;
@@ -36,7 +36,7 @@ const FIRST_REQUEST_TIMEOUT: Duration = Duration::from_secs(2);
 /// Bytes read from a plain-HTTP client before its connection closes, so that it reads the response.
 const DISCARDED_MAX: u64 = 64 << 10;
 
-/// Serves the connections of one listener.
+/// The settings by which a listener serves connections and judges their requests.
 pub(super) struct ConnectionServer {
     pub(super) api: Arc<AdminApi>,
     /// `None`: plain HTTP.
@@ -70,17 +70,18 @@ impl ConnectionServer {
         &self,
         stream: TcpStream,
         address: SocketAddr,
-        stop: watch::Receiver<bool>,
+        current: CurrentServer,
+        phase: watch::Receiver<ListenerPhase>,
     ) {
         // Responses are small and written whole; Nagle's algorithm only delays them.
         let _ = stream.set_nodelay(true);
         let Some(tls) = &self.tls else {
-            let client = ConnectionClient::plain(address, &self.allowed);
-            return self.serve(bound_writes(stream, self.limits.send_timeout), client, stop).await;
+            let client = ConnectionClient::plain(address, &self.allowed, current);
+            return self.serve(bound_writes(stream, self.limits.send_timeout), client, phase).await;
         };
-        let mut stop_early = stop.clone();
+        let mut ends_early = phase.clone();
         let first_request = async {
-            wait_for_stop(&mut stop_early).await;
+            wait_for_end(&mut ends_early).await;
             tokio::time::sleep(FIRST_REQUEST_TIMEOUT).await;
         };
         let handshake = tokio::select! {
@@ -98,26 +99,29 @@ impl ConnectionServer {
             }
             Ok(Ok((stream, handshake))) => {
                 let stream = bound_writes(stream, self.limits.send_timeout);
-                let client = ConnectionClient::tls(address, &self.allowed, tls, handshake);
-                self.serve(stream, client, stop).await;
+                let client = ConnectionClient::tls(address, &self.allowed, handshake, current);
+                self.serve(stream, client, phase).await;
             }
         }
     }
 
-    async fn serve<S>(&self, stream: S, client: ConnectionClient<'_>, mut stop: watch::Receiver<bool>)
+    async fn serve<S>(&self, stream: S, client: ConnectionClient, mut phase: watch::Receiver<ListenerPhase>)
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
         // A graceful shutdown before the first request makes hyper close at once.
         let received = Notify::new();
         let authenticated = Notify::new();
+        let following = phase.clone();
         let service = service_fn(|request| async {
             received.notify_one();
-            let client = client.revalidated().await;
-            Ok::<_, std::convert::Infallible>(self.api.handle(&client, request, &authenticated).await)
+            let (server, client) = client.revalidated().await;
+            let reply = server.api.handle(&client, request, &authenticated).await;
+            let is_last = following.borrow().ends_connections();
+            Ok::<_, std::convert::Infallible>(if is_last { reply::with_close(reply) } else { reply })
         });
         let shutdown = async {
-            wait_for_stop(&mut stop).await;
+            wait_for_end(&mut phase).await;
             drop(tokio::time::timeout(FIRST_REQUEST_TIMEOUT, received.notified()).await);
         };
         let verified = client.at_handshake();
@@ -166,52 +170,70 @@ fn bound_writes<S: AsyncRead + AsyncWrite>(stream: S, limit: Duration) -> Pin<Bo
     Box::pin(stream)
 }
 
+type CurrentServer = watch::Receiver<Arc<ConnectionServer>>;
+
 /// The client of one connection. Its certificate is verified after the handshake, and again at the
-/// first request after the files have changed.
-struct ConnectionClient<'a> {
-    /// `None`: plain HTTP.
-    tls: Option<(&'a ReloadingTls, Vec<CertificateDer<'static>>)>,
+/// first request after the files or the settings have changed.
+struct ConnectionClient {
+    current: CurrentServer,
+    /// The presented chain; empty over plain HTTP.
+    chain: Vec<CertificateDer<'static>>,
     verdict: Mutex<LastVerification>,
 }
 
 /// The files that the client was verified with, and the result.
 type LastVerification = (Option<Arc<LoadedCredentials<ServerTls>>>, Arc<AdminClient>);
 
-impl<'a> ConnectionClient<'a> {
-    fn plain(address: SocketAddr, allowed: &Arc<AllowedAddresses>) -> Self {
+impl ConnectionClient {
+    fn plain(address: SocketAddr, allowed: &Arc<AllowedAddresses>, current: CurrentServer) -> Self {
         let (allowed, certificate) = (Arc::clone(allowed), ClientCertStatus::NotRequested);
         let client = Arc::new(AdminClient { address, allowed, certificate });
-        Self { tls: None, verdict: Mutex::new((None, client)) }
+        Self { current, chain: Vec::new(), verdict: Mutex::new((None, client)) }
     }
 
     fn tls(
         address: SocketAddr,
         allowed: &Arc<AllowedAddresses>,
-        tls: &'a ReloadingTls,
         handshake: CompletedHandshake,
+        current: CurrentServer,
     ) -> Self {
-        let CompletedHandshake { files, presented_chain } = handshake;
-        let certificate = files.tls.verify_client(&presented_chain, UnixTime::now());
+        let CompletedHandshake { files, presented_chain: chain } = handshake;
+        let certificate = files.tls.verify_client(&chain, UnixTime::now());
         let client = AdminClient { address, allowed: Arc::clone(allowed), certificate };
         let verdict = Mutex::new((Some(files), Arc::new(client)));
-        Self { tls: Some((tls, presented_chain)), verdict }
+        Self { current, chain, verdict }
     }
 
     fn at_handshake(&self) -> Arc<AdminClient> {
         Arc::clone(&self.verdict.lock().unwrap_or_else(PoisonError::into_inner).1)
     }
 
-    async fn revalidated(&self) -> Arc<AdminClient> {
-        let Some((tls, chain)) = &self.tls else { return self.at_handshake() };
-        // The handshake used valid files, so there are some.
-        let Ok(files) = tls.current().await else { return self.at_handshake() };
+    /// The settings in force, and the client by them.
+    async fn revalidated(&self) -> (Arc<ConnectionServer>, Arc<AdminClient>) {
+        let server = Arc::clone(&self.current.borrow());
+        let files = match &server.tls {
+            // Files were valid when the settings came into force, so there are some.
+            Some(tls) => tls.current().await.ok(),
+            None => None,
+        };
         let mut verdict = self.verdict.lock().unwrap_or_else(PoisonError::into_inner);
-        if !verdict.0.as_ref().is_some_and(|former| Arc::ptr_eq(former, &files)) {
-            let certificate = files.tls.verify_client(chain, UnixTime::now());
-            let client = AdminClient { certificate, ..AdminClient::clone(&verdict.1) };
-            *verdict = (Some(files), Arc::new(client));
+        let (former, client) = &*verdict;
+        let same_files = match (former, &files) {
+            (Some(former), Some(files)) => Arc::ptr_eq(former, files),
+            _ => files.is_none(),
+        };
+        if !same_files || !Arc::ptr_eq(&client.allowed, &server.allowed) {
+            let certificate = match &files {
+                Some(files) => files.tls.verify_client(&self.chain, UnixTime::now()),
+                None => client.certificate.clone(),
+            };
+            let client =
+                AdminClient { address: client.address, allowed: Arc::clone(&server.allowed), certificate };
+            *verdict = (files.or_else(|| former.clone()), Arc::new(client));
         }
-        Arc::clone(&verdict.1)
+        let client = Arc::clone(&verdict.1);
+        drop(verdict);
+        (server, client)
     }
 }
 

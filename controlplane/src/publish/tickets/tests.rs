@@ -2,6 +2,7 @@
 
 use super::ring::{open_ring, same_secrets, seal_ring};
 use super::*;
+use crate::publish::LiveSettings;
 use crate::store::EmbeddedStore;
 
 const HOUR: u64 = 3600;
@@ -106,13 +107,19 @@ fn store(folder: &tempfile::TempDir) -> Arc<dyn Store> {
     Arc::new(EmbeddedStore::open(&folder.path().join("store.redb")).unwrap())
 }
 
+fn settings(keyring: &Arc<Keyring>, ticket_lifetime: Option<Duration>) -> watch::Sender<LiveSettings> {
+    let (keyring, allowed_names) = (Arc::clone(keyring), Arc::default());
+    watch::Sender::new(LiveSettings { keyring, allowed_names, ticket_lifetime })
+}
+
 async fn ring_of(
     store: &Arc<dyn Store>,
     keyring: &Arc<Keyring>,
     stop: &watch::Sender<bool>,
 ) -> Arc<TicketRing> {
     let lifetime = Some(Duration::from_secs(8 * HOUR));
-    let ring = start(store, keyring, "countersign.keyring_file", lifetime, stop.subscribe()).await;
+    let settings = settings(keyring, lifetime).subscribe();
+    let ring = start(store, settings, "countersign.keyring_file", stop.subscribe()).await;
     ring.borrow().clone().unwrap()
 }
 
@@ -157,7 +164,18 @@ async fn without_a_lifetime_the_ring_is_empty_and_not_stored() {
     let folder = tempfile::tempdir().unwrap();
     let store = store(&folder);
     let (_stop, stopped) = watch::channel(false);
-    let ring = start(&store, &Arc::new(Keyring::empty()), "", None, stopped).await;
+    let live = settings(&Arc::new(Keyring::empty()), None);
+    let mut ring = start(&store, live.subscribe(), "", stopped).await;
     assert!(ring.borrow().as_ref().unwrap().secrets.is_empty());
     assert!(store.internal_entry(InternalKey::TicketSecrets).await.unwrap().is_none());
+    // A reload of the settings is followed at once.
+    let mut lifetimes = Vec::new();
+    ring.mark_unchanged();
+    for lifetime in [Some(4), Some(8), None] {
+        let lifetime = lifetime.map(|hours| Duration::from_secs(hours * HOUR));
+        live.send_modify(|live| live.ticket_lifetime = lifetime);
+        let ring = next(Some(&mut ring)).await;
+        lifetimes.push((ring.lifetime, ring.secrets.len()));
+    }
+    assert_eq!(lifetimes, [(14_400, 2), (28_800, 2), (0, 0)]);
 }
