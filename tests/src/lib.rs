@@ -25,6 +25,7 @@ pub mod raw;
 pub mod records;
 pub mod service;
 pub mod shell;
+pub mod steady_load;
 pub mod tools;
 
 pub mod documents;

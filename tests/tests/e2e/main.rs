@@ -59,6 +59,7 @@ mod shared_connections;
 mod signals;
 mod sites_gone;
 mod smuggling;
+mod steady;
 mod stream;
 mod stream_cases;
 mod timeouts;
