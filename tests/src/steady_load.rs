@@ -1,5 +1,6 @@
-//! Clients that use a data plane in every way without a pause, while a test changes or replaces it:
-//! new connections, kept connections, concurrent HTTP/2 streams, uploads, downloads and TCP streams.
+//! Clients that use a data plane in every way without a pause, while a test changes or replaces
+//! it: new connections, kept connections, concurrent HTTP/2 streams, uploads, downloads and TCP
+//! streams.
 //!
 //! Invariant: whatever a client does not get as it should is a failure, with the time and its
 //! reason. A client opens a new connection only where the protocol has it do so: after
