@@ -137,6 +137,11 @@ impl Peer {
     }
 }
 
+/// A program of this machine; `None` with a line that says so where it is absent.
+pub fn installed(name: &str) -> Option<PathBuf> {
+    programs::on_path(name)
+}
+
 /// Runs a script of `tests/python` to its end.
 pub async fn run_python(folder: &Path, script: &str, arguments: &[&str]) -> Option<ExitOutput> {
     run(script_command(&programs::python()?, "python", script, arguments, folder)).await.into()

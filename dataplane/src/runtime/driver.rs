@@ -38,7 +38,9 @@ impl Driver {
         match ring_builder(false).build(8) {
             Ok(_) if monoio::utils::detect_uring() => Self::IoUring { flags: false },
             Ok(_) => lacks_operations(),
-            Err(error) => Self::Epoll { reason: format!("io_uring is not available here: {error}") },
+            Err(error) => {
+                Self::Epoll { reason: format!("io_uring is not available here: {error}{}", advice(&error)) }
+            }
         }
     }
 
@@ -60,6 +62,18 @@ impl fmt::Display for Driver {
             }
             Self::Epoll { reason } => write!(f, "epoll ({reason})"),
         }
+    }
+}
+
+/// What an operator can do about a ring that the kernel does not create.
+fn advice(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::PermissionDenied | io::ErrorKind::Unsupported => {
+            "; to use it, allow io_uring_setup, io_uring_enter and io_uring_register: SystemCallFilter= of the systemd unit, \
+             the seccomp profile of the container, or sysctl kernel.io_uring_disabled"
+        }
+        io::ErrorKind::OutOfMemory => "; to use it, raise LimitMEMLOCK= of the systemd unit (ulimit -l)",
+        _ => "",
     }
 }
 
