@@ -14,7 +14,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
-use arc_swap::ArcSwapOption;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use model::{CacheSlot, Delta, KeyPair, Resource, Snapshot, Ssl, Upstream, UpstreamIdentity};
 use process::throttle::LogThrottle;
 use rustls::crypto::CryptoProvider;
@@ -82,7 +82,8 @@ struct ClientCertificate<'a> {
 }
 
 pub struct ClientTlsConfigs {
-    factory: ConfigFactory,
+    /// Replaced when the defaults change.
+    factory: ArcSwap<ConfigFactory>,
     /// The configurations in use. Locked when an upstream has none yet, not for each request.
     by_key: Mutex<HashMap<TlsKey, Weak<ConfigLease>>>,
 }
@@ -90,7 +91,29 @@ pub struct ClientTlsConfigs {
 impl ClientTlsConfigs {
     /// `records`: the record layer of long-lived connections.
     pub fn new(provider: Arc<CryptoProvider>, defaults: TrustDefaults, records: RecordLayerKind) -> Self {
-        Self { factory: ConfigFactory::new(provider, defaults, records), by_key: Mutex::default() }
+        let factory = ArcSwap::from_pointee(ConfigFactory::new(provider, defaults, records));
+        Self { factory, by_key: Mutex::default() }
+    }
+
+    /// Changes the trust in servers of upstreams that do not say so themselves. Configurations that
+    /// stay equal go on with their connections and sessions; others are retired, and no connection
+    /// that was made with them gets a further request. `snapshot`: gives the one of the workers,
+    /// called when the new defaults are in force.
+    pub fn set_defaults(&self, defaults: TrustDefaults, snapshot: impl FnOnce() -> Arc<Snapshot>) {
+        self.factory.store(Arc::new(self.factory.load().with_defaults(defaults)));
+        let snapshot = snapshot();
+        for versioned in snapshot.resources() {
+            if let Some(upstream) = versioned.resource.own_upstream()
+                && let Some(prepared) = upstream.cache.get::<PreparedUpstream>()
+                && prepared.resolved.load().is_some()
+            {
+                match client_certificate(upstream, &snapshot) {
+                    // An error comes back with the next request.
+                    Ok(certificate) => drop(self.resolve(upstream, &prepared, certificate)),
+                    Err(_) => prepared.resolved.store(None),
+                }
+            }
+        }
     }
 
     pub fn prepared(&self, upstream: &Upstream) -> Arc<PreparedUpstream> {
@@ -129,7 +152,7 @@ impl ClientTlsConfigs {
         match &*prepared.resolved.load() {
             Some(resolved) if resolved.is_from(certificate.ssl) => resolved.config(),
             before => {
-                if before.is_none() && !self.factory.verifies(&upstream.tls) {
+                if before.is_none() && !self.factory.load().verifies(&upstream.tls) {
                     log_unverified(upstream);
                 }
                 self.resolve(upstream, prepared, certificate)
@@ -143,22 +166,34 @@ impl ClientTlsConfigs {
         prepared: &Arc<PreparedUpstream>,
         certificate: ClientCertificate<'_>,
     ) -> Result<Arc<ClientTlsConfig>, ClientTlsError> {
-        let ssl = certificate.ssl.map(Arc::downgrade);
-        let resolved = Arc::new(ResolvedTls { ssl, lease: self.lease(upstream, certificate.pair) });
-        let config = resolved.config();
-        prepared.keep(resolved, certificate.ssl);
-        config
+        loop {
+            let factory = self.factory.load_full();
+            let ssl = certificate.ssl.map(Arc::downgrade);
+            let lease = self.lease(&factory, upstream, certificate.pair);
+            let resolved = Arc::new(ResolvedTls { ssl, lease });
+            let config = resolved.config();
+            prepared.keep(resolved, certificate.ssl);
+            // `set_defaults` may have passed this upstream before it was stored.
+            if Arc::ptr_eq(&factory, &self.factory.load()) {
+                return config;
+            }
+        }
     }
 
     /// The configuration with this content, made now if it is not in use.
-    fn lease(&self, upstream: &Upstream, pair: Option<&KeyPair>) -> Result<Arc<ConfigLease>, ClientTlsError> {
-        let key = self.factory.key(&upstream.tls, pair);
+    fn lease(
+        &self,
+        factory: &ConfigFactory,
+        upstream: &Upstream,
+        pair: Option<&KeyPair>,
+    ) -> Result<Arc<ConfigLease>, ClientTlsError> {
+        let key = factory.key(&upstream.tls, pair);
         let found = lock(&self.by_key).get(&key).and_then(Weak::upgrade);
         if let Some(lease) = found {
             return Ok(lease);
         }
         // Without the lock: other workers do not wait for a key that is parsed.
-        let config = self.factory.build(&upstream.tls, pair).map_err(ClientTlsError::Unusable)?;
+        let config = factory.build(&upstream.tls, pair).map_err(ClientTlsError::Unusable)?;
         let mut by_key = lock(&self.by_key);
         if let Some(lease) = by_key.get(&key).and_then(Weak::upgrade) {
             return Ok(lease);

@@ -117,6 +117,11 @@ impl ConfigFactory {
         Self { provider, defaults, default_anchors, records }
     }
 
+    /// The same with other defaults.
+    pub(super) fn with_defaults(&self, defaults: TrustDefaults) -> Self {
+        Self::new(Arc::clone(&self.provider), defaults, self.records)
+    }
+
     pub(super) fn verifies(&self, tls: &UpstreamTls) -> bool {
         tls.verifies(self.defaults.verify)
     }
@@ -136,6 +141,10 @@ impl ConfigFactory {
                 Some(anchors) => context.update(&anchors.digest()),
                 None => context.update(&self.default_anchors),
             }
+            context.update(&self.defaults.depth.map_or([0xff; 5], |depth| {
+                let [a, b, c, d] = depth.to_be_bytes();
+                [0, a, b, c, d]
+            }));
             if let Some(servers) = &tls.verify_identity {
                 context.update(servers.source().to_string().as_bytes());
             }

@@ -1,6 +1,7 @@
 //! Which configurations are one, how long they are in use, and what they never do.
 
 use model::{Id, Key, Kind, VerifyPolicy, Versioned};
+use pki::TrustAnchors;
 use pki::ca::{Authority, AuthoritySpec, LeafSpec};
 use serde_json::{Value, json};
 
@@ -178,4 +179,45 @@ fn each_protocol_has_its_own_sessions() {
     assert!(offered[3].is_empty());
     assert!(Arc::ptr_eq(config.for_protocol(Alpn::Http1), config.for_protocol(Alpn::Http1)));
     assert!(!Arc::ptr_eq(config.for_protocol(Alpn::Http1), config.for_protocol(Alpn::Http2)));
+}
+
+#[test]
+fn other_defaults_retire_what_they_change() {
+    let (pki, other) = (Pki::new(), Pki::new());
+    let anchors = |pki: &Pki| Arc::new(TrustAnchors::new(vec![pki.0.certificate().clone()]).unwrap());
+    let defaults =
+        |pki: &Pki, depth| TrustDefaults { anchors: Some(anchors(pki)), depth, ..TrustDefaults::default() };
+    let configs = configs(defaults(&pki, None));
+    let own = json!({"verify": true, "ca_certs": [other.0.certificate_pem()]});
+    let snapshot = Arc::new(Snapshot::from_resources(
+        1,
+        [
+            upstream("unverified", 1, json!({})),
+            upstream("default", 1, json!({"verify": true})),
+            upstream("own", 1, own),
+            upstream("unused", 1, json!({"verify": true})),
+        ],
+    ));
+    let used = || ["unverified", "default", "own"].map(|id| config(&configs, &snapshot, id));
+    let before = used();
+    let set = |defaults| {
+        let before = used();
+        configs.set_defaults(defaults, || Arc::clone(&snapshot));
+        let after = used();
+        std::array::from_fn::<_, 3, _>(|nth| {
+            let same = before[nth].generation == after[nth].generation;
+            assert_eq!(same, !before[nth].is_retired());
+            same
+        })
+    };
+    assert_eq!(set(defaults(&pki, None)), [true, true, true], "the same bundle, read again");
+    assert_eq!(set(defaults(&other, None)), [true, false, true]);
+    assert_eq!(
+        set(defaults(&other, Some(1))),
+        [true, false, false],
+        "the depth holds for every verified upstream"
+    );
+    let verify = VerifyPolicy::of_settings(true, false);
+    assert_eq!(set(TrustDefaults { verify, ..defaults(&other, Some(1)) }), [false, true, true]);
+    assert!(before.iter().all(|config| config.is_retired()));
 }
