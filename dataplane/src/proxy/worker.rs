@@ -6,6 +6,7 @@ use std::cell::{Cell, RefCell};
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::mpsc::SyncSender;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -61,6 +62,8 @@ pub enum WorkerCommand {
     Close(SocketAddr),
     /// Accept no more on this address's socket, and leave its queue as it is.
     Release(SocketAddr),
+    /// Send a message: the commands before this one have been carried out.
+    Report(SyncSender<()>),
 }
 
 /// The settings of a worker.
@@ -181,13 +184,13 @@ impl Worker {
 
     /// Applies the settings of [`SharedState::config`]. Connections keep what they started with:
     /// the limits on heads, `preserve_header_case`, and the time an HTTP/2 connection may be idle.
-    /// The number of connections to upstreams is fixed at the start.
     pub(super) fn configure(&self) {
         let config = Rc::new(WorkerConfig::clone(&self.shared.config.load()));
         self.timeouts.set_limits(&config.client_timeouts);
         self.http.settings.set(http_settings(&config));
         self.upstreams.settings.set(client_settings(&config));
         self.connection_limit.set_max(config.connection_limits.clients);
+        self.upstreams.connect_context.permits.set_max(config.connection_limits.upstreams);
         self.request_limiter.set_max(config.requests_per_client);
         self.config.replace(config);
     }

@@ -103,6 +103,8 @@ async fn run_commands(
                 }
             }
             WorkerCommand::Close(addr) => worker.end_acceptor(addr, AcceptorEnd::Close),
+            // The channel has room for one of each worker; the process may have stopped waiting.
+            WorkerCommand::Report(done) => drop(done.try_send(())),
             WorkerCommand::Release(addr) => worker.end_acceptor(addr, AcceptorEnd::Release),
         }
     }
