@@ -1,21 +1,39 @@
 //! Which keys differ between two versions of the file, and whether a running program applies them.
 //!
-//! The values of all keys are kept as keyed hashes, so that no secret is kept twice. Invariant: a
-//! key whose value differs is reported, by its name alone.
+//! The values of all keys are kept as keyed hashes, so that no secret is kept twice; those that
+//! need an upgrade also as they are, to go on with them. Invariant: a key whose value differs is
+//! reported, by its name alone.
 
 use std::fmt;
 use std::hash::{BuildHasher as _, Hash, Hasher, RandomState};
 use std::sync::LazyLock;
 
 use crate::schema::{Plane, Reload, read_keys};
-use crate::tree::{YamlNode, YamlValue};
+use crate::tree::{YamlNode, YamlScalar, YamlValue};
 
 /// One for the process, so that equal values have equal hashes.
 static HASHER: LazyLock<RandomState> = LazyLock::new(RandomState::new);
 
 /// The values of all keys of a file over the defaults.
-#[derive(Clone, PartialEq, Eq, Default)]
-pub struct KeyValues(Vec<(&'static str, u64)>);
+#[derive(Clone, Default)]
+pub struct KeyValues(Vec<KeyValue>);
+
+#[derive(Clone)]
+struct KeyValue {
+    path: &'static str,
+    hash: u64,
+    /// Of a key that needs an upgrade.
+    node: Option<YamlNode>,
+}
+
+impl PartialEq for KeyValues {
+    fn eq(&self, other: &Self) -> bool {
+        let hashes = |values: &Self| values.0.iter().map(|value| value.hash).collect::<Vec<_>>();
+        hashes(self) == hashes(other)
+    }
+}
+
+impl Eq for KeyValues {}
 
 impl fmt::Debug for KeyValues {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -25,20 +43,39 @@ impl fmt::Debug for KeyValues {
 
 impl KeyValues {
     pub(crate) fn new(merged: &YamlNode) -> Self {
-        // Both programs read the same keys.
-        let keys = read_keys(Plane::Data).map(|(path, _)| path);
-        Self(keys.map(|path| (path, HASHER.hash_one(value(merged, path).map(HashedNode)))).collect())
+        let of_planes = read_keys(Plane::Data).zip(read_keys(Plane::Control));
+        let values = of_planes.map(|((path, data), (_, control))| {
+            let node = value(merged, path);
+            let needs_upgrade = [data, control].contains(&Reload::Upgrade);
+            let hash = HASHER.hash_one(node.map(HashedNode));
+            KeyValue { path, hash, node: node.filter(|_| needs_upgrade).cloned() }
+        });
+        Self(values.collect())
     }
 
-    fn get(&self, path: &str) -> Option<u64> {
-        self.0.iter().find(|(key, _)| *key == path).map(|(_, hash)| *hash)
+    fn get(&self, path: &str) -> Option<&KeyValue> {
+        self.0.iter().find(|value| value.path == path)
+    }
+
+    /// Gives the keys of a user's tree that need an upgrade these values.
+    pub(crate) fn keep_in(&self, user: &mut YamlNode, defaults: &YamlNode, plane: Plane) {
+        for (path, _) in read_keys(plane).filter(|(_, reload)| *reload == Reload::Upgrade) {
+            let Some(value) = self.get(path) else { continue };
+            let node = value.node.clone().or_else(|| {
+                // A null deletes the default.
+                let null =
+                    || YamlNode { line: 0, value: YamlValue::Scalar(YamlScalar::plain(String::new())) };
+                defaults.get_path(path).map(|_| null())
+            });
+            user.set_path(path, node);
+        }
     }
 
     /// The keys of `newer` whose values differ from these.
     pub fn changed_keys(&self, newer: &Self, plane: Plane) -> ChangedKeys {
         let mut changed = ChangedKeys::default();
         for (path, reload) in read_keys(plane) {
-            if self.get(path) == newer.get(path) {
+            if self.get(path).map(|value| value.hash) == newer.get(path).map(|value| value.hash) {
                 continue;
             }
             let keys = match reload {
@@ -156,6 +193,33 @@ mod tests {
             for (path, reload) in read_keys(plane) {
                 let other = read_keys(plane).find(|(other, _)| shown(other) == shown(path)).unwrap();
                 assert_eq!(other.1, reload, "{path} and {}", other.0);
+            }
+        }
+    }
+
+    #[test]
+    fn an_upgrade_takes_no_part_of_a_list() {
+        for plane in [Plane::Data, Plane::Control] {
+            let mut upgrade = read_keys(plane).filter(|(_, reload)| *reload == Reload::Upgrade);
+            assert_eq!(upgrade.find(|(path, _)| path.contains("[]")), None);
+        }
+    }
+
+    #[test]
+    fn keys_that_need_an_upgrade_keep_their_values() {
+        let tree = |text: &str| parse(text).unwrap().unwrap();
+        let defaults = tree(crate::DEFAULTS);
+        let files = ["{}".to_owned(), "apisix: {enable_http2: null, status: {port: 7}}".to_owned()];
+        let every: Vec<String> = read_keys(Plane::Data).map(|(path, _)| only(path)).collect();
+        let planes = [Plane::Data, Plane::Control].into_iter();
+        for (plane, old) in planes.flat_map(|plane| files.iter().map(move |old| (plane, old))) {
+            let old = KeyValues::new(&merge(&defaults, &tree(old)));
+            for new in &every {
+                let mut user = tree(new);
+                let found = old.changed_keys(&KeyValues::new(&merge(&defaults, &user)), plane);
+                old.keep_in(&mut user, &defaults, plane);
+                let kept = old.changed_keys(&KeyValues::new(&merge(&defaults, &user)), plane);
+                assert_eq!((kept.hot, kept.upgrade.len()), (found.hot, 0), "{new}");
             }
         }
     }

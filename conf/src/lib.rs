@@ -55,6 +55,47 @@ pub fn load(path: &Path) -> Result<Settings, ConfError> {
     Ok(settings)
 }
 
+/// Settings that were read again.
+#[derive(Debug)]
+pub struct Reloaded {
+    /// The settings of the file, but for the keys that need an upgrade, which are as before.
+    pub settings: Settings,
+    /// The keys that differ in the file.
+    pub changed: ChangedKeys,
+}
+
+/// Reads the file of `running` again, for one of the programs.
+///
+/// # Errors
+/// As [`load`]; and where the file does not agree with a key that needs an upgrade.
+pub fn reload(running: &Settings, plane: Plane) -> Result<Reloaded, ConfError> {
+    let working = std::env::current_dir().unwrap_or_else(|_| PathBuf::from("/"));
+    let (path, environment) = (&running.path, &|name: &str| std::env::var(name).ok());
+    let text = read_text(path, BYTES_MAX)?;
+    reload_text(running, plane, &text, &working, environment).map(|mut reloaded| {
+        let exposed = reloaded.settings.exposed_files();
+        reloaded.settings.warnings.extend(exposed);
+        reloaded
+    })
+}
+
+fn reload_text(
+    running: &Settings,
+    plane: Plane,
+    text: &str,
+    working: &Path,
+    environment: &environment::Lookup<'_>,
+) -> Result<Reloaded, ConfError> {
+    let path = &running.path;
+    let mut settings = load_text(path, text, working, environment)?;
+    let changed = running.values.changed_keys(&settings.values, plane);
+    if !changed.upgrade.is_empty() {
+        let kept = Some((&running.values, plane));
+        settings = load_with_kept(path, text, working, environment, kept)?;
+    }
+    Ok(Reloaded { settings, changed })
+}
+
 /// Like [`load`], from a text. Reads only the files that the settings need.
 ///
 /// # Errors
@@ -64,6 +105,17 @@ pub fn load_text(
     text: &str,
     working: &Path,
     environment: &dyn Fn(&str) -> Option<String>,
+) -> Result<Settings, ConfError> {
+    load_with_kept(path, text, working, environment, None)
+}
+
+/// `kept`: the values that the keys of a program have which need an upgrade.
+fn load_with_kept(
+    path: &Path,
+    text: &str,
+    working: &Path,
+    environment: &environment::Lookup<'_>,
+    kept: Option<(&KeyValues, Plane)>,
 ) -> Result<Settings, ConfError> {
     let syntax = |error: tree::SyntaxError| ConfError::Syntax {
         path: path.to_owned(),
@@ -81,6 +133,9 @@ pub fn load_text(
     if let Some(user) = &mut user {
         environment::substitute(user, environment, &mut problems);
         schema::check(user, &mut problems, &mut warnings);
+    }
+    if let Some((values, plane)) = kept {
+        values.keep_in(user.get_or_insert_with(|| empty.clone()), &defaults, plane);
     }
     let merged = tree::merge(&defaults, user.as_ref().unwrap_or(&empty));
     let folder = working.join(path.parent().unwrap_or(Path::new("")));

@@ -584,6 +584,29 @@ fn the_document_lists_the_unsupported_keys() {
     assert!(shown == rows, "docs/SETTINGS.md must hold these rows:\n{}", rows.join("\n"));
 }
 
+#[test]
+fn a_reload_keeps_what_needs_an_upgrade() {
+    let running = load_with("countersign: {workers: 2, node: {name: one}}", &[]).unwrap();
+    let reload = |text: &str| reload_text(&running, Plane::Data, text, Path::new("/srv/gate"), &|_| None);
+    let text =
+        "countersign: {workers: 3, node: {name: one}, drain_delay: 5}\napisix: {enable_http2: false}\n";
+    let Reloaded { settings, changed } = reload(text).unwrap();
+    assert_eq!(changed.hot, ["countersign.drain_delay"]);
+    assert_eq!(changed.upgrade, ["apisix.enable_http2", "countersign.workers"]);
+    assert_eq!(settings.countersign.drain_delay, Duration::from_secs(5));
+    assert_eq!((settings.countersign.workers, settings.apisix.enable_http2), (2, true));
+    // The next reload names them again, and one with the old file nothing.
+    let again = reload_text(&settings, Plane::Data, text, Path::new("/srv/gate"), &|_| None).unwrap();
+    assert_eq!((again.changed.hot.len(), again.changed.upgrade), (0, changed.upgrade));
+    let error = reload("countersign: {workers: x, drain_delay: 5}").unwrap_err().to_string();
+    assert!(error.contains("countersign.workers"), "{error}");
+    // The port of a listener that needs an upgrade is not free.
+    let running = load_with("apisix: {status: {port: 7085}}", &[]).unwrap();
+    let text = "apisix: {node_listen: [{ip: 127.0.0.1, port: 7085}], status: {port: 7087}}";
+    let error = reload_text(&running, Plane::Data, text, Path::new("/srv/gate"), &|_| None).unwrap_err();
+    assert!(error.to_string().contains("port 7085 conflicts"), "{error}");
+}
+
 /// docs/SETTINGS.md must list the keys that a reload does not apply.
 #[test]
 fn the_document_lists_the_keys_that_need_an_upgrade() {

@@ -112,6 +112,36 @@ impl YamlNode {
         entries.iter().find(|(key, _)| key.text == name).map(|(_, node)| node)
     }
 
+    /// Sets the node at a dotted path of map keys, or removes it. What stands in the way and is no
+    /// map is replaced.
+    pub(crate) fn set_path(&mut self, path: &str, node: Option<YamlNode>) {
+        let (name, rest) = path.split_once('.').map_or((path, None), |(name, rest)| (name, Some(rest)));
+        if node.is_none() && self.get(name).is_none() {
+            return;
+        }
+        if !matches!(self.value, YamlValue::Map(_)) {
+            self.value = YamlValue::Map(Vec::new());
+        }
+        let YamlValue::Map(entries) = &mut self.value else { return };
+        match (rest, node) {
+            (None, None) => entries.retain(|(key, _)| key.text != name),
+            (rest, node) => {
+                let at = entries.iter().position(|(key, _)| key.text == name).unwrap_or(entries.len());
+                if at == entries.len() {
+                    let value = YamlValue::Map(Vec::new());
+                    let key = YamlKey { text: name.to_owned(), line: 0 };
+                    entries.push((key, YamlNode { line: 0, value }));
+                }
+                let Some((_, child)) = entries.get_mut(at) else { return };
+                match (rest, node) {
+                    (Some(rest), node) => child.set_path(rest, node),
+                    (None, Some(node)) => *child = node,
+                    (None, None) => {}
+                }
+            }
+        }
+    }
+
     /// A description for messages: `the text "on"`, `the number 5`, `a list`, ... Never used for
     /// secrets.
     pub(crate) fn describe(&self) -> String {
@@ -323,6 +353,21 @@ mod tests {
         assert!(matches!(&merged.get_path("b").unwrap().value, YamlValue::List(items) if items.len() == 1));
         assert!(merged.get_path("c").is_none());
         assert!(merged.get_path("d").is_some());
+    }
+
+    #[test]
+    fn a_path_is_set_or_removed() {
+        let mut root = tree("a: {b: 1, c: [1]}\nd: 2");
+        let node = |text: &str| Some(tree(&format!("v: {text}")).get("v").unwrap().clone());
+        root.set_path("a.b", node("5"));
+        root.set_path("a.x.y", node("6"));
+        root.set_path("d.e", node("7"));
+        root.set_path("a.c", None);
+        root.set_path("missing.key", None);
+        assert_eq!(root.get_path("a.b").unwrap().describe(), "the number 5");
+        assert_eq!(root.get_path("a.x.y").unwrap().describe(), "the number 6");
+        assert_eq!(root.get_path("d.e").unwrap().describe(), "the number 7");
+        assert!(root.get_path("a.c").is_none() && root.get("missing").is_none());
     }
 
     #[test]
