@@ -5,6 +5,7 @@
 //! status, the ready line; then the wait for a signal, and the drain.
 
 mod listeners;
+mod reload;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -24,6 +25,7 @@ use telemetry::status::{StatusListener, StatusServer};
 use telemetry::{Heartbeats, Readiness, ServiceManager};
 use tokio::sync::{mpsc, watch};
 
+use crate::config::SettingsError;
 use crate::io::connection_info::ListenerProtocol;
 use crate::lifecycle::handles::{SnapshotHandle, TicketRingHandle};
 use crate::lifecycle::{ShutdownStage, ShutdownWatch};
@@ -60,7 +62,7 @@ const VERSION: &str = match option_env!("COUNTERSIGN_PROFILED") {
     COUNTERSIGN_DRIVER=epoll dataplane -c conf/config.yaml    (without io_uring)\n\n\
     Logs go to stderr, or to nginx_config.error_log. When everything listens, one line `ready {...}` goes to stdout.\n\
     SIGTERM, SIGINT and SIGQUIT drain: requests may finish, within worker_shutdown_timeout; a second one ends\n\
-    the process at once. SIGHUP reads certificates and keys again."
+    the process at once. SIGHUP reads the settings, certificates and keys again."
 )]
 struct Arguments {
     /// The configuration file both planes read.
@@ -113,11 +115,14 @@ fn serve(
     signals: &Signals,
     service: &ServiceManager,
 ) -> anyhow::Result<()> {
+    let mut reloads = signals.reload();
     let prepared = PreparedServer::new(settings, accept_new_store, signals)?;
     // Connections queue in the kernel meanwhile.
     prepared.wait_until_current(signals)?;
-    let running = prepared.start(service)?;
-    signals.wait_for_stop().context("cannot wait for a signal")?;
+    let mut running = prepared.start(service)?;
+    while signals.wait_for_stop_or_reload(&mut reloads)? {
+        let _logged = running.reload(signals, service);
+    }
     service.stopping();
     running.stop();
     Ok(())
@@ -136,6 +141,7 @@ struct PreparedServer {
     heartbeats: Arc<Heartbeats>,
     sync_status: Arc<SyncStatus>,
     push_client: PushClientHandle,
+    read_files: watch::Sender<u64>,
 }
 
 impl PreparedServer {
@@ -148,6 +154,7 @@ impl PreparedServer {
         let listeners = ListenerSet::bind(&listeners::plan(&settings), workers, &retry)?;
         let limits = connection_limits(&settings, limit, workers, listeners.0.len())?;
         let (stage, shutdown) = ShutdownWatch::new();
+        let read_files = watch::Sender::new(0);
 
         let snapshot = Arc::new(SnapshotHandle::new(Arc::new(Snapshot::empty())));
         let sync_status = Arc::new(SyncStatus::default());
@@ -164,7 +171,7 @@ impl PreparedServer {
             status: Arc::clone(&sync_status),
             shutdown: shutdown.clone(),
             heartbeats: Arc::clone(&heartbeats),
-            reload: signals.reload(),
+            reload: read_files.subscribe(),
         })?;
         let driver = Driver::detect();
         Ok(Self {
@@ -179,6 +186,7 @@ impl PreparedServer {
             heartbeats,
             sync_status,
             push_client,
+            read_files,
         })
     }
 
@@ -202,6 +210,7 @@ impl PreparedServer {
             heartbeats,
             sync_status,
             push_client,
+            read_files,
         } = self;
         let start = |index| {
             let sockets = listeners.sockets_of_worker(index, workers);
@@ -219,25 +228,37 @@ impl PreparedServer {
         let revision = shared.snapshot.load().revision();
         let status_address = status.as_ref().map(StatusServer::address);
         print_ready_line(&listeners, status_address, &driver, workers, revision);
-        Ok(RunningServer { settings, listeners, workers: threads, stage, status, push_client })
+        Ok(RunningServer {
+            settings,
+            shared,
+            listeners,
+            workers: threads,
+            stage,
+            status,
+            push_client,
+            read_files,
+        })
     }
 }
 
 /// A data plane that serves.
 struct RunningServer {
     settings: Settings,
+    shared: Arc<SharedState>,
     /// The sockets that workers listen on.
     listeners: ListenerSet,
     workers: Vec<WorkerThread>,
     stage: watch::Sender<ShutdownStage>,
     status: Option<StatusServer>,
     push_client: PushClientHandle,
+    /// Lets the push client read the files that the settings name again.
+    read_files: watch::Sender<u64>,
 }
 
 impl RunningServer {
     /// Stops gracefully.
     fn stop(self) {
-        let Self { settings, listeners, workers, stage, status, push_client } = self;
+        let Self { settings, listeners, workers, stage, status, push_client, .. } = self;
         drain(&stage, settings.countersign.drain_delay, status);
         drop(listeners);
         workers.into_iter().for_each(WorkerThread::join);
@@ -283,12 +304,8 @@ fn worker_count(settings: &Settings) -> usize {
     }
 }
 
-fn shared_state(
-    settings: &Settings,
-    limits: ConnectionLimits,
-    snapshot: &Arc<SnapshotHandle>,
-    ticket_ring: Option<&Arc<TicketRingHandle>>,
-) -> anyhow::Result<Arc<SharedState>> {
+/// The settings of the workers within the limit on descriptors.
+fn worker_config(settings: &Settings, limits: ConnectionLimits) -> Result<WorkerConfig, SettingsError> {
     let configured = settings.countersign.limits.requests_per_client;
     let requests_per_client = limits.requests_per_client(configured);
     if requests_per_client < configured {
@@ -299,8 +316,16 @@ fn shared_state(
             limits.upstreams
         );
     }
-    let config =
-        WorkerConfig { connection_limits: limits, requests_per_client, ..config::worker_config(settings)? };
+    Ok(WorkerConfig { connection_limits: limits, requests_per_client, ..config::worker_config(settings)? })
+}
+
+fn shared_state(
+    settings: &Settings,
+    limits: ConnectionLimits,
+    snapshot: &Arc<SnapshotHandle>,
+    ticket_ring: Option<&Arc<TicketRingHandle>>,
+) -> anyhow::Result<Arc<SharedState>> {
+    let config = worker_config(settings, limits)?;
     let provider = Arc::new(site_config::crypto_provider());
     let records = config::record_layer(settings);
     let trust = config::upstream_trust(settings)?;
@@ -319,7 +344,6 @@ fn shared_state(
 struct WorkerThread {
     thread: JoinHandle<()>,
     counters: Arc<Counters>,
-    #[expect(dead_code, reason = "a reload and an upgrade send commands")]
     commands: mpsc::UnboundedSender<WorkerCommand>,
 }
 
@@ -356,6 +380,11 @@ impl WorkerThread {
             })
             .context("cannot start a worker's thread")?;
         Ok(Self { thread, counters, commands })
+    }
+
+    /// A worker that has ended needs no command.
+    fn command(&self, command: WorkerCommand) {
+        let _is_running = self.commands.send(command).is_ok();
     }
 
     /// Waits until it has drained.

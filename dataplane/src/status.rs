@@ -9,6 +9,7 @@ use std::sync::Arc;
 use conf::Settings;
 use mtls::CertificateMonitor;
 use serde_json::Value;
+use telemetry::reloads::ReloadMetrics;
 use telemetry::status::{StatusListener, StatusServer};
 use telemetry::{Heartbeats, ServiceState, StatusPage};
 
@@ -43,6 +44,7 @@ pub(crate) fn serve(
     let mut status = StatusPage::new(heartbeats);
     metrics.register(status.registry());
     status.registry().register_collector(Box::new(SyncMetrics(Arc::clone(&sync))));
+    status.registry().register_collector(Box::new(ReloadMetrics));
     status.registry().register_collector(Box::new(certificates.clone()));
     let mut show = |key, value: fn(&SyncStatus) -> Value| {
         let sync = Arc::clone(&sync);

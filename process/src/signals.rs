@@ -3,7 +3,7 @@
 //! | signal | effect |
 //! |---|---|
 //! | SIGTERM, SIGINT, SIGQUIT | graceful shutdown; the second one exits with [`EXIT_FORCED`] |
-//! | SIGHUP | reload: subscribers read their files again |
+//! | SIGHUP | reload: subscribers read the settings and files again |
 //! | SIGUSR1 | the log file is opened again, for log rotation |
 //! | SIGUSR2 | upgrade: a new program takes over the listeners |
 //!
@@ -59,10 +59,7 @@ fn handle_all(mut incoming: Incoming, stop: &watch::Sender<bool>, signals: &Sign
     for signal in incoming.forever() {
         match signal {
             SIGHUP => {
-                tracing::info!(
-                    "SIGHUP: certificates, keys and CAs that files hold are read again; the settings file is read at the \
-                     start only"
-                );
+                tracing::info!("SIGHUP: the settings, certificates, keys and CAs are read again");
                 increment(&signals.reload);
             }
             SIGUSR1 => telemetry::log::reopen_in_background(),
@@ -108,6 +105,23 @@ impl Signals {
     /// Whether a stop signal was received.
     pub fn is_stopping(&self) -> bool {
         *self.stop.borrow()
+    }
+
+    /// Blocks this thread until a stop signal, or until SIGHUP: then true. Not for threads of an
+    /// asynchronous runtime.
+    ///
+    /// # Errors
+    /// As [`Signals::wait_for_stop`].
+    pub fn wait_for_stop_or_reload(&self, reload: &mut watch::Receiver<u64>) -> io::Result<bool> {
+        let mut stop = self.stop.clone();
+        let runtime = tokio::runtime::Builder::new_current_thread().build()?;
+        Ok(runtime.block_on(async {
+            tokio::select! {
+                biased;
+                _ = stop.wait_for(|stop| *stop) => false,
+                changed = reload.changed() => changed.is_ok(),
+            }
+        }))
     }
 
     /// Blocks this thread until a stop signal. Not for threads of an asynchronous runtime.

@@ -9,6 +9,7 @@
 
 pub mod heartbeat;
 pub mod log;
+pub mod reloads;
 pub mod service;
 pub mod status;
 pub mod stdout;

@@ -115,6 +115,20 @@ pub fn bind(
     Ok(bound)
 }
 
+/// Binds a further socket of an address, beside those that listen there already.
+///
+/// # Errors
+/// [`BindError`].
+pub fn bind_another(
+    key: &'static str,
+    addr: SocketAddr,
+    options: ListenerOptions,
+) -> Result<BoundSocket, BindError> {
+    let socket = listening_socket(addr, true);
+    let socket = socket.map_err(|error| BindError { key, addr, error, stopped: false })?;
+    Ok(BoundSocket { socket: Arc::new(socket), addr, options })
+}
+
 /// Binds an address where no other socket listens. The sockets of a killed process outlive it for a
 /// moment, until the kernel has torn down its ring, and a process that stops keeps its sockets for
 /// a while: an address in use is retried.

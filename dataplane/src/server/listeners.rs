@@ -12,6 +12,7 @@ use conf::Settings;
 
 use crate::io::connection_info::{ListenerOptions, ListenerProtocol, TcpMode};
 use crate::proxy::listener::{self, BindError, BindRetry, BoundSocket};
+use crate::proxy::worker::WorkerCommand;
 
 /// An address that the settings name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -87,6 +88,15 @@ impl BoundListener {
         }
     }
 
+    /// Binds an address where a listener of this process closes, or one that has it among others.
+    ///
+    /// # Errors
+    /// [`BindError`].
+    fn bind_beside(plan: ListenerPlan, workers: usize) -> Result<Self, BindError> {
+        let bind = |_| listener::bind_another(plan.key, plan.configured, plan.options);
+        Ok(Self { plan, sockets: (0..workers.max(1)).map(bind).collect::<Result<_, _>>()? })
+    }
+
     /// The address, with the port that the kernel chose for port 0.
     pub(super) fn addr(&self) -> SocketAddr {
         self.sockets.first().map_or(self.plan.configured, |socket| socket.addr)
@@ -127,6 +137,100 @@ impl ListenerSet {
     }
 }
 
+/// What a reload makes of the listeners: one entry for each address of the settings, in their
+/// order.
+#[derive(Debug)]
+pub(super) struct ListenerChange(Vec<ChangedListener>);
+
+#[derive(Debug)]
+enum ChangedListener {
+    /// The listener with this index goes on, perhaps with other options.
+    Kept(usize, ListenerPlan),
+    New(BoundListener),
+}
+
+impl ListenerSet {
+    /// Binds the addresses that appear. Nothing else changes before [`ListenerSet::apply_change`].
+    ///
+    /// # Errors
+    /// [`BindError`].
+    pub(super) fn prepare_change(
+        &self,
+        plans: &[ListenerPlan],
+        workers: usize,
+        retry: &BindRetry,
+    ) -> Result<ListenerChange, BindError> {
+        let mut left: Vec<(usize, &BoundListener)> = self.0.iter().enumerate().collect();
+        let mut take = |is_it: &dyn Fn(&BoundListener) -> bool| {
+            let at = left.iter().position(|(_, bound)| is_it(bound))?;
+            Some(left.remove(at).0)
+        };
+        // Unchanged ones first: several listeners may have port 0.
+        let mut kept: Vec<_> = plans.iter().map(|plan| take(&|bound| bound.plan == *plan)).collect();
+        for (plan, kept) in plans.iter().zip(&mut kept).filter(|(_, kept)| kept.is_none()) {
+            let address = plan.configured;
+            // The port that the kernel chose may be written down now.
+            *kept = take(&|bound| {
+                bound.addr() == address || (bound.plan.configured == address && address.port() != 0)
+            });
+        }
+        let mut change = Vec::with_capacity(plans.len());
+        for (plan, kept) in plans.iter().zip(kept) {
+            match kept {
+                Some(index) => change.push(ChangedListener::Kept(index, *plan)),
+                None => {
+                    let bound = if left.iter().any(|(_, bound)| overlap(bound.addr(), plan.configured)) {
+                        BoundListener::bind_beside(*plan, workers).map(Some)
+                    } else {
+                        BoundListener::bind(*plan, workers, retry)
+                    };
+                    change.extend(bound?.map(ChangedListener::New));
+                }
+            }
+        }
+        Ok(ListenerChange(change))
+    }
+
+    /// Takes over a change: the commands for each worker.
+    pub(super) fn apply_change(&mut self, change: ListenerChange, workers: usize) -> Vec<Vec<WorkerCommand>> {
+        let mut commands: Vec<Vec<WorkerCommand>> = (0..workers).map(|_| Vec::new()).collect();
+        let mut before: Vec<Option<BoundListener>> =
+            std::mem::take(&mut self.0).into_iter().map(Some).collect();
+        for changed in change.0 {
+            let (bound, released) = match changed {
+                ChangedListener::New(bound) => (bound, None),
+                ChangedListener::Kept(index, plan) => {
+                    let Some(mut bound) = before.get_mut(index).and_then(Option::take) else { continue };
+                    let is_same = bound.plan.options == plan.options;
+                    bound.plan = plan;
+                    if is_same {
+                        self.0.push(bound);
+                        continue;
+                    }
+                    bound.sockets.iter_mut().for_each(|socket| socket.options = plan.options);
+                    let addr = bound.addr();
+                    (bound, Some(addr))
+                }
+            };
+            for (index, commands) in commands.iter_mut().enumerate() {
+                commands.extend(released.map(WorkerCommand::Release));
+                commands
+                    .extend(bound.sockets_of_worker(index, workers).into_iter().map(WorkerCommand::Listen));
+            }
+            self.0.push(bound);
+        }
+        for gone in before.iter().flatten() {
+            commands.iter_mut().for_each(|commands| commands.push(WorkerCommand::Close(gone.addr())));
+        }
+        commands
+    }
+}
+
+/// Whether a socket of one address would take connections of the other.
+fn overlap(one: SocketAddr, other: SocketAddr) -> bool {
+    one.port() == other.port() && one.is_ipv4() == other.is_ipv4()
+}
+
 /// `[::]` may be configured only by the default of enable_ipv6, except for `stream_proxy.tcp`.
 fn is_optional(addr: SocketAddr, protocol: ListenerProtocol) -> bool {
     addr.is_ipv6() && addr.ip().is_unspecified() && protocol.is_http()
@@ -151,6 +255,59 @@ mod tests {
         let retry = BindRetry { predecessor: Duration::ZERO, stop: watch::channel(false).1 };
         let plan = ListenerPlan { key: "test", configured, options: ListenerProtocol::Http.into() };
         BoundListener::bind(plan, sockets, &retry).unwrap().unwrap()
+    }
+
+    fn plan(addr: &str, protocol: ListenerProtocol) -> ListenerPlan {
+        ListenerPlan { key: "test", configured: addr.parse().unwrap(), options: protocol.into() }
+    }
+
+    /// The commands for the first of two workers, shortened, and the addresses afterwards.
+    fn changed(set: &mut ListenerSet, plans: &[ListenerPlan]) -> (Vec<String>, Vec<SocketAddr>) {
+        let retry = BindRetry { predecessor: Duration::ZERO, stop: watch::channel(true).1 };
+        let change = set.prepare_change(plans, 2, &retry).unwrap();
+        let commands = set.apply_change(change, 2);
+        let shown = |command: &WorkerCommand| match command {
+            WorkerCommand::Listen(bound) => format!("listen {} {:?}", bound.addr, bound.options.protocol),
+            other => format!("{other:?}"),
+        };
+        assert_eq!(commands.len(), 2);
+        (commands[0].iter().map(shown).collect(), set.addresses(|_| true))
+    }
+
+    #[test]
+    fn workers_get_commands_for_changed_listeners() {
+        let (http, https) = (ListenerProtocol::Http, ListenerProtocol::Https);
+        let retry = BindRetry { predecessor: Duration::ZERO, stop: watch::channel(false).1 };
+        let plans = [plan("127.0.0.1:0", http), plan("127.0.0.1:0", https)];
+        let mut set = ListenerSet::bind(&plans, 2, &retry).unwrap();
+        let [first, second] = set.addresses(|_| true)[..] else { panic!() };
+        assert_eq!(changed(&mut set, &plans), (vec![], vec![first, second]));
+        // The first one vanishes; the order of the rest means nothing.
+        let (commands, addresses) = changed(&mut set, &plans[1..]);
+        assert_eq!((commands, addresses), (vec![format!("Close({first})")], vec![second]));
+        // The chosen port is written down, with other options.
+        let written = plan(&second.to_string(), http);
+        let (commands, addresses) = changed(&mut set, &[written]);
+        assert_eq!(addresses, [second]);
+        assert_eq!(commands, [format!("Release({second})"), format!("listen {second} Http")]);
+        assert_eq!(changed(&mut set, &[written]).0, Vec::<String>::new());
+        // A wider address with its port takes its place.
+        let wide = plan(&format!("0.0.0.0:{}", second.port()), http);
+        let (commands, addresses) = changed(&mut set, &[wide, plans[1]]);
+        assert_eq!((commands.len(), commands[2].clone()), (3, format!("Close({second})")));
+        assert_eq!(addresses[0], wide.configured);
+    }
+
+    #[test]
+    fn a_change_that_cannot_be_bound_changes_nothing() {
+        let other = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let taken = plan(&other.local_addr().unwrap().to_string(), ListenerProtocol::Http);
+        let own = plan("127.0.0.1:0", ListenerProtocol::Http);
+        let retry = BindRetry { predecessor: Duration::ZERO, stop: watch::channel(true).1 };
+        let mut set = ListenerSet::bind(&[own], 2, &retry).unwrap();
+        let error = set.prepare_change(&[taken], 2, &retry).unwrap_err();
+        assert!(error.to_string().contains("cannot listen on 127.0.0.1"), "{error}");
+        assert_eq!(changed(&mut set, &[own]).0, Vec::<String>::new());
     }
 
     proptest! {

@@ -49,6 +49,7 @@ mod proxy_protocol;
 mod readme;
 mod records;
 mod release;
+mod reload;
 mod restart;
 mod resumption;
 mod routing;

@@ -20,7 +20,7 @@ async fn kill(folder: &Path, signal: &str, process: u32) {
 }
 
 #[tokio::test]
-async fn hangup_and_user_signals_are_logged_and_ignored() {
+async fn hangup_and_user_signals_end_no_program() {
     let upstream = Upstream::plain("plain").await;
     let world = World::start().await;
     let route = route("app.test", "/*", &[upstream.address()]);
@@ -30,10 +30,10 @@ async fn hangup_and_user_signals_are_logged_and_ignored() {
     for (id, log) in programs {
         for (signal, words) in [
             ("PIPE", ""),
-            ("HUP", "SIGHUP: certificates"),
+            ("HUP", "SIGHUP: the settings"),
             ("USR1", "there is no file to open again"),
             ("USR2", "SIGUSR2 is ignored"),
-            ("HUP", "SIGHUP: certificates"),
+            ("HUP", "SIGHUP: the settings"),
         ] {
             let mark = log.mark();
             kill(world.folder(), signal, id).await;
@@ -70,7 +70,7 @@ async fn a_second_signal_ends_a_stop_at_once() {
         log.line_with(&["accepting connections until drain_delay has passed"]).await;
         let mark = log.mark();
         kill(world.folder(), "HUP", process.id()).await;
-        log.line_after(mark, &["SIGHUP: certificates"]).await;
+        log.line_after(mark, &["SIGHUP: the settings"]).await;
         kill(world.folder(), "QUIT", process.id()).await;
         assert_eq!(process.ended().await.code(), Some(130));
     }
@@ -119,7 +119,7 @@ async fn a_starting_control_plane_obeys_signals() {
     let (mut child, log) = starting(&world, &[]).await;
     let id = child.id().unwrap();
     for (signal, words) in [
-        ("HUP", "SIGHUP: certificates"),
+        ("HUP", "SIGHUP: the settings"),
         ("USR1", "there is no file to open again"),
         ("TERM", "SIGTERM: stopping"),
     ] {
