@@ -23,11 +23,13 @@ CASES ?= 20000
 FUZZ_SECONDS ?= 20
 # Options of the summary, for example SUMMARY='--bin-dir target/profiled' for what `make release` built.
 SUMMARY ?=
+# The folder with the programs to package; without it those of `make release`.
+PROGRAMS ?=
 # Why instruction counts moved: with it `make budget` writes them down.
 WHY ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-check test test-etcd test-boring limbo check budget fmt bench bench-summary compare release fuzz setup build
+.PHONY: help demo demo-check test test-etcd test-boring limbo check budget fmt bench bench-summary compare release packages fuzz setup build
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -112,6 +114,10 @@ bench-summary: setup $(if $(wildcard target/profiled/dataplane),,release) ## one
 release: ## the programs for real use, in target/profiled: optimised with a profile of the data plane under load
 	@scripts/setup.sh release
 	@CARGO=$(CARGO) scripts/release.sh
+
+packages: $(if $(PROGRAMS),setup,release) ## Debian packages and an OCI image of both planes, in target/packages (PROGRAMS=folder: of these programs)
+	@scripts/setup.sh packages
+	@CARGO=$(CARGO) scripts/packages.sh $(if $(PROGRAMS),--programs $(PROGRAMS))
 
 compare: release ## side by side with nginx, HAProxy, Envoy, Caddy and Pingora on this machine
 	@scripts/setup.sh compare

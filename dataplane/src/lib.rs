@@ -33,7 +33,7 @@ mod status;
 
 mod server;
 
-pub use server::main;
+pub use server::{command, main};
 
 /// The closed list of `model`, by which the control plane explains.
 use model::reason;

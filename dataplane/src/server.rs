@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use arc_swap::ArcSwap;
-use clap::Parser;
+use clap::{CommandFactory as _, Parser};
 use conf::Settings;
 use listeners::ListenerSet;
 use model::Snapshot;
@@ -71,6 +71,11 @@ struct Arguments {
     /// Apply the state of another store, once, although it would remove most of what is served.
     #[arg(long)]
     accept_new_store: bool,
+}
+
+/// The command line, for man pages.
+pub fn command() -> clap::Command {
+    Arguments::command()
 }
 
 /// Runs the program to the end of the process.

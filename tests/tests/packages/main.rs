@@ -4,6 +4,10 @@
 //! They share one executable. What this machine cannot run is skipped with a line on standard
 //! error.
 
+mod build;
+mod debs;
+mod image;
+mod machine;
 mod unit_file;
 mod units;
 

@@ -10,14 +10,18 @@ pub(crate) struct UnitFile(Vec<(String, String, String)>);
 impl UnitFile {
     pub(crate) fn read(name: &str) -> Self {
         let path = packaging("systemd").join(name);
-        let text = fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        Self::parse(&fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display())))
+    }
+
+    pub(crate) fn parse(text: &str) -> Self {
         let mut section = String::new();
         let mut lines = Vec::new();
         for line in text.lines().filter(|line| !line.is_empty() && !line.starts_with('#')) {
             match line.strip_prefix('[').and_then(|line| line.strip_suffix(']')) {
                 Some(name) => name.clone_into(&mut section),
                 None => {
-                    let (key, value) = line.split_once('=').unwrap_or_else(|| panic!("{name}: {line}"));
+                    let (key, value) =
+                        line.split_once('=').unwrap_or_else(|| panic!("no assignment: {line}"));
                     lines.push((section.clone(), key.to_owned(), value.to_owned()));
                 }
             }
