@@ -18,10 +18,13 @@ mod rules_file;
 use std::fmt::Display;
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
-use process::signals;
+use process::control_socket::{self, ControlRequest, ControlResponse};
+use process::handover::{self, OfferedSuccession, Program};
+use process::signals::{self, Signals};
 use rustls_pki_types::UnixTime;
 use telemetry::stdout::CommandOutput;
 
@@ -52,6 +55,25 @@ const CHECK_EXAMPLES: &str = "Examples:
   controlplane check -c /etc/countersign/config.yaml && systemctl start controlplane
 
 Nothing is changed. Ports are tried, so a control plane that runs with this configuration is a problem: doctor knows it.";
+
+const RELOAD_EXAMPLES: &str = "Examples:
+  controlplane reload                               the one that runs with conf/config.yaml
+  controlplane reload -c /etc/countersign/config.yaml
+  kill -HUP PID                                     the same; the result is in the log
+
+Keys that a reload does not apply are named in the answer: controlplane upgrade applies them.";
+
+const UPGRADE_EXAMPLES: &str = "Examples:
+  controlplane upgrade                              the one that runs with conf/config.yaml
+  controlplane upgrade -c /etc/countersign/config.yaml
+  kill -USR2 PID                                    the same; the result is in the log
+
+The new process is a child of the old one, with its arguments, environment and working directory.";
+
+/// The longest reload: the store is read for a changed keyring.
+const RELOAD_MAX: Duration = Duration::from_secs(60);
+/// The longest upgrade: each of its steps is bounded.
+const UPGRADE_MAX: Duration = Duration::from_secs(240);
 
 /// The control plane of Countersign, a mutual-TLS gateway: Admin API, store and push.
 #[derive(Debug, Parser)]
@@ -90,8 +112,18 @@ enum Command {
     HashKey,
     /// Make certificates and look at them.
     Pki(PkiArgs),
+    /// Have the running control plane read its configuration file, and every file it names, again.
+    /// If something is wrong, nothing changes, and this command exits with 1 and the reason.
+    #[command(after_help = RELOAD_EXAMPLES)]
+    Reload,
     /// Restore a backup as the embedded store. The control plane must be stopped.
     Restore(RestoreArgs),
+    /// Start the program on disk as the successor of the running control plane, with the
+    /// configuration file as it is now. The successor takes over the listeners and the store, so no
+    /// connection is refused. If it fails, the old process serves on, and this command exits with 1
+    /// and the reason.
+    #[command(after_help = UPGRADE_EXAMPLES)]
+    Upgrade,
 }
 
 /// Print a script that completes command lines.
@@ -130,7 +162,9 @@ pub fn main() -> ! {
         Command::Doctor(args) => doctor(&cli.config, &args, &mut out),
         Command::HashKey => exit_code(hash_key::run_on_stdin(&mut out)),
         Command::Pki(args) => exit_code(pki_cli::run(&cli.config, &args, UnixTime::now(), &mut out)),
+        Command::Reload => control(&cli.config, ControlRequest::Reload, RELOAD_MAX, &mut out),
         Command::Restore(args) => restore(&cli.config, &args, &mut out),
+        Command::Upgrade => control(&cli.config, ControlRequest::Upgrade, UPGRADE_MAX, &mut out),
     };
     let output_result = out.finish().map_err(|error| format!("cannot write to standard output: {error}"));
     telemetry::exit(code.max(exit_code(output_result)))
@@ -141,15 +175,45 @@ fn run_server(config: &Path, options: server::StartOptions) -> u8 {
         Ok(signals) => signals,
         Err(error) => return print_error(&error),
     };
-    let settings = match conf::load(config) {
-        Ok(settings) => settings,
+    let offer = match handover::take_over(&|| signals.is_stopping()) {
+        Ok(offer) => offer,
         Err(error) => return print_error(&error),
     };
-    if let Err(error) = telemetry::log::configure(settings.log.file.as_deref(), settings.log.level) {
-        return print_error(&format!("nginx_config.error_log: {error}"));
+    let reporter = offer.as_ref().map(OfferedSuccession::failure_reporter);
+    let result = load_and_run(config, options, &signals, offer);
+    if let (Err(error), Some(reporter)) = (&result, reporter) {
+        reporter.report(error);
     }
-    match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
-        Ok(runtime) => exit_code(runtime.block_on(server::run(settings, options, &signals))),
+    exit_code(result)
+}
+
+fn load_and_run(
+    config: &Path,
+    options: server::StartOptions,
+    signals: &Signals,
+    offer: Option<OfferedSuccession>,
+) -> Result<(), String> {
+    // Its file may be replaced from now on.
+    let program = Program::current().map_err(|error| format!("cannot find this program's file: {error}"))?;
+    let settings = conf::load(config).map_err(|error| error.to_string())?;
+    telemetry::log::configure(settings.log.file.as_deref(), settings.log.level)
+        .map_err(|error| format!("nginx_config.error_log: {error}"))?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let runtime = runtime.map_err(|error| error.to_string())?;
+    let running = server::run(settings, options, signals, (program, offer));
+    runtime.block_on(running).map_err(|error| error.to_string())
+}
+
+/// Sends a request to the control plane that runs with this configuration file.
+fn control(config: &Path, request: ControlRequest, limit: Duration, out: &mut CommandOutput) -> u8 {
+    let asked = || {
+        let settings = conf::load(config).map_err(|error| error.to_string())?;
+        let path = server::socket_path(&settings);
+        control_socket::request(&path, "the control plane", request, limit).map_err(|error| error.to_string())
+    };
+    match asked() {
+        Ok(ControlResponse { ok: true, message, .. }) => exit_code(writeln!(out, "{message}")),
+        Ok(ControlResponse { pid, message, .. }) => print_error(&format!("process {pid}: {message}")),
         Err(error) => print_error(&error),
     }
 }

@@ -37,9 +37,10 @@ pub use fleet::Fleet;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 pub use listener::PushTls;
-pub(crate) use listener::bind;
+pub(crate) use listener::{PUSH_KEY, bind};
 use model::Snapshot;
 use mtls::{FileError, Reloader};
+use process::handover::Generations;
 use reports::FleetWideView;
 pub(crate) use reports::Reports;
 use serde_json::Value;
@@ -73,6 +74,8 @@ pub struct PublishConfig {
     /// Connections at a time; more wait in the accept queue.
     pub connections_max: usize,
     pub version: &'static str,
+    /// The predecessors of this process, which may still serve nodes.
+    pub generations: Generations,
     /// Heartbeats of the publisher's loops.
     pub heartbeats: Arc<Heartbeats>,
     /// Turns true, or closes, on shutdown.
@@ -127,6 +130,8 @@ pub struct Publisher {
     pub files: Reloader<PushTls>,
     /// Changes the settings.
     pub(crate) settings: channel::Sender<LiveSettings>,
+    /// False while the queue of the listener is a successor's.
+    pub(crate) accepting: channel::Sender<bool>,
     /// Reloads the store.
     pub(crate) refresh_handle: refresh::RefreshHandle,
     /// Ends after shutdown, when every session has ended.
@@ -240,11 +245,12 @@ pub async fn start(mut config: PublishConfig) -> Result<Publisher, PublishError>
         shutdown: shutdown.clone(),
     };
     let stale_after = store_watcher::stale_after(&*store);
-    let control_plane = reports::ControlPlaneIdentity::of(push_addr, config.version);
+    let control_plane = reports::ControlPlaneIdentity::of(push_addr, config.version, config.generations);
     let reports = Arc::new(Reports::new(Arc::clone(&fleet), store, control_plane, shutdown.clone()));
     tokio::spawn(Arc::clone(&reports).run(shutdown.clone()));
+    let (accepting, may_accept) = channel::channel(true);
     let serving = listener::serve(
-        listener,
+        (listener, may_accept),
         files.clone(),
         config.connections_max,
         session::service(state),
@@ -264,6 +270,7 @@ pub async fn start(mut config: PublishConfig) -> Result<Publisher, PublishError>
         push_addr,
         files,
         settings: live,
+        accepting,
         refresh_handle: watcher.refresh_handle,
         done,
     })

@@ -7,9 +7,13 @@
 
 mod admin;
 mod descriptors;
+mod events;
 mod in_use_retry;
 mod reload;
+mod sockets;
 pub(crate) mod status;
+mod succession;
+mod upgrade;
 
 use std::io;
 use std::net::SocketAddr;
@@ -19,14 +23,21 @@ use std::time::Duration;
 use admin::AdminParts;
 pub(crate) use admin::admin_key_folder;
 use conf::{ConfigProvider, Settings};
+pub(crate) use events::socket_path;
+use events::{ControlEvent, Events};
 use in_use_retry::InUseRetry;
 use mtls::CertificateMonitor;
 use pki::Keyring;
+use process::handover::{HandoverError, OfferedSuccession, Program};
 use process::signals::Signals;
 use serde_json::{Value, json};
-use telemetry::status::StatusServer;
+use sockets::InheritedSockets;
+use succession::Origin;
+use telemetry::log::LogFileError;
+use telemetry::status::{StatusListener, StatusServer};
 use telemetry::{Heartbeats, ServiceManager};
 use tokio::sync::watch;
+use upgrade::{EmbeddedOwner, Lineage};
 
 use crate::admin::key_file::AdminKeyError;
 use crate::admin::tls::{ListenerTls, TlsError};
@@ -64,7 +75,11 @@ pub(crate) enum StartupError {
     #[error("{0}")]
     Publish(#[from] PublishError),
     #[error("{0}")]
+    Handover(#[from] HandoverError),
+    #[error("{0}")]
     Listen(#[from] ListenError),
+    #[error("nginx_config.error_log: {0}")]
+    Log(#[from] LogFileError),
     #[error("the control plane cannot start: {0}")]
     System(#[from] io::Error),
 }
@@ -89,31 +104,52 @@ pub(crate) struct StartOptions {
     accept_unreadable_keys: bool,
 }
 
-/// Runs until a stop signal. A signal during the start ends the start.
+/// Runs until a stop signal, or until a successor has taken over. A signal during the start ends
+/// the start.
 ///
 /// # Errors
-/// When it cannot start; nothing listens then.
+/// When it cannot start; nothing listens then, or the predecessor goes on.
 pub(crate) async fn run(
     settings: Settings,
     options: StartOptions,
     signals: &Signals,
+    (program, offer): (Program, Option<OfferedSuccession>),
 ) -> Result<(), StartupError> {
     let mut stop_signal = signals.stop();
-    let mut reload_signal = signals.reload();
     let service = ServiceManager::from_env();
-    let mut running = tokio::select! {
-        started = start(settings, options, signals, &service) => started?,
+    let mut origin = Origin::new(offer)?;
+    let lineage = Lineage { program, generations: origin.generations.clone() };
+    let mut events = Events::new(signals);
+    let started = tokio::select! {
+        started = start(settings, options, signals, &service, &mut origin, &mut events) => started?,
         () = wait_for_stop(&mut stop_signal) => return Ok(()),
     };
+    // Sockets of listeners that the settings no longer have close with the predecessor.
+    drop(origin);
+    let mut running = started;
     loop {
-        tokio::select! {
-            () = wait_for_stop(&mut stop_signal) => break,
-            Ok(()) = reload_signal.changed() => {}
-        }
-        service.reloading();
-        tokio::select! {
-            () = wait_for_stop(&mut stop_signal) => break,
-            _logged = running.reload() => service.reloaded(),
+        match events.next().await {
+            ControlEvent::Stop => break,
+            ControlEvent::Reload(reply) => {
+                service.reloading();
+                let result = tokio::select! {
+                    () = wait_for_stop(&mut stop_signal) => break,
+                    result = running.reload() => result,
+                };
+                service.reloaded();
+                reply.send(result);
+            }
+            ControlEvent::Upgrade(reply) => match running.upgrade(&lineage, signals).await {
+                Ok(successor) => {
+                    reply.send(Ok(format!("process {} has taken over", successor.pid())));
+                    return running.drain_after_handover(successor, service).await;
+                }
+                Err(error) => {
+                    tracing::error!("upgrade: {error}; this process serves as before");
+                    reply.send(Err(format!("{error}; the old process serves as before")));
+                    events.upgrade_ended();
+                }
+            },
         }
     }
     service.stopping();
@@ -141,13 +177,28 @@ struct RunningServer {
     admin_connections: usize,
     publish: publish::Publisher,
     certificates: CertificateMonitor,
+    /// Has the certificate files read again.
+    reload_certificates: watch::Sender<u64>,
     /// Those of the store's clients alone.
     store_certificates: CertificateMonitor,
     /// Serves until the other listeners close.
     status: Option<StatusServer>,
+    /// Duplicates of the listening sockets, for a successor.
+    push_socket: std::net::TcpListener,
+    status_socket: Option<std::net::TcpListener>,
+    /// `None` with etcd.
+    embedded: Option<EmbeddedOwner>,
 }
 
 impl RunningServer {
+    /// Reports that the control plane serves, and begins to watch over it.
+    fn announce(&self, heartbeats: Arc<Heartbeats>, service: &ServiceManager) {
+        let status = self.status.as_ref().map(StatusServer::address);
+        print_ready(self.api.store.identity(), &self.admin.addresses(), self.publish.push_addr, status);
+        service.watch(heartbeats, status::service_state(&self.publish));
+        tokio::spawn(self.certificates.clone().run(self.reload_certificates.subscribe()));
+    }
+
     /// Drains and closes everything.
     async fn stop(self) -> Result<(), StartupError> {
         let delay = self.settings.countersign.drain_delay;
@@ -158,7 +209,9 @@ impl RunningServer {
             );
             tokio::time::sleep(delay).await;
         }
-        let Self { stop, admin, api, publish, status, .. } = self;
+        let Self { stop, admin, api, publish, status, push_socket, status_socket, embedded, .. } = self;
+        // The last duplicate closes a socket.
+        drop((push_socket, status_socket));
         // A successor binds the status port first.
         if let Some(status) = status {
             tokio::task::spawn_blocking(move || status.close()).await.map_err(io::Error::other)?;
@@ -169,6 +222,7 @@ impl RunningServer {
         if tokio::time::timeout(STOP_MAX, publish.done).await.is_err() {
             tracing::warn!("stopped before every data plane's stream ended");
         }
+        drop(embedded);
         Ok(())
     }
 }
@@ -178,33 +232,30 @@ async fn start(
     options: StartOptions,
     signals: &Signals,
     service: &ServiceManager,
+    origin: &mut Origin,
+    events: &mut Events,
 ) -> Result<RunningServer, StartupError> {
-    for warning in &settings.warnings {
-        tracing::warn!("{warning}");
-    }
     let connections = descriptors::connection_limits()?;
-    settings.check_control_plane_files()?;
-    let tls = ListenerTls::from_settings(&settings)?;
-    let keyring = Arc::new(keyring(&settings)?);
+    let (tls, keyring) = check_files(&settings)?;
     let mut in_use_retry = InUseRetry::new(settings.countersign.drain_delay.saturating_add(STOP_MAX));
-    let bind = || std::future::ready(status::bind(&settings).map_err(StartupError::from));
-    let status = in_use_retry.run(StartupError::is_in_use, bind).await?;
+    let status = bind_status(&settings, &mut origin.sockets, &mut in_use_retry).await?;
+    let status_socket = status.as_ref().map(StatusListener::try_clone).transpose()?;
+    let permitted = origin.wait_permitted(signals).await?;
     let mut store_certificates = CertificateMonitor::default();
-    let store = open_store(&settings, &mut store_certificates, &mut in_use_retry).await?;
+    let (store, embedded) = open_store(&settings, &mut store_certificates, &mut in_use_retry).await?;
     let heartbeats = Arc::<Heartbeats>::default();
     store.heartbeat().into_iter().for_each(|heartbeat| heartbeats.register(heartbeat));
     let (stop, stopped) = watch::channel(false);
 
-    let bind =
-        || std::future::ready(publish::bind(settings.countersign.push.listen).map_err(StartupError::from));
-    let listener = in_use_retry.run(StartupError::is_in_use, bind).await?;
+    let push_socket = bind_push(&settings, &mut origin.sockets, &mut in_use_retry).await?;
     let publish = publish::start(PublishConfig {
         store: Arc::clone(&store),
         keyring: Arc::clone(&keyring),
         keyring_setting: settings.keyring_setting(),
         accept_unreadable_keys: options.accept_unreadable_keys,
         settings: settings.countersign.push.clone(),
-        listener: Some(listener),
+        listener: Some(push_socket.try_clone()?),
+        generations: origin.generations.clone(),
         server_name: settings.countersign.node.server_name.clone(),
         ticket_lifetime: ticket_lifetime(&settings),
         connections_max: connections.push,
@@ -216,17 +267,17 @@ async fn start(
     let certificates = all_certificates(&tls, &store_certificates, &publish);
     let parts = AdminParts::new(&store, &publish);
     let api = Arc::new(parts.api(&settings, &certificates, keyring).await?);
-    let bound = admin::bind_listeners(&settings, &tls, &mut in_use_retry).await?;
+    let bound = admin::bind_listeners(&settings, &tls, &mut origin.sockets, &mut in_use_retry).await?;
     let limits = admin::admin_limits(&settings, connections.admin);
     let status =
         status.map(|listener| status::serve(listener, &heartbeats, &publish, &certificates, signals.clone()));
     let status = status.transpose()?;
     let admin = AdminServer::start(bound, &api, limits, &heartbeats)?;
-    let status_address = status.as_ref().map(StatusServer::address);
-    print_ready(store.identity(), &admin.addresses(), publish.push_addr, status_address);
-    service.watch(heartbeats, status::service_state(&publish));
-    tokio::spawn(certificates.clone().run(signals.reload()));
-    Ok(RunningServer {
+    if let Some(permitted) = permitted {
+        succession::report_serving(permitted, signals).await?;
+    }
+    events.listen(&settings, origin.predecessor);
+    let running = RunningServer {
         settings,
         options,
         stop,
@@ -235,9 +286,50 @@ async fn start(
         admin_connections: connections.admin,
         publish,
         certificates,
+        reload_certificates: watch::Sender::new(0),
         store_certificates,
         status,
-    })
+        push_socket,
+        status_socket,
+        embedded,
+    };
+    running.announce(heartbeats, service);
+    Ok(running)
+}
+
+/// Reads what the settings name, before anything listens.
+fn check_files(settings: &Settings) -> Result<(ListenerTls, Arc<Keyring>), StartupError> {
+    for warning in &settings.warnings {
+        tracing::warn!("{warning}");
+    }
+    settings.check_control_plane_files()?;
+    Ok((ListenerTls::from_settings(settings)?, Arc::new(keyring(settings)?)))
+}
+
+async fn bind_status(
+    settings: &Settings,
+    sockets: &mut InheritedSockets,
+    in_use_retry: &mut InUseRetry,
+) -> Result<Option<StatusListener>, StartupError> {
+    let Some(address) = settings.countersign.control_plane.status else { return Ok(None) };
+    if let Some(socket) = sockets.take(status::STATUS_KEY, address) {
+        return Ok(Some(StatusListener::from_std(socket)?));
+    }
+    let bind = || std::future::ready(status::bind(address).map_err(StartupError::from));
+    in_use_retry.run(StartupError::is_in_use, bind).await.map(Some)
+}
+
+async fn bind_push(
+    settings: &Settings,
+    sockets: &mut InheritedSockets,
+    in_use_retry: &mut InUseRetry,
+) -> Result<std::net::TcpListener, StartupError> {
+    let address = settings.countersign.push.listen;
+    if let Some(socket) = sockets.take(publish::PUSH_KEY, address) {
+        return Ok(socket);
+    }
+    let bind = || std::future::ready(publish::bind(address).map_err(StartupError::from));
+    in_use_retry.run(StartupError::is_in_use, bind).await
 }
 
 fn all_certificates(
@@ -286,14 +378,14 @@ async fn open_store(
     settings: &Settings,
     certificates: &mut CertificateMonitor,
     in_use_retry: &mut InUseRetry,
-) -> Result<Arc<dyn Store>, StartupError> {
+) -> Result<(Arc<dyn Store>, Option<EmbeddedOwner>), StartupError> {
     match settings.deployment.provider {
         ConfigProvider::Etcd => {
             let client_tls = ClientTls::of(settings);
             probe::startup::probe_all(&settings.deployment.etcd, &client_tls).await?;
             let store = EtcdStore::open(settings).await?.initialize().await?;
             certificates.add(store.files());
-            Ok(Arc::new(store))
+            Ok((Arc::new(store), None))
         }
         ConfigProvider::Embedded => {
             let path = settings.countersign.store.path.clone();
@@ -303,8 +395,8 @@ async fn open_store(
                 Ok::<_, StartupError>(opened.map_err(io::Error::other)??)
             };
             let store = Arc::new(in_use_retry.run(StartupError::is_in_use, open).await?);
-            backup_socket::serve(&store, &path);
-            Ok(store)
+            let backups = Some(backup_socket::serve(&store, &path));
+            Ok((Arc::clone(&store) as Arc<dyn Store>, Some(EmbeddedOwner { store, path, backups })))
         }
     }
 }

@@ -204,6 +204,14 @@ impl StatusListener {
         self.address
     }
 
+    /// Another descriptor of the socket, for a successor of this process.
+    ///
+    /// # Errors
+    /// When the process has no descriptor left.
+    pub fn try_clone(&self) -> io::Result<std::net::TcpListener> {
+        self.socket.try_clone()
+    }
+
     /// Starts the thread that serves.
     ///
     /// # Errors

@@ -8,6 +8,7 @@
 //! however old its connection is.
 
 mod connection;
+mod handover;
 mod listener;
 
 use std::io;
@@ -86,6 +87,8 @@ pub(crate) enum ListenerSocket {
 pub(crate) enum ListenerPhase {
     /// It accepts connections, which stay open for further requests.
     Serving,
+    /// It accepts connections, and each ends with its next response.
+    Retiring,
     /// Another process or listener accepts from its queue; open requests finish.
     HandedOver,
     /// It has accepted what its queue held, and is closed; open requests finish.
@@ -120,6 +123,25 @@ struct RunningListener {
     heartbeat: Arc<Heartbeat>,
     settings: watch::Sender<Arc<ConnectionServer>>,
     phase: watch::Sender<ListenerPhase>,
+    connections: ConnectionPermits,
+}
+
+/// The connections that a listener may have open.
+#[derive(Clone)]
+struct ConnectionPermits {
+    all: usize,
+    free: Arc<Semaphore>,
+}
+
+impl ConnectionPermits {
+    fn new(all: usize) -> Self {
+        Self { all, free: Arc::new(Semaphore::new(all)) }
+    }
+
+    /// Whether a connection is open. A listener that accepts holds a permit for the next one.
+    fn has_connections(&self) -> bool {
+        self.free.available_permits().saturating_add(1) < self.all
+    }
 }
 
 impl AdminServer {
@@ -217,13 +239,21 @@ impl AdminServer {
     fn spawn(&mut self, number: usize, socket: StdListener, settings: Arc<ConnectionServer>) {
         let name = if number == 1 { "admin".to_owned() } else { format!("admin-{number}") };
         let heartbeat = self.heartbeats.add(name, Readiness::Required);
+        let connections_max = settings.limits.connections_max;
         let (settings, current) = watch::channel(settings);
         let (phase, following) = watch::channel(ListenerPhase::Serving);
         let StdListener { address, socket, accepting } = socket;
-        let listener =
-            Listener { socket: accepting, heartbeat: Arc::clone(&heartbeat), current, phase: following };
+        let connections = ConnectionPermits::new(connections_max);
+        let listener = Listener {
+            socket: accepting,
+            heartbeat: Arc::clone(&heartbeat),
+            current,
+            phase: following,
+            permits: Arc::clone(&connections.free),
+        };
         self.tasks.spawn(listener.run());
-        self.listeners.push(RunningListener { number, address, socket, heartbeat, settings, phase });
+        let running = RunningListener { number, address, socket, heartbeat, settings, phase, connections };
+        self.listeners.push(running);
     }
 
     fn end(&self, listener: RunningListener, phase: ListenerPhase) {

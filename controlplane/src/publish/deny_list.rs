@@ -175,7 +175,11 @@ impl DeniedNodes {
             let mut logged: Option<String> = None;
             loop {
                 tokio::time::sleep(REFRESH_INTERVAL).await;
-                let failed = denied.refresh().await.err().map(|error| error.to_string());
+                let failed = denied.refresh().await.err();
+                // A hand-over is no failure.
+                let failed =
+                    failed.filter(|error| !matches!(error, DenyListError::Store(StoreError::Closed { .. })));
+                let failed = failed.map(|error| error.to_string());
                 if let Some(error) = failed.as_ref().filter(|error| logged.as_ref() != Some(*error)) {
                     tracing::warn!(
                         error,

@@ -49,7 +49,7 @@ const STREAMS_PER_CONNECTION: u32 = 2;
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
 
 /// The setting of the listener's address.
-const PUSH_KEY: &str = "countersign.push.listen";
+pub(crate) const PUSH_KEY: &str = "countersign.push.listen";
 
 /// Binds the listening socket.
 pub(crate) fn bind(address: SocketAddr) -> Result<std::net::TcpListener, ListenError> {
@@ -135,15 +135,17 @@ fn build_tls(
     Ok(PushTls { config: Arc::new(config), policy: Arc::new(policy) })
 }
 
-/// Serves until shutdown and until every stream has ended.
+/// Accepts while the listener's flag is true. Serves until shutdown and until every stream has
+/// ended.
 pub(super) async fn serve<S: Push>(
-    listener: TcpListener,
+    (listener, may_accept): (TcpListener, watch::Receiver<bool>),
     files: Reloader<PushTls>,
     connections_max: usize,
     service: PushServer<S>,
     heartbeat: Arc<Heartbeat>,
     mut shutdown: watch::Receiver<bool>,
 ) -> Result<(), tonic::transport::Error> {
+    let listener = (listener, may_accept);
     let incoming = incoming_connections(listener, files, connections_max, heartbeat, shutdown.clone());
     tonic::transport::Server::builder()
         .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
@@ -162,7 +164,7 @@ type Incoming = Result<PermitStream<TlsStream<TcpStream>>, std::io::Error>;
 
 /// Accepts connections and handshakes concurrently, so that a slow or silent peer delays no other.
 fn incoming_connections(
-    listener: TcpListener,
+    (listener, mut may_accept): (TcpListener, watch::Receiver<bool>),
     files: Reloader<PushTls>,
     connections_max: usize,
     heartbeat: Arc<Heartbeat>,
@@ -174,8 +176,10 @@ fn incoming_connections(
     let connections = Arc::new(Semaphore::new(connections_max));
     tokio::spawn(async move {
         loop {
+            let is_allowed = *may_accept.borrow_and_update();
             let accepted = tokio::select! {
-                accepted = accept(&listener, &handshakes, &connections) => accepted,
+                accepted = accept(&listener, &handshakes, &connections), if is_allowed => accepted,
+                Ok(()) = may_accept.changed() => continue,
                 never = heartbeat.beat_forever() => match never {},
                 _ = shutdown.wait_for(|stop| *stop) => return heartbeat.set_idle(),
             };

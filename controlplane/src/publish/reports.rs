@@ -15,6 +15,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use entry::{ControlPlaneEntry, Entries, FleetReport, NodeNames};
 use lag::BehindView;
 use lag::behind;
+use process::handover::Generations;
 use prometheus_client::registry::Registry;
 use serde::Serialize;
 use tokio::sync::{Mutex, watch};
@@ -40,19 +41,21 @@ pub(super) struct ControlPlaneIdentity {
     /// Where it listens for data planes.
     pub push: String,
     pub version: &'static str,
-    /// What only one process at a time can have: the push address within a running kernel's network
-    /// namespace. An entry with ours belongs to a dead process.
+    /// What only one process at a time can have, unless it hands over: the push address within a
+    /// running kernel's network namespace. An entry with ours belongs to a predecessor or to a dead
+    /// process.
     pub place: Option<String>,
+    pub generations: Generations,
 }
 
 impl ControlPlaneIdentity {
-    pub(super) fn of(push: SocketAddr, version: &'static str) -> Self {
+    pub(super) fn of(push: SocketAddr, version: &'static str, generations: Generations) -> Self {
         let place = || {
             let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
             let network = std::fs::read_link("/proc/self/ns/net").ok()?;
             Some(format!("{} {} {push}", boot.trim(), network.display()))
         };
-        Self { host: super::machine_name(), push: push.to_string(), version, place: place() }
+        Self { host: super::machine_name(), push: push.to_string(), version, place: place(), generations }
     }
 }
 
@@ -63,6 +66,8 @@ pub struct Reports {
     identity: ControlPlaneIdentity,
     /// True once the process stops.
     stopping: watch::Receiver<bool>,
+    /// True while the store goes to a successor: waits end.
+    ending_waits: watch::Sender<bool>,
     read: Mutex<Option<(Instant, Entries)>>,
 }
 
@@ -114,7 +119,19 @@ impl Reports {
         identity: ControlPlaneIdentity,
         stopping: watch::Receiver<bool>,
     ) -> Self {
-        Self { fleet, store, identity, stopping, read: Mutex::default() }
+        Self {
+            fleet,
+            store,
+            identity,
+            stopping,
+            ending_waits: watch::Sender::new(false),
+            read: Mutex::default(),
+        }
+    }
+
+    /// Ends the present and later waits at once, or allows them again.
+    pub(crate) fn end_waits(&self, end: bool) {
+        self.ending_waits.send_replace(end);
     }
 
     /// What this control plane serves.
@@ -182,7 +199,7 @@ impl Reports {
 
     fn report(&self) -> FleetReport {
         let (oldest, nodes) = self.fleet.connected(NODES_MAX);
-        let ControlPlaneIdentity { host, push, version, place } = self.identity.clone();
+        let ControlPlaneIdentity { host, push, version, place, .. } = self.identity.clone();
         let written_at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         let revision = self.fleet.revision();
         FleetReport { host, push, version: version.to_owned(), revision, nodes, oldest, written_at, place }
@@ -212,12 +229,13 @@ impl Reports {
         revision: u64,
         timeout: Duration,
     ) -> Result<FleetWideView, FleetWideView> {
-        let mut stopping = self.stopping.clone();
+        let (mut stopping, mut ending) = (self.stopping.clone(), self.ending_waits.subscribe());
         tokio::select! {
             biased;
             reached = self.wait_reached(revision, timeout) => return reached,
             // An error means that the process ends, too.
             _ = stopping.wait_for(|stop| *stop) => {}
+            _ = ending.wait_for(|end| *end) => {}
         }
         self.wait_reached(revision, Duration::ZERO).await
     }
@@ -267,7 +285,9 @@ impl Reports {
             return entries.clone();
         }
         let stored = entries.others().await.map_err(|error| error.to_string());
-        let place = self.identity.place.as_ref();
+        // A predecessor serves its nodes until they have moved.
+        let ours = self.identity.place.as_ref();
+        let place = ours.filter(|_| self.identity.generations.draining().is_empty());
         let is_alive = |entry: &ControlPlaneEntry| place.is_none() || entry.place() != place;
         let others = stored.map(|stored| {
             let entries = stored.into_iter().map(ControlPlaneEntry::from);

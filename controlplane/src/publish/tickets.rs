@@ -101,7 +101,8 @@ impl RingRotator {
         };
         match self.refresh(schedule).await {
             Ok(Some(ring)) => drop(self.ring.send_replace(Some(Arc::new(ring)))),
-            Ok(None) => {}
+            // The store was handed over: its new owner rotates.
+            Ok(None) | Err(StoreError::Closed { .. }) => {}
             Err(error) => {
                 tracing::warn!(%error, "the ring of ticket secrets cannot be rotated; data planes keep theirs");
             }

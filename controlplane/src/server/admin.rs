@@ -15,6 +15,7 @@ use socket2::{Domain, Socket, Type};
 use tokio::net::TcpListener;
 
 use super::in_use_retry::InUseRetry;
+use super::sockets::InheritedSockets;
 use super::{STOP_MAX, StartupError};
 use crate::admin::access::{Access, ApiKey};
 use crate::admin::addresses::AllowedAddresses;
@@ -109,7 +110,7 @@ impl AdminParts {
 }
 
 /// The configured listeners; none when the Admin API is disabled.
-fn configured(settings: &Settings) -> &[AdminListener] {
+pub(super) fn configured(settings: &Settings) -> &[AdminListener] {
     let admin = &settings.deployment.admin;
     if admin.enabled { &admin.listeners } else { &[] }
 }
@@ -118,14 +119,19 @@ fn configured(settings: &Settings) -> &[AdminListener] {
 pub(super) async fn bind_listeners(
     settings: &Settings,
     tls: &ListenerTls,
+    sockets: &mut InheritedSockets,
     in_use_retry: &mut InUseRetry,
 ) -> Result<Vec<BoundListener>, StartupError> {
     let listeners = configured(settings);
     let mut bound = Vec::with_capacity(listeners.len());
     for listener in listeners {
         let bind = || std::future::ready(bind(listener, listeners).map_err(StartupError::from));
+        let listener_socket = match sockets.take(ADMIN_LISTEN, listener.address) {
+            Some(socket) => TcpListener::from_std(socket)?,
+            None => in_use_retry.run(StartupError::is_in_use, bind).await?,
+        };
         bound.push(BoundListener {
-            listener: in_use_retry.run(StartupError::is_in_use, bind).await?,
+            listener: listener_socket,
             tls: tls.of_listener(listener),
             allowed: allowed(settings, listener),
         });

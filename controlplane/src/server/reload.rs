@@ -5,23 +5,14 @@
 //! decide about every request and every session of a data plane, however old its connection is.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use conf::{ConfError, Settings};
-use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
-use prometheus_client::metrics::MetricType;
-use prometheus_client::metrics::counter::ConstCounter;
-use prometheus_client::metrics::gauge::ConstGauge;
+use conf::{ChangedKeys, ConfError, Plane, Reloaded, Settings};
 
 use super::admin::{AdminParts, admin_limits, updated_listeners};
+use super::succession::blocking;
 use super::{RunningServer, StartupError, all_certificates, keyring, ticket_lifetime};
 use crate::admin::tls::ListenerTls;
 use crate::publish::{LiveSettings, Publisher};
-
-static APPLIED: AtomicU64 = AtomicU64::new(0);
-static FAILED: AtomicU64 = AtomicU64::new(0);
-static LAST_FAILED: AtomicBool = AtomicBool::new(false);
 
 /// Why a reload changed nothing.
 #[derive(Debug, thiserror::Error)]
@@ -36,16 +27,15 @@ impl RunningServer {
     /// Reloads and logs the result; returns it in words. Dropping the future before it is ready
     /// changes nothing.
     pub(super) async fn reload(&mut self) -> Result<String, String> {
+        self.reload_certificates.send_modify(|count| *count = count.wrapping_add(1));
         match self.try_reload().await {
             Ok(summary) => {
-                APPLIED.fetch_add(1, Ordering::Relaxed);
-                LAST_FAILED.store(false, Ordering::Relaxed);
+                telemetry::reloads::record(true);
                 tracing::info!("{summary}");
                 Ok(summary)
             }
             Err(error) => {
-                FAILED.fetch_add(1, Ordering::Relaxed);
-                LAST_FAILED.store(true, Ordering::Relaxed);
+                telemetry::reloads::record(false);
                 let problem =
                     format!("the settings were not reloaded, the former ones stay in force: {error}");
                 tracing::error!("{problem}");
@@ -55,21 +45,14 @@ impl RunningServer {
     }
 
     async fn try_reload(&mut self) -> Result<String, ReloadError> {
-        let path = self.settings.path.clone();
-        let loading = tokio::task::spawn_blocking(move || conf::load(&path));
-        let found = loading.await.map_err(|error| StartupError::System(std::io::Error::other(error)))??;
-        for warning in &found.warnings {
+        let running = self.settings.clone();
+        let Reloaded { settings, changed } =
+            blocking(move || conf::reload(&running, Plane::Control)).await.map_err(StartupError::from)??;
+        for warning in settings.warnings.iter().filter(|warning| !self.settings.warnings.contains(warning)) {
             tracing::warn!("{warning}");
         }
-        let fixed = changed_fixed_keys(&self.settings, &found);
-        let settings = with_fixed_parts_of(&self.settings, found);
         self.apply(settings).await?;
-        let mut summary = "the settings were reloaded".to_owned();
-        if !fixed.is_empty() {
-            let keys = fixed.join(", ");
-            summary.push_str(&format!("; not applied without `controlplane upgrade`: {keys}"));
-        }
-        Ok(summary)
+        Ok(describe(&changed))
     }
 
     async fn apply(&mut self, settings: Settings) -> Result<(), StartupError> {
@@ -83,6 +66,8 @@ impl RunningServer {
         let api = Arc::new(api);
         let listeners = updated_listeners(&self.settings, &settings, &tls)?;
         let limits = admin_limits(&settings, self.admin_connections);
+        let log = settings.log.clone();
+        blocking(move || telemetry::log::configure(log.file.as_deref(), log.level)).await??;
         // From here on it is done.
         self.admin.update(listeners, &api, limits)?;
         self.api = api;
@@ -110,56 +95,14 @@ impl RunningServer {
     }
 }
 
-/// The keys that a reload does not apply, where they differ.
-fn changed_fixed_keys(running: &Settings, found: &Settings) -> Vec<&'static str> {
-    let (deployment, countersign) = (&running.deployment, &running.countersign);
-    let (new_deployment, new) = (&found.deployment, &found.countersign);
-    let push_files = |push: &conf::PushSettings| [push.cert.clone(), push.key.clone(), push.ca.clone()];
-    let changes = [
-        ("deployment.role", deployment.role != new_deployment.role),
-        ("config_provider", deployment.provider != new_deployment.provider),
-        ("deployment.etcd", deployment.etcd != new_deployment.etcd),
-        ("countersign.push.listen", countersign.push.listen != new.push.listen),
-        ("countersign.push.cert, key or ca", push_files(&countersign.push) != push_files(&new.push)),
-        ("countersign.store.path", countersign.store != new.store),
-        ("countersign.control_plane.status", countersign.control_plane != new.control_plane),
-        ("countersign.node.server_name", countersign.node.server_name != new.node.server_name),
-    ];
-    changes.into_iter().filter(|(_, has_changed)| *has_changed).map(|(key, _)| key).collect()
-}
-
-/// The settings found in the file, with those that need an upgrade as they are.
-fn with_fixed_parts_of(running: &Settings, mut found: Settings) -> Settings {
-    let (now, new) = (&running.deployment, &mut found.deployment);
-    (new.role, new.provider, new.etcd) = (now.role, now.provider, now.etcd.clone());
-    let (now, new) = (&running.countersign, &mut found.countersign);
-    let allowed_names = std::mem::take(&mut new.push.allowed_names);
-    new.push = conf::PushSettings { allowed_names, ..now.push.clone() };
-    new.store = now.store.clone();
-    new.control_plane = now.control_plane.clone();
-    new.node = now.node.clone();
-    found
-}
-
-/// `countersign_reloads_total` and `countersign_reload_success`.
-#[derive(Debug)]
-pub(super) struct ReloadMetrics;
-
-impl Collector for ReloadMetrics {
-    fn encode(&self, mut out: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
-        let help = "Reloads of the settings";
-        let mut reloads = out.encode_descriptor("reloads", help, None, MetricType::Counter)?;
-        for (result, count) in [("applied", &APPLIED), ("failed", &FAILED)] {
-            let count = ConstCounter::new(count.load(Ordering::Relaxed));
-            count.encode(reloads.encode_family(&[("result", result)])?)?;
-        }
-        let help = "Whether the last reload of the settings was applied";
-        let success = i64::from(!LAST_FAILED.load(Ordering::Relaxed));
-        ConstGauge::new(success).encode(out.encode_descriptor(
-            "reload_success",
-            help,
-            None,
-            MetricType::Gauge,
-        )?)
+fn describe(changed: &ChangedKeys) -> String {
+    let mut text = match changed.hot.is_empty() {
+        true => "the settings were reloaded: no key has changed".to_owned(),
+        false => format!("the settings were reloaded: {}", changed.hot.join(", ")),
+    };
+    if !changed.upgrade.is_empty() {
+        let keys = changed.upgrade.join(", ");
+        text.push_str(&format!("; not applied without `controlplane upgrade`: {keys}"));
     }
+    text
 }

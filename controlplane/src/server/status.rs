@@ -4,10 +4,10 @@
 //! It runs on a thread of its own (`telemetry::status`), so it responds while every runtime thread
 //! hangs.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
-use conf::Settings;
 use model::Snapshot;
 use mtls::CertificateMonitor;
 use process::signals::Signals;
@@ -16,6 +16,7 @@ use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
+use telemetry::reloads::ReloadMetrics;
 use telemetry::status::{self, StatusListener, StatusServer};
 use telemetry::{Heartbeats, ServiceState, StatusPage};
 use tokio::sync::watch;
@@ -23,19 +24,16 @@ use tokio::sync::watch;
 use crate::admin::metrics;
 use crate::listener_errors::{ErrorReason, ListenError};
 use crate::publish::Publisher;
-use crate::server::reload::ReloadMetrics;
 
 /// The setting.
 pub(crate) const STATUS_KEY: &str = "countersign.control_plane.status";
 
-/// Binds the configured address, if there is one.
+/// Binds the configured address.
 ///
 /// # Errors
 /// When the address cannot be bound.
-pub(crate) fn bind(settings: &Settings) -> Result<Option<StatusListener>, ListenError> {
-    let Some(address) = settings.countersign.control_plane.status else { return Ok(None) };
-    let bound = status::bind(address);
-    bound.map(Some).map_err(|error| ListenError::new(STATUS_KEY, address, error))
+pub(crate) fn bind(address: SocketAddr) -> Result<StatusListener, ListenError> {
+    status::bind(address).map_err(|error| ListenError::new(STATUS_KEY, address, error))
 }
 
 /// Starts to serve.

@@ -16,6 +16,7 @@ use std::time::Duration;
 use process::unix_path::ShortPath;
 use tokio::net::UnixListener;
 use tokio::sync::Semaphore;
+use tokio::task::JoinHandle;
 
 use crate::store::{BackupStreamError, EmbeddedStore};
 
@@ -78,19 +79,50 @@ fn file_id(path: &Path) -> io::Result<(u64, u64)> {
     fs::symlink_metadata(path).map(|metadata| (metadata.dev(), metadata.ino()))
 }
 
-/// Serves backups while the store is in use. If the socket cannot be bound, logs a warning and
-/// returns.
-pub(crate) fn serve(store: &Arc<EmbeddedStore>, path: &Path) {
-    match bind(path) {
-        Ok(listener) => {
-            drop(tokio::spawn(accept_loop(listener, Arc::downgrade(store), path.to_owned(), CHECK_INTERVAL)));
+/// Serves backups until it is stopped.
+pub(crate) struct BackupServer {
+    task: Option<JoinHandle<()>>,
+    /// Held by a backup that is being sent.
+    turn: Arc<Semaphore>,
+}
+
+impl BackupServer {
+    /// Accepts no further backup and waits for the present one. Whether it ended in time; what is
+    /// being sent goes on otherwise.
+    pub(crate) async fn stop(self, max: Duration) -> bool {
+        if let Some(task) = self.task {
+            // The listener is dropped, and its socket removed.
+            task.abort();
+            let _cancelled = task.await;
         }
-        Err(error) => tracing::warn!(
+        tokio::time::timeout(max, self.turn.acquire()).await.is_ok()
+    }
+}
+
+/// Serves backups while the store is in use. If the socket cannot be bound, logs a warning.
+pub(crate) fn serve(store: &Arc<EmbeddedStore>, path: &Path) -> BackupServer {
+    let turn = Arc::new(Semaphore::new(1));
+    let task = match bind(path) {
+        Ok(listener) => {
+            let serving = accept_loop(
+                listener,
+                Arc::downgrade(store),
+                path.to_owned(),
+                CHECK_INTERVAL,
+                Arc::clone(&turn),
+            );
+            Some(tokio::spawn(serving))
+        }
+        Err(error) => {
+            tracing::warn!(
             %error,
             socket = %socket_path(path).display(),
             "no backup can be made while the control plane runs: the socket cannot be made"
-        ),
-    }
+            );
+            None
+        }
+    };
+    BackupServer { task, turn }
 }
 
 fn bind(path: &Path) -> io::Result<BackupListener> {
@@ -118,8 +150,8 @@ async fn accept_loop(
     store: Weak<EmbeddedStore>,
     path: PathBuf,
     check_interval: Duration,
+    one_at_a_time: Arc<Semaphore>,
 ) {
-    let one_at_a_time = Arc::new(Semaphore::new(1));
     loop {
         let stream = match tokio::time::timeout(check_interval, listener.listener.accept()).await {
             // Checked only when idle: a connection proves that the path exists.
@@ -194,7 +226,13 @@ mod tests {
         let path = directory.path().join("store.redb");
         let store = Arc::new(EmbeddedStore::open(&path).unwrap());
         let (listener, weak) = (bind(&path).unwrap(), Arc::downgrade(&store));
-        tokio::spawn(accept_loop(listener, weak, path.clone(), Duration::from_millis(1)));
+        tokio::spawn(accept_loop(
+            listener,
+            weak,
+            path.clone(),
+            Duration::from_millis(1),
+            Arc::new(Semaphore::new(1)),
+        ));
         fs::remove_file(socket_path(&path)).unwrap();
         while connect(&path).unwrap().is_none() {
             tokio::task::yield_now().await;

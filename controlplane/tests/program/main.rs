@@ -9,6 +9,7 @@ mod listeners;
 mod output;
 mod reload;
 mod site;
+mod upgrade;
 
 use std::fs;
 use std::net::TcpListener;

@@ -5,7 +5,8 @@ use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, ChildStdout, Command, Output, Stdio};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
@@ -73,7 +74,11 @@ impl Site {
     }
 
     pub(crate) fn start(&self) -> Running {
-        let mut child = program()
+        self.start_program(program())
+    }
+
+    pub(crate) fn start_program(&self, mut program: Command) -> Running {
+        let mut child = program
             .arg("-c")
             .arg(self.config())
             .stdout(Stdio::piped())
@@ -81,8 +86,16 @@ impl Site {
             .spawn()
             .unwrap();
         let mut line = String::new();
-        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-        let mut running = Running { child, ready: Value::Null };
+        let mut stdout = BufReader::new(child.stdout.take().unwrap());
+        stdout.read_line(&mut line).unwrap();
+        // Read at once: the log drops lines while its pipe is full.
+        let mut stderr = child.stderr.take().unwrap();
+        let log = std::thread::spawn(move || {
+            let mut bytes = Vec::new();
+            stderr.read_to_end(&mut bytes).unwrap();
+            String::from_utf8_lossy(&bytes).into_owned()
+        });
+        let mut running = Running { child, ready: Value::Null, log: Some(log), _stdout: stdout };
         match line.strip_prefix("ready ") {
             Some(ready) => running.ready = serde_json::from_str(ready).unwrap(),
             None => panic!("not ready: {line:?} {}", running.stop().1),
@@ -155,6 +168,9 @@ impl PlainConnection {
 pub(crate) struct Running {
     pub child: Child,
     pub ready: Value,
+    log: Option<JoinHandle<String>>,
+    /// Successors write to it, too.
+    _stdout: BufReader<ChildStdout>,
 }
 
 impl Running {
@@ -176,8 +192,7 @@ impl Running {
 
     /// The exit code and standard error, once it has exited.
     pub(crate) fn ended(mut self) -> (Option<i32>, String) {
-        let mut stderr = String::new();
-        self.child.stderr.take().unwrap().read_to_string(&mut stderr).unwrap();
+        let stderr = self.log.take().unwrap().join().unwrap();
         (self.child.wait().unwrap().code(), stderr)
     }
 }

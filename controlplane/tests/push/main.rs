@@ -319,6 +319,7 @@ async fn mismatched_files_are_errors_at_start() {
         accept_unreadable_keys: false,
         settings,
         listener: None,
+        generations: process::handover::Generations::first(),
         server_name: "controlplane".into(),
         ticket_lifetime: None,
         version: "test",

@@ -108,6 +108,7 @@ impl World {
             accept_unreadable_keys: false,
             settings,
             listener: None,
+            generations: process::handover::Generations::first(),
             server_name: "controlplane".into(),
             ticket_lifetime: self.ticket_lifetime,
             version: "test",

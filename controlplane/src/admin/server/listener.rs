@@ -28,13 +28,14 @@ pub(super) struct Listener {
     /// The settings of connections and requests.
     pub(super) current: watch::Receiver<Arc<ConnectionServer>>,
     pub(super) phase: watch::Receiver<ListenerPhase>,
+    /// For its connections.
+    pub(super) permits: Arc<Semaphore>,
 }
 
 impl Listener {
     /// Serves until the phase says otherwise, then lets open requests finish within the limit.
     pub(super) async fn run(self) {
-        let Self { socket, heartbeat, current, mut phase } = self;
-        let permits = Arc::new(Semaphore::new(current.borrow().limits.connections_max));
+        let Self { socket, heartbeat, current, mut phase, permits } = self;
         let mut connections = JoinSet::new();
         let mut backoff = ACCEPT_BACKOFF;
         let serve = |connections: &mut JoinSet<()>, stream, address, permit, phase| {

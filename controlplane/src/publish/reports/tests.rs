@@ -112,7 +112,13 @@ async fn a_single_control_plane_has_no_reports() {
     let store: Arc<dyn Store> =
         Arc::new(crate::store::EmbeddedStore::open(&folder.path().join("store.redb")).unwrap());
     let (_sender, latest) = watch::channel(Arc::new(Snapshot::empty()));
-    let identity = ControlPlaneIdentity { host: "h".into(), push: "p".into(), version: "1", place: None };
+    let identity = ControlPlaneIdentity {
+        host: "h".into(),
+        push: "p".into(),
+        version: "1",
+        place: None,
+        generations: Generations::first(),
+    };
     let (stop, stopping) = watch::channel(false);
     let reports = Reports::new(Arc::new(Fleet::new(latest)), store, identity, stopping);
     let expected = json!({"list": [], "total": 0, "revision": 0});

@@ -1,0 +1,83 @@
+//! The start of a control plane that takes over from a predecessor.
+
+use std::io;
+use std::time::Duration;
+
+use process::handover::{
+    Generations, HandoverError, OfferedSuccession, PermittedSuccession, ServingSuccession, Wait,
+};
+use process::signals::Signals;
+use serde_json::Value;
+
+use super::StartupError;
+use super::sockets::InheritedSockets;
+
+/// How long one step of a hand-over may take: to read the settings, to prepare, to release.
+pub(super) const STEP_MAX: Duration = Duration::from_secs(30);
+/// How long the predecessor may take to pause: its open requests finish first.
+const PAUSE_MAX: Duration = Duration::from_secs(60);
+
+/// Where this process comes from.
+pub(super) struct Origin {
+    pub(super) sockets: InheritedSockets,
+    pub(super) generations: Generations,
+    /// The process id of the predecessor.
+    pub(super) predecessor: Option<u32>,
+    offer: Option<OfferedSuccession>,
+}
+
+impl Origin {
+    /// # Errors
+    /// When a socket of the predecessor is not what its name says.
+    pub(super) fn new(mut offer: Option<OfferedSuccession>) -> Result<Self, HandoverError> {
+        let sockets = offer.as_mut().map(|offer| std::mem::take(&mut offer.sockets)).unwrap_or_default();
+        Ok(Self {
+            sockets: InheritedSockets::new(sockets)?,
+            generations: offer.as_ref().map_or_else(Generations::first, |offer| offer.generations.clone()),
+            predecessor: offer.as_ref().map(|offer| offer.predecessor),
+            offer,
+        })
+    }
+
+    /// Waits until the predecessor has paused; `None` without one.
+    ///
+    /// # Errors
+    /// When the predecessor goes on.
+    pub(super) async fn wait_permitted(
+        &mut self,
+        signals: &Signals,
+    ) -> Result<Option<PermittedSuccession>, StartupError> {
+        let Some(offer) = self.offer.take() else { return Ok(None) };
+        let signals = signals.clone();
+        let permitted = blocking(move || {
+            let stopping = || signals.is_stopping();
+            offer.started()?.ready(Value::Null, Wait::new(PAUSE_MAX, &stopping))
+        });
+        Ok(Some(permitted.await??))
+    }
+}
+
+/// Reports that this process accepts connections, and logs the end of the hand-over.
+///
+/// # Errors
+/// When the report cannot be sent: the predecessor goes on.
+pub(super) async fn report_serving(
+    permitted: PermittedSuccession,
+    signals: &Signals,
+) -> Result<(), StartupError> {
+    let serving: ServingSuccession = blocking(move || permitted.serving()).await??;
+    let signals = signals.clone();
+    drop(tokio::task::spawn_blocking(move || {
+        let stopping = || signals.is_stopping();
+        match serving.wait_released(Wait::new(STEP_MAX, &stopping)) {
+            Ok(()) => tracing::info!("upgrade: the predecessor has left its listeners to this process"),
+            Err(error) => tracing::warn!(%error, "the predecessor may still accept connections"),
+        }
+    }));
+    Ok(())
+}
+
+/// Runs a call that blocks.
+pub(super) async fn blocking<T: Send + 'static>(call: impl FnOnce() -> T + Send + 'static) -> io::Result<T> {
+    tokio::task::spawn_blocking(call).await.map_err(io::Error::other)
+}
