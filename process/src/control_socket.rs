@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{getsockopt, sockopt};
@@ -30,6 +30,9 @@ const CHECK_INTERVAL: Duration = Duration::from_secs(5);
 const PEER_TIMEOUT: Duration = Duration::from_secs(5);
 const REQUEST_BYTES_MAX: u64 = 4096;
 const RESPONSE_BYTES_MAX: u64 = 1024 * 1024;
+/// How long a process that leaves its socket waits for the answers of requests under way.
+const CLOSE_MAX: Duration = Duration::from_secs(2);
+const CLOSE_INTERVAL: Duration = Duration::from_millis(5);
 /// Concurrent requests: an upgrade lasts long, and others are answered meanwhile.
 const REQUESTS_MAX: usize = 16;
 
@@ -157,26 +160,25 @@ impl ControlListener {
     /// # Errors
     /// When the system gives no thread.
     pub fn serve(self, handler: Handler) -> io::Result<ControlSocket> {
-        let closed = Arc::new(AtomicBool::new(false));
+        let (closed, running) = (Arc::new(AtomicBool::new(false)), Arc::<AtomicUsize>::default());
         let wake = self.listener.try_clone()?;
         let thread = {
-            let closed = Arc::clone(&closed);
+            let (closed, running) = (Arc::clone(&closed), Arc::clone(&running));
             thread::Builder::new()
                 .name("control".to_owned())
-                .spawn(move || accept_loop(self, &closed, &handler))?
+                .spawn(move || accept_loop(self, &closed, &running, &handler))?
         };
-        Ok(ControlSocket { closed, wake, thread: Some(thread) })
+        Ok(ControlSocket { closed, running, wake, thread: Some(thread) })
     }
 
     fn is_named(&self) -> bool {
         ShortPath::of(&self.path).and_then(|short| file_id(short.path())).is_ok_and(|file| file == self.file)
     }
 
-    /// Binds again where the path names nothing; a successor may have it.
+    /// Binds again where the path names nothing, or the socket of a process that has ended; a
+    /// successor may have it.
     fn rebind_if_missing(&mut self) {
-        let missing = ShortPath::of(&self.path)
-            .is_ok_and(|short| fs::symlink_metadata(short.path()).is_err_and(is_not_found));
-        if !missing {
+        if self.is_named() {
             return;
         }
         match Self::bind(&self.path, None) {
@@ -205,13 +207,14 @@ impl Drop for ControlListener {
 #[derive(Debug)]
 pub struct ControlSocket {
     closed: Arc<AtomicBool>,
+    running: Arc<AtomicUsize>,
     wake: UnixListener,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Drop for ControlSocket {
-    /// Accepts no further request; those being handled are answered. The socket's file is gone
-    /// afterwards, unless another process has its name.
+    /// Accepts no further request, and waits a moment for those being handled. The socket's file is
+    /// gone afterwards, unless another process has its name.
     fn drop(&mut self) {
         self.closed.store(true, Ordering::Release);
         // It wakes the thread. The listener is this process's alone: no successor shares it.
@@ -221,6 +224,10 @@ impl Drop for ControlSocket {
         );
         if let Some(thread) = self.thread.take() {
             let _ended = thread.join();
+        }
+        let deadline = Instant::now() + CLOSE_MAX;
+        while self.running.load(Ordering::Acquire) > 0 && Instant::now() < deadline {
+            thread::sleep(CLOSE_INTERVAL);
         }
     }
 }
@@ -246,19 +253,19 @@ fn file_id(path: &Path) -> io::Result<(u64, u64)> {
     fs::symlink_metadata(path).map(|metadata| (metadata.dev(), metadata.ino()))
 }
 
-fn is_not_found(error: io::Error) -> bool {
-    error.kind() == io::ErrorKind::NotFound
-}
-
-fn accept_loop(mut listener: ControlListener, closed: &AtomicBool, handler: &Handler) {
-    let running = Arc::new(AtomicUsize::new(0));
+fn accept_loop(
+    mut listener: ControlListener,
+    closed: &AtomicBool,
+    running: &Arc<AtomicUsize>,
+    handler: &Handler,
+) {
     while !closed.load(Ordering::Acquire) {
         let mut polled = [PollFd::new(listener.listener.as_fd(), PollFlags::POLLIN)];
         let limit = PollTimeout::try_from(CHECK_INTERVAL).unwrap_or(PollTimeout::MAX);
         match poll(&mut polled, limit) {
             Ok(0) => listener.rebind_if_missing(),
             Ok(_) if closed.load(Ordering::Acquire) => return,
-            Ok(_) => accept(&listener.listener, &running, handler),
+            Ok(_) => accept(&listener.listener, running, handler),
             Err(_) => {}
         }
     }
@@ -457,5 +464,10 @@ mod tests {
         let other = ControlListener::bind(&path, Some(std::process::id())).unwrap();
         listener.rebind_if_missing();
         assert!(!listener.is_named() && other.is_named(), "the successor keeps the name");
+        let ControlListener { listener: ended, .. } = &other;
+        nix::sys::socket::shutdown(std::os::fd::AsRawFd::as_raw_fd(ended), nix::sys::socket::Shutdown::Both)
+            .unwrap();
+        listener.rebind_if_missing();
+        assert!(listener.is_named(), "it has failed");
     }
 }

@@ -244,8 +244,8 @@ impl StatusServer {
         self.address
     }
 
-    /// Closes the listener: another process can bind the address when this returns. Accepted
-    /// connections are served until the process ends.
+    /// Closes the listener: another process can bind the address when this returns, unless a
+    /// successor has the socket. Accepted connections are served until the process ends.
     pub fn close(self) {
         let (closed, is_closed) = mpsc::channel();
         if self.close.send(closed).is_ok() {

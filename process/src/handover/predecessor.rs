@@ -66,6 +66,9 @@ pub fn start(
     let (link, other) = Link::pair().map_err(HandoverError::system("cannot make a pair of sockets"))?;
     let mut command = program.command();
     command.stdin(Stdio::from(other)).env(ENVIRONMENT, PROTOCOL.to_string());
+    for variable in telemetry::service::ENVIRONMENT_OF_ONE_PROCESS {
+        command.env_remove(variable);
+    }
     let child = command
         .spawn()
         .map_err(|error| HandoverError::Spawn { program: program.path().to_owned(), error })?;

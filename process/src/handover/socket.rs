@@ -20,6 +20,15 @@ pub struct OfferedSocket {
 }
 
 impl OfferedSocket {
+    /// Another descriptor of a TCP listener.
+    ///
+    /// # Errors
+    /// When the process has no descriptor left.
+    pub fn new(name: &str, addr: SocketAddr, socket: &TcpListener) -> std::io::Result<Self> {
+        let socket = socket.try_clone()?.into();
+        Ok(Self { name: name.to_owned(), address: addr.to_string(), socket })
+    }
+
     /// The socket as a TCP listener.
     ///
     /// # Errors
