@@ -23,14 +23,16 @@ mod sync_status;
 mod threads;
 
 use std::sync::Arc;
+use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use last_good::{LastGoodFile, LoadedState};
 use mtls::{CertificateMonitor, FileError};
+use saver::SaverCommand;
 pub(crate) use sync_status::SyncMetrics;
 pub use sync_status::{SnapshotSource, SyncStatus};
 use telemetry::{Heartbeats, Readiness};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
 use crate::lifecycle::ShutdownWatch;
 use crate::lifecycle::handles::{SnapshotHandle, TicketRingHandle};
@@ -54,6 +56,8 @@ pub struct PushClientOptions {
     pub heartbeats: Arc<Heartbeats>,
     /// Counts SIGHUPs: each has the certificate files read again.
     pub reload: watch::Receiver<u64>,
+    /// A predecessor writes the last-good file until [`PushClientHandle::resume_saving`].
+    pub saving_paused: bool,
 }
 
 /// The running push client. Dropping the handle stops it without waiting; [`stop`](Self::stop)
@@ -61,8 +65,9 @@ pub struct PushClientOptions {
 pub struct PushClientHandle {
     /// The node's certificate and the CAs of control planes, for `/status`, `/metrics` and the log.
     pub certificates: CertificateMonitor,
+    saver: mpsc::UnboundedSender<SaverCommand>,
     stop: watch::Sender<bool>,
-    threads: Vec<std::thread::JoinHandle<()>>,
+    threads: Vec<JoinHandle<()>>,
 }
 
 /// The push client cannot start.
@@ -104,6 +109,7 @@ pub fn start(options: PushClientOptions) -> Result<PushClientHandle, PushClientE
     status.set_waiting(!settings.wait_for_control_plane.is_zero());
     let (stop, stopping) = watch::channel(false);
     let (pending_save, to_save) = watch::channel(None);
+    let (saver_sender, saver_commands) = mpsc::unbounded_channel();
     let max_age = settings.last_good_max_age;
     let expiry = expiry::Expiry { snapshot: Arc::clone(&snapshot), status: Arc::clone(&status), max_age };
     let mut node = applier::NodeState {
@@ -128,7 +134,14 @@ pub fn start(options: PushClientOptions) -> Result<PushClientHandle, PushClientE
         }
         on_disk = Some(state);
     }
-    let saver = saver::Saver::new(file, to_save, held_stores_to_save, status, on_disk);
+    let saver = saver::Saver::new(
+        file,
+        to_save,
+        held_stores_to_save,
+        status,
+        on_disk,
+        (saver_commands, options.saving_paused),
+    );
     let sync_loop = sync_loop::SyncLoop {
         endpoints,
         diagnostics: diagnostics::Diagnostics::new(&settings),
@@ -142,20 +155,30 @@ pub fn start(options: PushClientOptions) -> Result<PushClientHandle, PushClientE
         certificates: certificates.clone(),
         reload,
     };
+    let threads = start_threads(sync_loop, expiry, stopping, saver, &options.heartbeats)?;
+    Ok(PushClientHandle { certificates, saver: saver_sender, stop, threads })
+}
+
+fn start_threads(
+    sync_loop: sync_loop::SyncLoop,
+    expiry: expiry::Expiry,
+    stopping: watch::Receiver<bool>,
+    saver: saver::Saver,
+    heartbeats: &Heartbeats,
+) -> Result<Vec<JoinHandle<()>>, PushClientError> {
     let spawn = |name: &str, work: Box<dyn FnOnce() + Send>| {
         std::thread::Builder::new().name(name.into()).spawn(work).map_err(PushClientError::Thread)
     };
     // Without them a data plane serves the snapshot it has, so it stays ready.
     let [sync_heartbeat, saver_heartbeat] =
-        ["push-client", "saver"].map(|name| options.heartbeats.add(name, Readiness::Ignored));
-    let threads = vec![
+        ["push-client", "saver"].map(|name| heartbeats.add(name, Readiness::Ignored));
+    Ok(vec![
         spawn(
             "push-client",
             Box::new(move || threads::run_sync(sync_loop, expiry, stopping, sync_heartbeat)),
         )?,
         spawn("saver", Box::new(move || threads::run_saver(saver, saver_heartbeat)))?,
-    ];
-    Ok(PushClientHandle { certificates, stop, threads })
+    ])
 }
 
 /// Blocks until a control plane has confirmed the snapshot, for at most `timeout`, or until `stop`
@@ -181,8 +204,9 @@ pub(crate) fn wait_until_current(
                 () = current => tracing::info!("a control plane confirmed the snapshot"),
                 _ = stop.wait_for(|stop| *stop) => {}
                 () = tokio::time::sleep(timeout) => tracing::warn!(
-                    "no control plane confirmed the snapshot within countersign.node.wait_for_control_plane ({seconds} s); \
-                     accepting connections with the last good snapshot"
+                    last_error = status.last_error().as_deref(),
+                    "no control plane confirmed the snapshot within {seconds} s (countersign.node.wait_for_control_plane, a few seconds \
+                     in an upgrade); accepting connections with the last good snapshot"
                 ),
             }
         });
@@ -250,7 +274,39 @@ fn elapsed_since(at: SystemTime, now: SystemTime) -> Option<Duration> {
     }
 }
 
+/// How long a flush of the last-good file may take on a slow disk.
+const FLUSH_MAX: Duration = Duration::from_secs(10);
+
 impl PushClientHandle {
+    /// Writes the newest snapshot to the last-good file, if it is not there.
+    ///
+    /// # Errors
+    /// Why it cannot be written.
+    pub fn flush(&self) -> Result<(), String> {
+        let (flushed, is_flushed) = std::sync::mpsc::sync_channel(1);
+        let _saver_runs = self.saver.send(SaverCommand::Flush(flushed)).is_ok();
+        is_flushed.recv_timeout(FLUSH_MAX).unwrap_or_else(|_| {
+            Err(format!("it could not be written within {} s: is the disk slow?", FLUSH_MAX.as_secs()))
+        })
+    }
+
+    /// Leaves the last-good file to another process. Returns when nothing is being written.
+    ///
+    /// # Errors
+    /// When the write under way does not end in time.
+    pub fn pause_saving(&self) -> Result<(), String> {
+        let (paused, is_paused) = std::sync::mpsc::sync_channel(1);
+        let _saver_runs = self.saver.send(SaverCommand::Pause(paused)).is_ok();
+        is_paused
+            .recv_timeout(FLUSH_MAX)
+            .map_err(|_| format!("a write did not end within {} s: is the disk slow?", FLUSH_MAX.as_secs()))
+    }
+
+    /// Writes the last-good file again, from now on.
+    pub fn resume_saving(&self) {
+        let _saver_runs = self.saver.send(SaverCommand::Resume).is_ok();
+    }
+
     /// Ends the session, writes the newest snapshot if it is not on disk, and waits for both.
     pub fn stop(mut self) {
         self.stop.send_replace(true);

@@ -177,6 +177,7 @@ impl PreparedServer {
             shutdown: shutdown.clone(),
             heartbeats: Arc::clone(&heartbeats),
             reload: read_files.subscribe(),
+            saving_paused: false,
         })?;
         let driver = Driver::detect();
         Ok(Self {

@@ -214,6 +214,7 @@ pub(crate) fn node(settings: conf::NodeSettings) -> Result<Node, PushClientError
         status: Arc::clone(&status),
         shutdown: stages,
         reload: reloads,
+        saving_paused: false,
     };
     Ok(Node {
         push_client: dataplane::testing::push_client::start(input)?,

@@ -301,7 +301,7 @@ pub(super) fn folder_of(path: &Path) -> &Path {
 }
 
 /// Creates the folder of a file, for this user alone, unless it exists.
-pub(super) fn create_folder(path: &Path) -> io::Result<()> {
+pub(crate) fn create_folder(path: &Path) -> io::Result<()> {
     fs::DirBuilder::new().recursive(true).mode(0o700).create(folder_of(path))
 }
 

@@ -9,10 +9,11 @@
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::mpsc::SyncSender;
 use std::time::{Duration, SystemTime};
 use std::{fs, io};
 
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
 use super::last_good::{LastGoodFile, PendingSave, SavedState, create_folder, folder_of, remove_if_exists};
@@ -47,16 +48,37 @@ pub(super) struct Saver {
     /// The content of the file.
     on_disk: PendingSave,
     last_logged_error: Option<String>,
+    commands: mpsc::UnboundedReceiver<SaverCommand>,
+    /// Another process writes the file.
+    paused: bool,
+    /// When the newest state is written; `None`: it is on disk.
+    write_at: Option<Instant>,
+    /// The earliest time of the next write.
+    pause_ends: Instant,
+}
+
+/// What the process tells its saver. The file has one writer at a time: in a hand-over first the
+/// predecessor, then the successor.
+#[derive(Debug)]
+pub(super) enum SaverCommand {
+    /// Write the newest state now, and report the result.
+    Flush(SyncSender<Result<(), String>>),
+    /// Write nothing any more, also not at the end, and report that.
+    Pause(SyncSender<()>),
+    /// Write again.
+    Resume,
 }
 
 impl Saver {
-    /// `on_disk` is the content of the file, and `held_stores` begins with those on disk.
+    /// `on_disk` is the content of the file, and `held_stores` begins with those on disk. `paused`:
+    /// it writes nothing before [`SaverCommand::Resume`].
     pub(crate) fn new(
         file: LastGoodFile,
         pending_save: watch::Receiver<PendingSave>,
         held_stores: watch::Receiver<Vec<String>>,
         status: Arc<SyncStatus>,
         on_disk: PendingSave,
+        (commands, paused): (mpsc::UnboundedReceiver<SaverCommand>, bool),
     ) -> Self {
         let held_stores_on_disk = held_stores.borrow().clone();
         Self {
@@ -67,44 +89,97 @@ impl Saver {
             status,
             on_disk,
             last_logged_error: None,
+            commands,
+            paused,
+            write_at: None,
+            pause_ends: Instant::now(),
         }
     }
 
     /// Ends when the sender is gone and the newest snapshot was written (or could not be).
     pub(crate) async fn run(mut self, disk: DiskIo) {
-        let mut next_write = Instant::now();
-        let mut failed = false;
         loop {
-            let changed = tokio::select! {
-                changed = self.pending_save.changed() => changed.is_ok(),
-                Ok(()) = self.held_stores.changed() => {
-                    self.write_held_stores();
-                    continue;
+            let write_at = self.write_at.filter(|_| !self.paused);
+            tokio::select! {
+                changed = self.pending_save.changed() => match changed {
+                    Ok(()) => self.write_at = Some(self.write_at.unwrap_or(self.pause_ends)),
+                    // The process is about to stop.
+                    Err(_) => return self.finish(disk).await,
+                },
+                Ok(()) = self.held_stores.changed() => self.write_held_stores(),
+                Some(command) = self.commands.recv() => self.obey(command, disk).await,
+                () = tokio::time::sleep_until(write_at.unwrap_or_else(Instant::now)), if write_at.is_some() => {
+                    self.write_newest(disk).await;
                 }
-                () = tokio::time::sleep(RETRY_INTERVAL), if failed => true,
-                () = tokio::time::sleep(CONFIRMATION_INTERVAL), if !failed => {
+                () = tokio::time::sleep(CONFIRMATION_INTERVAL), if self.write_at.is_none() && !self.paused => {
                     self.write_confirmation();
-                    continue;
                 }
-            };
-            if !changed {
-                if !failed {
+            }
+        }
+    }
+
+    async fn finish(mut self, disk: DiskIo) {
+        if self.paused {
+            return;
+        }
+        if self.write_at.is_some() {
+            self.write_newest(disk).await;
+        }
+        if self.write_at.is_none() {
+            self.write_confirmation();
+        }
+        self.write_held_stores();
+    }
+
+    async fn obey(&mut self, command: SaverCommand, disk: DiskIo) {
+        match command {
+            SaverCommand::Flush(flushed) => {
+                if self.write_at.is_some() || self.pending_save.has_changed().unwrap_or(false) {
+                    self.write_newest(disk).await;
+                }
+                let result = match &self.last_logged_error {
+                    Some(error) => Err(format!("cannot write {}: {error}", self.file.path().display())),
+                    None => Ok(()),
+                };
+                if result.is_ok() {
                     self.write_confirmation();
+                }
+                let _waits = flushed.send(result).is_ok();
+            }
+            SaverCommand::Pause(paused) => {
+                self.paused = true;
+                let _waits = paused.send(()).is_ok();
+            }
+            SaverCommand::Resume => {
+                self.paused = false;
+                // Another process may have written the file meanwhile.
+                if self.pending_save.borrow().is_some() {
+                    self.write_at = Some(Instant::now());
                 }
                 self.write_held_stores();
-                return;
             }
-            self.pause_until(next_write).await;
-            let Some(state) = self.pending_save.borrow_and_update().clone() else { continue };
-            let started = Instant::now();
-            failed = !self.save(state, disk).await;
-            self.write_held_stores();
-            next_write = Instant::now() + (started.elapsed() * PAUSE_FACTOR).min(PAUSE_MAX);
         }
+    }
+
+    /// Writes the newest state. After a failure it is tried again.
+    async fn write_newest(&mut self, disk: DiskIo) {
+        let newest = self.pending_save.borrow_and_update().clone();
+        let started = Instant::now();
+        let written = match newest {
+            Some(state) => self.save(state, disk).await,
+            None => true,
+        };
+        self.write_held_stores();
+        let now = Instant::now();
+        self.pause_ends = now + (started.elapsed() * PAUSE_FACTOR).min(PAUSE_MAX);
+        self.write_at = (!written).then_some(now + RETRY_INTERVAL);
     }
 
     /// Before the first save the file may have no key; the held stores are written after it then.
     fn write_held_stores(&mut self) {
+        if self.paused {
+            return;
+        }
         let held = self.held_stores.borrow_and_update().clone();
         if held == self.held_stores_on_disk {
             return;
@@ -127,12 +202,6 @@ impl Saver {
             // cannot be written.
             tracing::debug!(%error, "the time of the last good snapshot cannot be written");
         }
-    }
-
-    /// Cut short when the sender goes away, since the process is about to stop.
-    async fn pause_until(&mut self, deadline: Instant) {
-        let sender_gone = async { while self.pending_save.changed().await.is_ok() {} };
-        let _ = tokio::time::timeout_at(deadline, sender_gone).await;
     }
 
     async fn save(&mut self, state: Arc<SavedState>, disk: DiskIo) -> bool {
@@ -284,7 +353,8 @@ mod tests {
     }
 
     fn saver(folder: &tempfile::TempDir, pending_save: watch::Receiver<PendingSave>) -> Saver {
-        Saver::new(file(folder), pending_save, watch::channel(Vec::new()).1, Arc::default(), None)
+        let commands = (mpsc::unbounded_channel().1, false);
+        Saver::new(file(folder), pending_save, watch::channel(Vec::new()).1, Arc::default(), None, commands)
     }
 
     /// Sends ten changes at once and ends: the last one must be on disk.
@@ -352,7 +422,14 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let (pending_save, receiver) = watch::channel(None);
         let (held, held_stores) = watch::channel(Vec::new());
-        let saver = Saver::new(file(&folder), receiver, held_stores, Arc::default(), None);
+        let saver = Saver::new(
+            file(&folder),
+            receiver,
+            held_stores,
+            Arc::default(),
+            None,
+            (mpsc::unbounded_channel().1, false),
+        );
         pending_save.send_replace(empty_state(1));
         held.send_replace(vec!["other".to_owned(), "a\nthird".to_owned()]);
         drop(pending_save);
@@ -369,6 +446,50 @@ mod tests {
         fs::write(&path, &bytes).unwrap();
         assert!(read().read_held_stores().is_empty(), "it counts with its MAC");
         assert!(read().write_held_stores(&[]).unwrap() && !path.exists());
+    }
+
+    #[tokio::test]
+    async fn a_paused_saver_writes_nothing_until_it_resumes() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("new/last_good");
+        let (pending_save, receiver) = watch::channel(None);
+        let (commands, receives) = mpsc::unbounded_channel();
+        let held_stores = watch::channel(Vec::new()).1;
+        let saver = Saver::new(file(&folder), receiver, held_stores, Arc::default(), None, (receives, true));
+        let revision = || file(&folder).read().unwrap().unwrap().state.snapshot.revision();
+        let steps = async {
+            pending_save.send_replace(empty_state(1));
+            let pause = || {
+                let (done, is_done) = std::sync::mpsc::sync_channel(1);
+                commands.send(SaverCommand::Pause(done)).unwrap();
+                is_done
+            };
+            received(pause()).await;
+            assert!(!path.exists());
+            commands.send(SaverCommand::Resume).unwrap();
+            while !path.exists() {
+                tokio::task::yield_now().await;
+            }
+            let (flushed, is_flushed) = std::sync::mpsc::sync_channel(1);
+            pending_save.send_replace(empty_state(2));
+            commands.send(SaverCommand::Flush(flushed)).unwrap();
+            assert_eq!(received(is_flushed).await, Ok(()));
+            assert_eq!(revision(), 2);
+            received(pause()).await;
+            pending_save.send_replace(empty_state(3));
+            drop(pending_save);
+        };
+        tokio::join!(saver.run(DiskIo::Blocking), steps);
+        assert_eq!(revision(), 2, "another process writes the file");
+    }
+
+    async fn received<T>(receiver: std::sync::mpsc::Receiver<T>) -> T {
+        loop {
+            match receiver.try_recv() {
+                Ok(result) => return result,
+                Err(_) => tokio::task::yield_now().await,
+            }
+        }
     }
 
     #[tokio::test]
