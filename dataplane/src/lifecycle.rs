@@ -12,6 +12,9 @@ pub enum ShutdownStage {
     /// No shutdown.
     #[default]
     Serving,
+    /// A successor has the listeners: this process accepts nothing, and open connections end with
+    /// their next response, or at their time limits.
+    HandedOver,
     /// `drain_delay` runs: all requests are served, and HTTP/1 responses close their connections.
     LameDuck,
     /// Listeners close, and open connections drain.

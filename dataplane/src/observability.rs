@@ -4,6 +4,7 @@
 pub(crate) mod log;
 mod log_limiter;
 pub mod metrics;
+pub(crate) mod upgrades;
 
 use crate::reason::Reason;
 

@@ -26,6 +26,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+pub(crate) use last_good::create_folder;
 use last_good::{LastGoodFile, LoadedState};
 use mtls::{CertificateMonitor, FileError};
 use saver::SaverCommand;

@@ -2,40 +2,52 @@
 //!
 //! Order: signals, settings, the status port and the listeners (a port in use is the first error),
 //! the push client (which loads the last good snapshot before the first connection), workers,
-//! status, the ready line; then the wait for a signal, and the drain.
+//! status, the ready line; then the wait for a signal, and the drain. A successor waits for its
+//! predecessor's permission before its workers start (`succession`).
 
+mod commands;
+mod events;
 mod listeners;
 mod reload;
+mod succession;
+mod upgrade;
+mod worker_handle;
 
-use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::thread::{self, JoinHandle};
+use std::thread;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use arc_swap::ArcSwap;
 use clap::{CommandFactory as _, Parser};
+use commands::Command;
 use conf::Settings;
-use listeners::ListenerSet;
+use events::{Event, Events};
+use listeners::{InheritedSockets, ListenerSet};
 use model::Snapshot;
 use process::descriptors::raise_limit;
+use process::handover::{self, Generations, OfferedSuccession, Program};
 use process::signals::{self, Signals};
+use succession::Origin;
 use telemetry::status::{StatusListener, StatusServer};
-use telemetry::{Heartbeats, Readiness, ServiceManager};
+use telemetry::{Heartbeats, ServiceManager};
 use tokio::sync::{mpsc, watch};
+use worker_handle::{WorkerStart, WorkerThread};
 
 use crate::config::SettingsError;
 use crate::io::connection_info::ListenerProtocol;
 use crate::lifecycle::handles::{SnapshotHandle, TicketRingHandle};
 use crate::lifecycle::{ShutdownStage, ShutdownWatch};
-use crate::observability::metrics::{Counters, Metrics};
-use crate::proxy::listener::{BindError, BindRetry, BoundSocket};
-use crate::proxy::worker::{SharedState, WorkerCommand, WorkerConfig};
-use crate::proxy::worker_thread::{self, WorkerInit};
+use crate::observability::metrics::Metrics;
+use crate::observability::upgrades::Upgrades;
+use crate::proxy::listener::{BindError, BindRetry};
+use crate::proxy::worker::{SharedState, WorkerConfig};
 use crate::push_client::{self, PushClientHandle, PushClientOptions, SyncStatus};
 use crate::runtime::Driver;
 use crate::runtime::descriptors::{self, ConnectionLimits};
+use crate::status::StatusContent;
 use crate::tls::site_config::{self, SiteConfigFactory};
 use crate::upstream::client_tls::ClientTlsConfigs;
 use crate::upstream::resolver::Resolver;
@@ -59,18 +71,23 @@ const VERSION: &str = match option_env!("COUNTERSIGN_PROFILED") {
     after_help = "Examples:\n  \
     dataplane -c conf/config.yaml\n  \
     RUST_LOG=debug dataplane -c conf/config.yaml\n  \
-    COUNTERSIGN_DRIVER=epoll dataplane -c conf/config.yaml    (without io_uring)\n\n\
+    COUNTERSIGN_DRIVER=epoll dataplane -c conf/config.yaml    (without io_uring)\n  \
+    dataplane reload -c conf/config.yaml    (the running one reads its settings again)\n  \
+    dataplane upgrade -c conf/config.yaml    (the program on disk takes over from the running one)\n\n\
     Logs go to stderr, or to nginx_config.error_log. When everything listens, one line `ready {...}` goes to stdout.\n\
     SIGTERM, SIGINT and SIGQUIT drain: requests may finish, within worker_shutdown_timeout; a second one ends\n\
-    the process at once. SIGHUP reads the settings, certificates and keys again."
+    the process at once. SIGHUP reads the settings, certificates and keys again. SIGUSR2 is `dataplane upgrade`."
 )]
 struct Arguments {
     /// The configuration file both planes read.
-    #[arg(short, long, default_value = "conf/config.yaml", value_name = "FILE")]
+    #[arg(short, long, global = true, default_value = "conf/config.yaml", value_name = "FILE")]
     config: PathBuf,
     /// Apply the state of another store, once, although it would remove most of what is served.
     #[arg(long)]
     accept_new_store: bool,
+    /// Without a command: serve.
+    #[command(subcommand)]
+    command: Option<Command>,
 }
 
 /// The command line, for man pages.
@@ -83,7 +100,11 @@ pub fn main() -> ! {
     let arguments = Arguments::parse();
     telemetry::log::init();
     // A worker's runtime must not be dropped with operations in flight, so nothing is unwound.
-    match run(&arguments) {
+    let result = match arguments.command {
+        Some(command) => command.run(&arguments.config),
+        None => run(&arguments),
+    };
+    match result {
         Ok(()) => telemetry::exit(0),
         // A stop signal during the wait for a port is no failure.
         Err(error) if error.downcast_ref::<BindError>().is_some_and(|error| error.stopped) => {
@@ -98,9 +119,23 @@ pub fn main() -> ! {
 }
 
 fn run(arguments: &Arguments) -> anyhow::Result<()> {
+    // First: an upgrade may have replaced the file later.
+    let program = Program::current().context("cannot find the file of this program")?;
     process::core_dumps::disable().context("cannot forbid core files")?;
     // First, so that a signal during the start has the same effect as a later one.
     let signals = signals::install_handlers().context("cannot handle signals")?;
+    let offer = handover::take_over(&|| signals.is_stopping())?;
+    let reporter = offer.as_ref().map(OfferedSuccession::failure_reporter);
+    let served = Origin::new(offer).and_then(|origin| run_with(arguments, origin, &program, &signals));
+    served.inspect_err(|error| succession::report(reporter.as_ref(), error))
+}
+
+fn run_with(
+    arguments: &Arguments,
+    origin: Origin,
+    program: &Program,
+    signals: &Signals,
+) -> anyhow::Result<()> {
     let service = ServiceManager::from_env();
     let settings = conf::load(&arguments.config)?;
     telemetry::log::configure(settings.log.file.as_deref(), settings.log.level)
@@ -108,8 +143,10 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
     for warning in &settings.warnings {
         tracing::warn!("{warning}");
     }
-    service.status("starting");
-    let served = serve(settings, arguments.accept_new_store, &signals, &service);
+    if origin.offer.is_none() {
+        service.status("starting");
+    }
+    let served = serve(settings, arguments.accept_new_store, origin, program, signals, &service);
     service.flush();
     served
 }
@@ -117,20 +154,65 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
 fn serve(
     settings: Settings,
     accept_new_store: bool,
+    origin: Origin,
+    program: &Program,
     signals: &Signals,
     service: &ServiceManager,
 ) -> anyhow::Result<()> {
-    let mut reloads = signals.reload();
-    let prepared = PreparedServer::new(settings, accept_new_store, signals)?;
-    // Connections queue in the kernel meanwhile.
-    prepared.wait_until_current(signals)?;
-    let mut running = prepared.start(service)?;
-    while signals.wait_for_stop_or_reload(&mut reloads)? {
-        let _logged = running.reload(signals, service);
+    let mut events = Events::new(signals).context("cannot wait for signals")?;
+    let Origin { inherited, generations, offer } = origin;
+    // `--accept-new-store` applies once: a successor has the arguments of the first process.
+    let start = Start {
+        accept_new_store: accept_new_store && offer.is_none(),
+        saving_paused: offer.is_some(),
+        inherited,
+        generations,
+    };
+    let prepared = PreparedServer::new(settings, start, signals)?;
+    let (mut running, control) = match offer {
+        Some(offer) => succession::take_over(offer, prepared, &events, signals)?,
+        None => {
+            // Connections queue in the kernel meanwhile.
+            prepared.wait_until_current(signals)?;
+            let running = prepared.start()?;
+            let control = events.serve_control_socket(running.last_good(), None);
+            (running, control)
+        }
+    };
+    running.announce(service);
+    loop {
+        match events.next() {
+            Event::Stop => {
+                service.stopping();
+                running.stop();
+                return Ok(());
+            }
+            Event::Upgrade(reply) => {
+                events.upgrade_begins();
+                match running.upgrade(program, signals) {
+                    Ok(succession) => {
+                        running.drain_after_handover(succession, events, control, reply, service);
+                        return Ok(());
+                    }
+                    Err(error) => {
+                        tracing::error!("upgrade: this process serves on as before: {error}");
+                        reply.send(Err(error.to_string()));
+                        events.upgrade_failed();
+                    }
+                }
+            }
+            Event::Reload(reply) => reply.send(running.reload(signals, service)),
+        }
     }
-    service.stopping();
-    running.stop();
-    Ok(())
+}
+
+/// How this process starts.
+struct Start {
+    accept_new_store: bool,
+    /// A predecessor writes the last-good file.
+    saving_paused: bool,
+    inherited: InheritedSockets,
+    generations: Generations,
 }
 
 /// All that a data plane needs before its workers run: whatever can fail has been done.
@@ -145,18 +227,22 @@ struct PreparedServer {
     shared: Arc<SharedState>,
     heartbeats: Arc<Heartbeats>,
     sync_status: Arc<SyncStatus>,
+    upgrades: Arc<Upgrades>,
     push_client: PushClientHandle,
     read_files: watch::Sender<u64>,
 }
 
 impl PreparedServer {
-    fn new(settings: Settings, accept_new_store: bool, signals: &Signals) -> anyhow::Result<Self> {
+    fn new(settings: Settings, start: Start, signals: &Signals) -> anyhow::Result<Self> {
+        let Start { accept_new_store, saving_paused, mut inherited, generations } = start;
         settings.check_data_plane_files()?;
         let workers = worker_count(&settings);
         let limit = raise_limit().context("cannot read the limit on open descriptors")?;
         let retry = BindRetry { predecessor: settings.countersign.drain_delay, stop: signals.stop() };
-        let status = status::bind(&settings, &retry)?;
-        let listeners = ListenerSet::bind(&listeners::plan(&settings), workers, &retry)?;
+        let status = status::bind(&settings, &retry, |key, addr| {
+            inherited.take(key, addr).into_iter().next().map(|(_, socket)| socket)
+        })?;
+        let listeners = ListenerSet::bind(&listeners::plan(&settings), workers, &retry, &mut inherited)?;
         let limits = connection_limits(&settings, limit, workers, listeners.0.len())?;
         let (stage, shutdown) = ShutdownWatch::new();
         let read_files = watch::Sender::new(0);
@@ -177,7 +263,7 @@ impl PreparedServer {
             shutdown: shutdown.clone(),
             heartbeats: Arc::clone(&heartbeats),
             reload: read_files.subscribe(),
-            saving_paused: false,
+            saving_paused,
         })?;
         let driver = Driver::detect();
         Ok(Self {
@@ -191,6 +277,7 @@ impl PreparedServer {
             shared,
             heartbeats,
             sync_status,
+            upgrades: Upgrades::new(generations),
             push_client,
             read_files,
         })
@@ -202,47 +289,56 @@ impl PreparedServer {
         push_client::wait_until_current(&self.sync_status, timeout, signals.stop())
     }
 
-    /// Starts the workers and the status listener, and prints the ready line.
-    fn start(self, service: &ServiceManager) -> anyhow::Result<RunningServer> {
-        let Self {
-            settings,
-            workers,
-            driver,
-            listeners,
-            status,
-            stage,
-            shutdown,
-            shared,
-            heartbeats,
-            sync_status,
-            push_client,
-            read_files,
-        } = self;
+    /// Starts the workers and the status listener. Returns when every worker listens.
+    fn start(self) -> anyhow::Result<RunningServer> {
+        let Self { settings, workers, driver, listeners, status, stage, shutdown, .. } = self;
+        let (listening, mut drained) = mpsc::unbounded_channel();
         let start = |index| {
-            let sockets = listeners.sockets_of_worker(index, workers);
-            WorkerThread::start((index, workers), &shared, sockets, &driver, &heartbeats, shutdown.clone())
+            let init = WorkerStart {
+                position: (index, workers),
+                shared: &self.shared,
+                listeners: listeners.sockets_of_worker(index, workers),
+                driver: &driver,
+                heartbeats: &self.heartbeats,
+                listening: listening.clone(),
+                shutdown: shutdown.clone(),
+            };
+            WorkerThread::start(init)
         };
         let threads = (0..workers).map(start).collect::<anyhow::Result<Vec<_>>>()?;
+        drop(listening);
+        for _ in 0..workers {
+            // A worker that cannot listen ends the process.
+            drained.blocking_recv();
+        }
         let counters = threads.iter().map(|worker| Arc::clone(&worker.counters)).collect();
         let metrics = Arc::new(Metrics::new(counters));
-        let certificates = &push_client.certificates;
-        service.watch(Arc::clone(&heartbeats), status::service_state(&sync_status, &metrics));
-        let status = status
-            .map(|listener| status::serve(listener, heartbeats, sync_status, metrics, certificates, shutdown))
-            .transpose()?;
-        tracing::info!(%driver, workers, "serving");
-        let revision = shared.snapshot.load().revision();
-        let status_address = status.as_ref().map(StatusServer::address);
-        print_ready_line(&listeners, status_address, &driver, workers, revision);
+        let status_socket = status.as_ref().map(StatusListener::try_clone).transpose()?;
+        let content = StatusContent {
+            heartbeats: Arc::clone(&self.heartbeats),
+            sync: Arc::clone(&self.sync_status),
+            metrics: Arc::clone(&metrics),
+            certificates: &self.push_client.certificates,
+            upgrades: &self.upgrades,
+            shutdown,
+        };
+        let status = status.map(|listener| status::serve(listener, content)).transpose()?;
         Ok(RunningServer {
             settings,
-            shared,
+            driver,
             listeners,
             workers: threads,
+            drained,
             stage,
+            shared: self.shared,
+            heartbeats: self.heartbeats,
+            sync_status: self.sync_status,
+            metrics,
             status,
-            push_client,
-            read_files,
+            status_socket,
+            upgrades: self.upgrades,
+            push_client: self.push_client,
+            read_files: self.read_files,
         })
     }
 }
@@ -250,25 +346,58 @@ impl PreparedServer {
 /// A data plane that serves.
 struct RunningServer {
     settings: Settings,
-    shared: Arc<SharedState>,
+    driver: Driver,
     /// The sockets that workers listen on.
     listeners: ListenerSet,
     workers: Vec<WorkerThread>,
+    /// Has no sender when all workers have drained.
+    drained: mpsc::UnboundedReceiver<()>,
     stage: watch::Sender<ShutdownStage>,
+    shared: Arc<SharedState>,
+    heartbeats: Arc<Heartbeats>,
+    sync_status: Arc<SyncStatus>,
+    metrics: Arc<Metrics>,
     status: Option<StatusServer>,
+    /// The socket of `status`, for a successor.
+    status_socket: Option<TcpListener>,
+    upgrades: Arc<Upgrades>,
     push_client: PushClientHandle,
     /// Lets the push client read the files that the settings name again.
     read_files: watch::Sender<u64>,
 }
 
 impl RunningServer {
+    fn last_good(&self) -> &Path {
+        &self.settings.countersign.node.last_good
+    }
+
+    /// Notifies the service manager, and prints the ready line.
+    fn announce(&self, service: &ServiceManager) {
+        service.watch(Arc::clone(&self.heartbeats), status::service_state(&self.sync_status, &self.metrics));
+        let workers = self.workers.len();
+        tracing::info!(driver = %self.driver, workers, "serving");
+        let line = serde_json::json!({
+            "http": self.listeners.addresses(|protocol| protocol == ListenerProtocol::Http),
+            "https": self.listeners.addresses(|protocol| protocol == ListenerProtocol::Https),
+            "stream": self.listeners.addresses(|protocol| !protocol.is_http()),
+            "status": self.status.as_ref().map(StatusServer::address),
+            "driver": self.driver.name(), "workers": workers, "pid": std::process::id(),
+            "revision": self.shared.snapshot.load().revision(),
+        });
+        telemetry::stdout::write_ready_line(&line);
+    }
+
     /// Stops gracefully.
-    fn stop(self) {
-        let Self { settings, listeners, workers, stage, status, push_client, .. } = self;
-        drain(&stage, settings.countersign.drain_delay, status);
-        drop(listeners);
-        workers.into_iter().for_each(WorkerThread::join);
-        push_client.stop();
+    fn stop(mut self) {
+        drain(&self.stage, self.settings.countersign.drain_delay, self.status.take());
+        self.finish();
+    }
+
+    /// Waits for the workers, which drain, and ends the push client.
+    fn finish(self) {
+        drop((self.listeners, self.status_socket));
+        self.workers.into_iter().for_each(WorkerThread::join);
+        self.push_client.stop();
         tracing::info!("stopped");
     }
 }
@@ -345,75 +474,4 @@ fn shared_state(
         resolver: Resolver::start().context("cannot start the resolver's threads")?,
         config: ArcSwap::from_pointee(config),
     }))
-}
-
-struct WorkerThread {
-    thread: JoinHandle<()>,
-    counters: Arc<Counters>,
-    commands: mpsc::UnboundedSender<WorkerCommand>,
-}
-
-impl WorkerThread {
-    fn start(
-        (index, workers): (usize, usize),
-        shared: &Arc<SharedState>,
-        listeners: Vec<BoundSocket>,
-        driver: &Driver,
-        heartbeats: &Heartbeats,
-        shutdown: ShutdownWatch,
-    ) -> anyhow::Result<Self> {
-        let counters = Arc::new(Counters::default());
-        let (commands, received) = mpsc::unbounded_channel();
-        let cores = thread::available_parallelism().map_or(1, usize::from);
-        let init = WorkerInit {
-            shared: Arc::clone(shared),
-            counters: Arc::clone(&counters),
-            heartbeat: heartbeats.add(format!("worker-{index}"), Readiness::Required),
-            listeners,
-            commands: received,
-            driver: driver.clone(),
-            // With fewer workers than cores the kernel places them better.
-            cpu: (workers == cores && workers > 1).then_some(index),
-            shutdown,
-        };
-        let thread = thread::Builder::new()
-            .name(format!("worker-{index}"))
-            .spawn(move || {
-                if let Err(error) = worker_thread::run(init) {
-                    tracing::error!(%error, "a worker cannot run; stopping the process");
-                    telemetry::exit(1);
-                }
-            })
-            .context("cannot start a worker's thread")?;
-        Ok(Self { thread, counters, commands })
-    }
-
-    /// A worker that has ended needs no command.
-    fn command(&self, command: WorkerCommand) {
-        let _is_running = self.commands.send(command).is_ok();
-    }
-
-    /// Waits until it has drained.
-    fn join(self) {
-        if self.thread.join().is_err() {
-            tracing::error!("a worker panicked");
-        }
-    }
-}
-
-fn print_ready_line(
-    listeners: &ListenerSet,
-    status: Option<SocketAddr>,
-    driver: &Driver,
-    workers: usize,
-    revision: u64,
-) {
-    let line = serde_json::json!({
-        "http": listeners.addresses(|protocol| protocol == ListenerProtocol::Http),
-        "https": listeners.addresses(|protocol| protocol == ListenerProtocol::Https),
-        "stream": listeners.addresses(|protocol| !protocol.is_http()),
-        "status": status,
-        "driver": driver.name(), "workers": workers, "revision": revision,
-    });
-    telemetry::stdout::write_ready_line(&line);
 }

@@ -4,6 +4,7 @@
 //! Its port is bound before all others and released when they are, so that a successor can start
 //! while this process drains.
 
+use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 
 use conf::Settings;
@@ -15,32 +16,47 @@ use telemetry::{Heartbeats, ServiceState, StatusPage};
 
 use crate::lifecycle::{ShutdownStage, ShutdownWatch};
 use crate::observability::metrics::Metrics;
+use crate::observability::upgrades::{UpgradeMetrics, Upgrades};
 use crate::proxy::listener::{self, BindError, BindRetry};
 use crate::push_client::{SyncMetrics, SyncStatus};
 
-/// `None`: the settings have no status listener.
+/// The setting, and the name of the socket in a hand-over.
+pub(crate) const KEY: &str = "apisix.status";
+
+/// Takes over an inherited socket, or binds one. `None`: the settings have no status listener.
 ///
 /// # Errors
 /// When the address cannot be bound.
-pub(crate) fn bind(settings: &Settings, retry: &BindRetry) -> Result<Option<StatusListener>, BindError> {
+pub(crate) fn bind(
+    settings: &Settings,
+    retry: &BindRetry,
+    inherited: impl FnOnce(&'static str, SocketAddr) -> Option<TcpListener>,
+) -> Result<Option<StatusListener>, BindError> {
+    let key = KEY;
     let Some(addr) = settings.apisix.status else { return Ok(None) };
-    let key = "apisix.status";
-    let socket = listener::bind_exclusive(key, addr, retry)?;
+    let socket = match inherited(key, addr) {
+        Some(socket) => socket,
+        None => listener::bind_exclusive(key, addr, retry)?,
+    };
     StatusListener::from_std(socket).map(Some).map_err(|error| BindError { key, addr, error, stopped: false })
+}
+
+/// What the pages of the status listener show.
+pub(crate) struct StatusContent<'a> {
+    pub(crate) heartbeats: Arc<Heartbeats>,
+    pub(crate) sync: Arc<SyncStatus>,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) certificates: &'a CertificateMonitor,
+    pub(crate) upgrades: &'a Arc<Upgrades>,
+    pub(crate) shutdown: ShutdownWatch,
 }
 
 /// Starts to serve requests.
 ///
 /// # Errors
 /// When the system gives no thread.
-pub(crate) fn serve(
-    listener: StatusListener,
-    heartbeats: Arc<Heartbeats>,
-    sync: Arc<SyncStatus>,
-    metrics: Arc<Metrics>,
-    certificates: &CertificateMonitor,
-    shutdown: ShutdownWatch,
-) -> std::io::Result<StatusServer> {
+pub(crate) fn serve(listener: StatusListener, content: StatusContent<'_>) -> std::io::Result<StatusServer> {
+    let StatusContent { heartbeats, sync, metrics, certificates, upgrades, shutdown } = content;
     let mut status = StatusPage::new(heartbeats);
     metrics.register(status.registry());
     status.registry().register_collector(Box::new(SyncMetrics(Arc::clone(&sync))));
@@ -57,10 +73,16 @@ pub(crate) fn serve(
     show("last_error", |sync| serde_json::json!(sync.last_error().as_deref()));
     show("snapshot_age_seconds", |sync| sync.age().map(|age| age.as_secs()).into());
     show("held_store", |sync| sync.held_store().map(|held| held.to_json()).into());
+    status.registry().register_collector(Box::new(UpgradeMetrics(Arc::clone(upgrades))));
+    let generations = Arc::clone(upgrades);
+    status.add_field("generation", move || generations.generations.number().into());
+    let generations = Arc::clone(upgrades);
+    status.add_field("draining_processes", move || generations.draining().into());
     let certificates = certificates.clone();
     status.add_field("certificates", move || serde_json::json!(certificates.endpoints()));
     status.add_readiness_check(move || match shutdown.stage() {
-        ShutdownStage::Serving => Ok(()),
+        // On a connection from before a hand-over: the successor serves this address.
+        ShutdownStage::Serving | ShutdownStage::HandedOver => Ok(()),
         ShutdownStage::LameDuck | ShutdownStage::Draining => Err("this data plane is draining".to_owned()),
     });
     status.add_readiness_check(move || sync.readiness().map_err(str::to_owned));

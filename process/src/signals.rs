@@ -107,23 +107,6 @@ impl Signals {
         *self.stop.borrow()
     }
 
-    /// Blocks this thread until a stop signal, or until SIGHUP: then true. Not for threads of an
-    /// asynchronous runtime.
-    ///
-    /// # Errors
-    /// As [`Signals::wait_for_stop`].
-    pub fn wait_for_stop_or_reload(&self, reload: &mut watch::Receiver<u64>) -> io::Result<bool> {
-        let mut stop = self.stop.clone();
-        let runtime = tokio::runtime::Builder::new_current_thread().build()?;
-        Ok(runtime.block_on(async {
-            tokio::select! {
-                biased;
-                _ = stop.wait_for(|stop| *stop) => false,
-                changed = reload.changed() => changed.is_ok(),
-            }
-        }))
-    }
-
     /// Blocks this thread until a stop signal. Not for threads of an asynchronous runtime.
     ///
     /// # Errors

@@ -5,6 +5,8 @@
 //!
 //! Invariant: a child never outlives its [`Process`], and every wait has a bound and a message.
 
+mod successor;
+
 use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -22,6 +24,8 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use crate::resources::pinned;
+
+pub use successor::Successor;
 
 /// The bound of every wait for an event, on a busy machine.
 pub const EVENT_TIMEOUT: Duration = Duration::from_secs(60);
@@ -208,6 +212,8 @@ pub struct Process {
     name: &'static str,
     child: Child,
     ready: Value,
+    /// The ready lines of it and its successors, which write to the same pipe.
+    ready_lines: watch::Receiver<Vec<Value>>,
 }
 
 /// How to start one of the two programs.
@@ -267,13 +273,14 @@ impl<'a> Launch<'a> {
     /// The output instead of a ready line, and the log.
     pub async fn try_start(self, log: &Log) -> Result<Process, String> {
         let name = self.name;
+        successor::adopt_orphans();
         let mut child = spawn(&mut self.command(), self.cpu)
             .map_err(|problem| format!("cannot start {name}: {problem}"))?;
         let logging = log.follow(child.stderr.take().expect("standard error is piped"));
         let mut stdout = BufReader::new(child.stdout.take().expect("standard output is piped"));
         let mut line = String::new();
         let read = timeout(EVENT_TIMEOUT, stdout.read_line(&mut line)).await;
-        let Some(ready) = line.strip_prefix("ready ").and_then(|json| serde_json::from_str(json).ok()) else {
+        let Some(ready) = parse_ready_line(&line) else {
             let _ = child.start_kill();
             let ended = timeout(EVENT_TIMEOUT, child.wait()).await;
             let _ = timeout(EVENT_TIMEOUT, logging).await;
@@ -282,9 +289,15 @@ impl<'a> Launch<'a> {
                 log.text()
             ));
         };
+        let (lines, ready_lines) = watch::channel(vec![ready.clone()]);
         // Later output must not fill the pipe and block the program.
-        tokio::spawn(async move { tokio::io::copy(&mut stdout, &mut tokio::io::sink()).await });
-        Ok(Process { name, child, ready })
+        tokio::spawn(async move {
+            let mut read = stdout.lines();
+            while let Ok(Some(line)) = read.next_line().await {
+                lines.send_modify(|lines| lines.extend(parse_ready_line(&line)));
+            }
+        });
+        Ok(Process { name, child, ready, ready_lines })
     }
 
     fn command(&self) -> Command {
@@ -314,6 +327,10 @@ impl<'a> Launch<'a> {
     }
 }
 
+fn parse_ready_line(line: &str) -> Option<Value> {
+    line.strip_prefix("ready ").and_then(|json| serde_json::from_str(json).ok())
+}
+
 /// Starts a command, pinned to a core if one is given: the child inherits the affinity that this
 /// thread has meanwhile.
 fn spawn(command: &mut Command, cpu: Option<usize>) -> io::Result<Child> {
@@ -330,7 +347,7 @@ impl Process {
     /// When it cannot be started.
     pub fn foreign(name: &'static str, mut command: Command, cpu: Option<usize>) -> io::Result<Self> {
         let child = spawn(command.kill_on_drop(true), cpu)?;
-        Ok(Self { name, child, ready: Value::Null })
+        Ok(Self { name, child, ready: Value::Null, ready_lines: watch::channel(Vec::new()).1 })
     }
 
     /// Its standard error, when that is piped and was not taken before.
@@ -351,6 +368,19 @@ impl Process {
     /// The JSON of its ready line.
     pub fn ready(&self) -> &Value {
         &self.ready
+    }
+
+    /// The ready lines so far, of it and its successors.
+    pub fn ready_lines(&self) -> Vec<Value> {
+        self.ready_lines.borrow().clone()
+    }
+
+    /// Waits for the ready line of its n-th successor.
+    pub async fn successor(&self, nth: usize) -> Successor {
+        let mut lines = self.ready_lines.clone();
+        let seen = timeout(EVENT_TIMEOUT, lines.wait_for(|lines| lines.len() > nth)).await;
+        let Ok(Ok(lines)) = seen else { panic!("{} has no successor {nth}: {seen:?}", self.name) };
+        Successor::new(lines[nth].clone())
     }
 
     pub fn id(&self) -> u32 {

@@ -305,8 +305,8 @@ impl LoadClient {
             };
             match bounded("an HTTP/2 response", answered).await {
                 Ok(status) => self.check("stream", unexpected_status(status)),
-                // The connection had a GOAWAY, and the request was not sent.
-                Err(error) if error.is_canceled() => return,
+                // The connection had a GOAWAY, and the request was not sent or not processed.
+                Err(error) if error.is_canceled() || is_go_away(&error) => return,
                 Err(error) => {
                     let cause =
                         std::error::Error::source(&error).map_or_else(String::new, ToString::to_string);
@@ -352,4 +352,13 @@ impl LoadClient {
 
 fn unexpected_status(status: StatusCode) -> Option<String> {
     (status != StatusCode::OK).then(|| format!("status {status}"))
+}
+
+/// Whether the server has announced in a GOAWAY without an error that it does not process the
+/// stream (RFC 9113 section 6.8).
+fn is_go_away(error: &hyper::Error) -> bool {
+    let source = std::error::Error::source(error).and_then(|source| source.downcast_ref::<h2::Error>());
+    source.is_some_and(|error| {
+        error.is_go_away() && error.is_remote() && error.reason() == Some(h2::Reason::NO_ERROR)
+    })
 }

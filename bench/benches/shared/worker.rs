@@ -40,6 +40,7 @@ impl Running {
             heartbeat,
             listeners,
             commands: unbounded_channel().1,
+            listening: unbounded_channel().0,
             driver,
             cpu: Some(cpu),
             shutdown,

@@ -55,6 +55,7 @@ pub(super) fn run(requests: u64, mode: Mode) -> anyhow::Result<()> {
         heartbeat: Heartbeat::new("worker-0", Readiness::Required),
         listeners: bound,
         commands: mpsc::unbounded_channel().1,
+        listening: mpsc::unbounded_channel().0,
         driver: Driver::Epoll { reason: "instructions are counted".to_owned() },
         cpu: None,
         shutdown,

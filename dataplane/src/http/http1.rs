@@ -209,7 +209,7 @@ async fn hibernate<I: ChunkRead + Write + Unpin>(
     poll_fn(|cx| {
         // Data first: it may be a request that the client sent before it saw the drain.
         let readable = io.poll_readable(cx);
-        if readable.is_pending() && may_close && drain.poll_draining(cx).is_ready() {
+        if readable.is_pending() && may_close && drain.poll_stopping(cx).is_ready() {
             return Poll::Ready(Ok(Wakeup::Close));
         }
         readable.map_ok(|readable| if readable { Wakeup::Readable } else { Wakeup::Close })
@@ -241,7 +241,7 @@ where
 {
     let mut draining = false;
     poll_fn(|cx| {
-        if !draining && drain.poll_draining(cx).is_ready() && may_drain() {
+        if !draining && drain.poll_stopping(cx).is_ready() && may_drain() {
             draining = true;
             connection.as_mut().graceful_shutdown();
         }

@@ -3,6 +3,10 @@
 //! A connection enters the [`Drain`] and holds a [`DrainGuard`], which tells it when the worker
 //! drains or when this connection alone is to drain ([`DrainHandle`]). The worker waits on
 //! [`Drain::wait_idle`]. Local to its thread: no locks, no atomics.
+//!
+//! After a hand-over there is no hurry ([`DrainMode::HandedOver`]): an idle HTTP/1 connection stays
+//! open, because its client may just be sending a request that it would not repeat, and a silent
+//! TCP connection is not cut.
 
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
@@ -11,10 +15,19 @@ use std::task::{Context, Poll, Waker};
 
 use slab::Slab;
 
+/// Why a worker drains.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum DrainMode {
+    /// A successor accepts the connections of clients.
+    HandedOver,
+    /// The process stops.
+    Stop,
+}
+
 /// The drain of one worker, with the connections it waits for.
 #[derive(Default)]
 pub(crate) struct Drain {
-    begun: Cell<bool>,
+    begun: Cell<Option<DrainMode>>,
     entries: RefCell<Slab<DrainEntry>>,
     idle_waker: RefCell<Option<Waker>>,
 }
@@ -53,16 +66,12 @@ pub(crate) struct DrainGuard {
 }
 
 impl Drain {
-    /// Drains all connections.
-    pub(crate) fn begin(&self) {
-        self.begun.set(true);
+    /// Drains all connections. A stop may follow a hand-over.
+    pub(crate) fn begin(&self, mode: DrainMode) {
+        self.begun.set(self.begun.get().max(Some(mode)));
         let wakers: Vec<Waker> =
             self.entries.borrow_mut().iter_mut().filter_map(|(_, entry)| entry.waker.take()).collect();
         wakers.into_iter().for_each(Waker::wake);
-    }
-
-    pub(crate) fn has_begun(&self) -> bool {
-        self.begun.get()
     }
 
     /// The number of entered connections.
@@ -92,7 +101,16 @@ impl Drain {
 impl DrainGuard {
     /// Ready once the worker or this connection drains.
     pub(crate) fn poll_draining(&self, cx: &mut Context<'_>) -> Poll<()> {
-        if self.drain.has_begun() {
+        self.poll_mode(DrainMode::HandedOver, cx)
+    }
+
+    /// The same, but not for a hand-over: ready once the process stops or this connection drains.
+    pub(crate) fn poll_stopping(&self, cx: &mut Context<'_>) -> Poll<()> {
+        self.poll_mode(DrainMode::Stop, cx)
+    }
+
+    fn poll_mode(&self, mode: DrainMode, cx: &mut Context<'_>) -> Poll<()> {
+        if self.drain.begun.get() >= Some(mode) {
             return Poll::Ready(());
         }
         if let Some(entry) = self.drain.entries.borrow_mut().get_mut(self.key) {
@@ -138,8 +156,13 @@ mod tests {
         let guard = drain.enter();
         let mut cx = Context::from_waker(Waker::noop());
         assert!(guard.poll_draining(&mut cx).is_pending());
-        drain.begin();
+        drain.begin(DrainMode::HandedOver);
         assert!(guard.poll_draining(&mut cx).is_ready());
+        assert!(guard.poll_stopping(&mut cx).is_pending());
+        drain.begin(DrainMode::Stop);
+        assert!(guard.poll_stopping(&mut cx).is_ready());
+        drain.begin(DrainMode::HandedOver);
+        assert!(guard.poll_stopping(&mut cx).is_ready(), "a stop stays one");
         let waker = noop_waker();
         let mut cx = Context::from_waker(&waker);
         let mut idle = pin!(drain.wait_idle());
@@ -156,7 +179,7 @@ mod tests {
         assert!(one.poll_draining(&mut cx).is_pending() && other.poll_draining(&mut cx).is_pending());
         one.handle().drain();
         assert!(one.poll_draining(&mut cx).is_ready() && other.poll_draining(&mut cx).is_pending());
-        assert!(!drain.has_begun());
+        assert_eq!(drain.begun.get(), None);
         drop(one);
         assert!(drain.enter().poll_draining(&mut cx).is_pending(), "a reused entry does not drain");
     }

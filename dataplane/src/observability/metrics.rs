@@ -351,7 +351,7 @@ fn encode_gauge(
 }
 
 /// Encodes a counter with one series for each label value.
-fn encode_family<L: EncodeLabelSet>(
+pub(crate) fn encode_family<L: EncodeLabelSet>(
     out: &mut DescriptorEncoder<'_>,
     name: &str,
     help: &str,

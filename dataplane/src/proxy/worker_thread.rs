@@ -1,14 +1,17 @@
 //! The thread of a worker, from its start until it has drained.
 
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 
+use futures_util::future::{Either, select};
 use telemetry::{Heartbeat, heartbeat};
 use tokio::sync::mpsc;
 
 use super::listener::{Acceptor, AcceptorControl, AcceptorEnd, BoundSocket};
 use super::worker::{SharedState, Worker, WorkerCommand};
 use super::{connection, registry};
+use crate::lifecycle::drain::DrainMode;
 use crate::lifecycle::{ShutdownStage, ShutdownWatch};
 use crate::observability::log;
 use crate::observability::metrics::Counters;
@@ -25,6 +28,9 @@ pub struct WorkerInit {
     pub listeners: Vec<BoundSocket>,
     pub commands: mpsc::UnboundedReceiver<WorkerCommand>,
     pub driver: Driver,
+    /// Receives a message when the worker listens on all its sockets, and is dropped when it has
+    /// drained.
+    pub listening: mpsc::UnboundedSender<()>,
     /// The CPU to run on.
     pub cpu: Option<usize>,
     pub shutdown: ShutdownWatch,
@@ -35,7 +41,8 @@ pub struct WorkerInit {
 /// # Errors
 /// The runtime or a listener cannot be set up.
 pub fn run(init: WorkerInit) -> std::io::Result<()> {
-    let WorkerInit { shared, counters, heartbeat, listeners, commands, driver, cpu, mut shutdown } = init;
+    let WorkerInit { shared, counters, heartbeat, listeners, commands, driver, listening, cpu, shutdown } =
+        init;
     if let Some(cpu) = cpu
         && let Err(error) = runtime::pin_to_cpu(cpu)
     {
@@ -55,24 +62,43 @@ pub fn run(init: WorkerInit) -> std::io::Result<()> {
             Arc::clone(&worker.counters),
             move || draining.config().shutdown_timeout,
         ));
-        shutdown.wait_for(ShutdownStage::LameDuck).await;
-        worker.http.lame_duck.set(true);
-        shutdown.wait_for(ShutdownStage::Draining).await;
-        worker.end_acceptors(AcceptorEnd::Close);
-        worker.timeouts.start_drain();
-        worker.drain.begin();
-        let timeout = worker.config().shutdown_timeout;
-        if runtime::timeout(timeout, worker.drain.wait_idle()).await.is_err() {
-            tracing::warn!(
-                connections = worker.drain.active(),
-                "connections still open at the end of worker_shutdown_timeout are cut"
-            );
-        }
+        // Received by the process, which waits for it.
+        let _process_stops = listening.send(()).is_ok();
+        serve_until_drained(&worker, shutdown).await;
         worker.upstreams.pool.clear();
         log::log_suppressed();
         heartbeat.set_idle();
         Ok(())
     })?
+}
+
+/// Waits for a hand-over or a stop, and until the open connections have ended.
+async fn serve_until_drained(worker: &Worker, mut shutdown: ShutdownWatch) {
+    shutdown.wait_for(ShutdownStage::HandedOver).await;
+    worker.http.lame_duck.set(true);
+    let mut drained = false;
+    if shutdown.stage() == ShutdownStage::HandedOver {
+        worker.end_acceptors(AcceptorEnd::Release);
+        worker.drain.begin(DrainMode::HandedOver);
+        let (idle, stop) = (pin!(worker.drain.wait_idle()), pin!(shutdown.wait_for(ShutdownStage::Draining)));
+        let ended = runtime::timeout(worker.config().shutdown_timeout, select(idle, stop)).await;
+        drained = !matches!(ended, Ok(Either::Right(_)));
+    }
+    if !drained {
+        shutdown.wait_for(ShutdownStage::Draining).await;
+        worker.end_acceptors(AcceptorEnd::Close);
+        worker.timeouts.start_drain();
+        worker.drain.begin(DrainMode::Stop);
+        let timeout = worker.config().shutdown_timeout;
+        // Those that are left are counted below.
+        let _drained = runtime::timeout(timeout, worker.drain.wait_idle()).await.is_ok();
+    }
+    if worker.drain.active() > 0 {
+        tracing::warn!(
+            connections = worker.drain.active(),
+            "connections still open at the end of worker_shutdown_timeout are cut"
+        );
+    }
 }
 
 /// Accepts connections on a socket until the worker drains.

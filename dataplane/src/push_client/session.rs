@@ -164,7 +164,7 @@ async fn sync(
         let leave_at = held_since.filter(|_| !alone).map(|since| since + HELD_SESSION_MAX);
         let message = tokio::select! {
             message = inbound.message() => message?,
-            () = shutdown.wait_for(ShutdownStage::LameDuck), if !draining => {
+            () = shutdown.wait_for(ShutdownStage::HandedOver), if !draining => {
                 draining = true;
                 send(&answers, from_node::Message::Draining(Draining {})).await?;
                 continue;

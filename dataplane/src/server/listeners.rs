@@ -6,9 +6,11 @@
 //! listens on every address.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
+use std::sync::Arc;
 
 use conf::Settings;
+use process::handover::{HandoverError, OfferedSocket};
 
 use crate::io::connection_info::{ListenerOptions, ListenerProtocol, TcpMode};
 use crate::proxy::listener::{self, BindError, BindRetry, BoundSocket};
@@ -58,6 +60,34 @@ pub(super) fn plan(settings: &Settings) -> Vec<ListenerPlan> {
     all
 }
 
+/// Listening sockets from another process, until they are taken.
+#[derive(Debug, Default)]
+pub(super) struct InheritedSockets(Vec<(String, SocketAddr, TcpListener)>);
+
+impl InheritedSockets {
+    /// Checks the sockets of a predecessor.
+    ///
+    /// # Errors
+    /// [`HandoverError::WrongSocket`].
+    pub(super) fn new(sockets: Vec<OfferedSocket>) -> Result<Self, HandoverError> {
+        sockets.into_iter().map(OfferedSocket::into_tcp_listener).collect::<Result<_, _>>().map(Self)
+    }
+
+    /// Takes the sockets of an address. For port 0: those of the first address of the same setting
+    /// that are left.
+    pub(super) fn take(&mut self, key: &str, configured: SocketAddr) -> Vec<(SocketAddr, TcpListener)> {
+        let chosen = |(name, addr, _): &(String, SocketAddr, TcpListener)| {
+            (name == key && addr.ip() == configured.ip()).then_some(*addr)
+        };
+        let addr = match configured.port() {
+            0 => self.0.iter().find_map(chosen).unwrap_or(configured),
+            _ => configured,
+        };
+        let taken = self.0.extract_if(.., |(_, bound, _)| *bound == addr);
+        taken.map(|(_, bound, socket)| (bound, socket)).collect()
+    }
+}
+
 /// An address with its sockets.
 #[derive(Debug)]
 pub(super) struct BoundListener {
@@ -97,6 +127,13 @@ impl BoundListener {
         Ok(Self { plan, sockets: (0..workers.max(1)).map(bind).collect::<Result<_, _>>()? })
     }
 
+    /// Takes over the inherited sockets of an address; `None` if there are none.
+    fn inherit(plan: ListenerPlan, inherited: &mut InheritedSockets) -> Option<Self> {
+        let sockets = inherited.take(plan.key, plan.configured);
+        let bound = |(addr, socket)| BoundSocket { socket: Arc::new(socket), addr, options: plan.options };
+        (!sockets.is_empty()).then(|| Self { plan, sockets: sockets.into_iter().map(bound).collect() })
+    }
+
     /// The address, with the port that the kernel chose for port 0.
     pub(super) fn addr(&self) -> SocketAddr {
         self.sockets.first().map_or(self.plan.configured, |socket| socket.addr)
@@ -116,18 +153,40 @@ impl BoundListener {
 pub(super) struct ListenerSet(pub(super) Vec<BoundListener>);
 
 impl ListenerSet {
-    /// Binds the addresses.
+    /// Takes over the inherited sockets, and binds the addresses that have none.
     ///
     /// # Errors
     /// [`BindError`].
-    pub(super) fn bind(plans: &[ListenerPlan], workers: usize, retry: &BindRetry) -> Result<Self, BindError> {
-        let bound = plans.iter().map(|plan| BoundListener::bind(*plan, workers, retry));
+    pub(super) fn bind(
+        plans: &[ListenerPlan],
+        workers: usize,
+        retry: &BindRetry,
+        inherited: &mut InheritedSockets,
+    ) -> Result<Self, BindError> {
+        let bound = plans.iter().map(|plan| match BoundListener::inherit(*plan, inherited) {
+            Some(listener) => Ok(Some(listener)),
+            None => BoundListener::bind(*plan, workers, retry),
+        });
         Ok(Self(bound.filter_map(Result::transpose).collect::<Result<_, _>>()?))
     }
 
     /// The sockets of worker `index` of `workers`.
     pub(super) fn sockets_of_worker(&self, index: usize, workers: usize) -> Vec<BoundSocket> {
         self.0.iter().flat_map(|listener| listener.sockets_of_worker(index, workers)).collect()
+    }
+
+    /// The sockets, for a successor.
+    ///
+    /// # Errors
+    /// When the process has no descriptor left.
+    pub(super) fn offer(&self) -> io::Result<Vec<OfferedSocket>> {
+        let named = self.0.iter().flat_map(|listener| {
+            listener
+                .sockets
+                .iter()
+                .map(|bound| OfferedSocket::new(listener.plan.key, bound.addr, &bound.socket))
+        });
+        named.collect()
     }
 
     /// The addresses of the listeners whose protocol `is_shown`.
@@ -242,6 +301,7 @@ fn is_ipv6_unavailable(error: &io::Error) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
     use std::os::fd::AsRawFd as _;
     use std::time::Duration;
 
@@ -279,7 +339,7 @@ mod tests {
         let (http, https) = (ListenerProtocol::Http, ListenerProtocol::Https);
         let retry = BindRetry { predecessor: Duration::ZERO, stop: watch::channel(false).1 };
         let plans = [plan("127.0.0.1:0", http), plan("127.0.0.1:0", https)];
-        let mut set = ListenerSet::bind(&plans, 2, &retry).unwrap();
+        let mut set = ListenerSet::bind(&plans, 2, &retry, &mut InheritedSockets::default()).unwrap();
         let [first, second] = set.addresses(|_| true)[..] else { panic!() };
         assert_eq!(changed(&mut set, &plans), (vec![], vec![first, second]));
         // The first one vanishes; the order of the rest means nothing.
@@ -304,10 +364,37 @@ mod tests {
         let taken = plan(&other.local_addr().unwrap().to_string(), ListenerProtocol::Http);
         let own = plan("127.0.0.1:0", ListenerProtocol::Http);
         let retry = BindRetry { predecessor: Duration::ZERO, stop: watch::channel(true).1 };
-        let mut set = ListenerSet::bind(&[own], 2, &retry).unwrap();
+        let mut set = ListenerSet::bind(&[own], 2, &retry, &mut InheritedSockets::default()).unwrap();
         let error = set.prepare_change(&[taken], 2, &retry).unwrap_err();
         assert!(error.to_string().contains("cannot listen on 127.0.0.1"), "{error}");
         assert_eq!(changed(&mut set, &[own]).0, Vec::<String>::new());
+    }
+
+    fn localhost(port: u16) -> SocketAddr {
+        (Ipv4Addr::LOCALHOST, port).into()
+    }
+
+    #[test]
+    fn inherited_sockets_are_taken_by_address() {
+        let offered: Vec<_> = [(1, "http"), (2, "https"), (3, "https")]
+            .into_iter()
+            .flat_map(|(sockets, key)| {
+                let bound = bound(sockets);
+                bound
+                    .sockets
+                    .into_iter()
+                    .map(move |socket| OfferedSocket::new(key, socket.addr, &socket.socket))
+            })
+            .collect::<Result<_, _>>()
+            .unwrap();
+        let mut inherited = InheritedSockets::new(offered).unwrap();
+        assert!(inherited.take("http", localhost(1)).is_empty());
+        let three = inherited.0.last().unwrap().1;
+        assert_eq!(inherited.take("other", three).len(), 3, "whatever it served before");
+        assert_eq!(inherited.take("https", localhost(0)).len(), 2);
+        assert!(inherited.take("https", localhost(0)).is_empty());
+        assert_eq!(inherited.take("http", localhost(0)).len(), 1);
+        assert!(inherited.0.is_empty());
     }
 
     proptest! {

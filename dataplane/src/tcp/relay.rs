@@ -93,7 +93,7 @@ pub(crate) async fn relay(
     let mut timer = RelayTimer::start(timeouts);
     let guard = drain_limit.drain.enter();
     poll_fn(|cx| {
-        if !timer.draining && guard.poll_draining(cx).is_ready() {
+        if !timer.draining && guard.poll_stopping(cx).is_ready() {
             timer.start_drain(drain_limit.idle);
         }
         let before = (up.bytes, down.bytes);

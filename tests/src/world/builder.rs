@@ -104,6 +104,12 @@ impl WorldBuilder {
         self
     }
 
+    /// Runs the programs of this folder.
+    pub fn programs(mut self, folder: &Path) -> Self {
+        self.placement.programs = Some(folder.to_owned());
+        self
+    }
+
     /// Serves `app.test` by this upstream, without client certificates.
     pub fn open(self, upstream: SocketAddr) -> Self {
         Self { app: Some(App { upstream, path: "/*", protected: false }), ..self }

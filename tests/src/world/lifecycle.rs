@@ -5,7 +5,7 @@ use std::process::ExitStatus;
 use super::World;
 use super::plane::{Plane, Program};
 use crate::credentials::Credential;
-use crate::process::{Launch, Process};
+use crate::process::{ExitOutput, Launch, Process, Successor, run_to_end};
 
 impl World {
     /// Writes the current settings and starts the control plane, at the same ports as before.
@@ -83,6 +83,43 @@ impl World {
     /// SIGTERM, and waits for the end.
     pub async fn stop_node(&mut self) -> ExitStatus {
         self.nodes[0].stop().await
+    }
+
+    /// Runs `dataplane upgrade` for the first node, with the current settings.
+    pub async fn try_upgrade_node(&self) -> ExitOutput {
+        let config = self.write_config(&self.nodes[0].name);
+        let config = config.to_str().expect("a path in UTF-8");
+        run_to_end("dataplane", &["upgrade", "-c", config], self.folder()).await
+    }
+
+    /// The same, and waits until the successor is ready.
+    pub async fn upgrade_node(&mut self) -> &Successor {
+        let output = self.try_upgrade_node().await;
+        assert!(output.status.success(), "{output:?}\n{}", self.node_log().text());
+        self.nodes[0].succeeded().await;
+        self.node_successors().last().expect("there is one now")
+    }
+
+    /// The processes that took over from the first node, the newest last.
+    pub fn node_successors(&self) -> &[Successor] {
+        self.nodes[0].successors()
+    }
+
+    /// Waits for the ready line of the first node's next successor.
+    pub async fn node_succeeded(&mut self) -> &Successor {
+        self.nodes[0].succeeded().await;
+        self.node_successors().last().expect("there is one now")
+    }
+
+    /// The first process of the first node, which may drain.
+    pub fn node_process(&mut self) -> &mut Process {
+        self.nodes[0].process_mut()
+    }
+
+    /// Changes the environment of the node for its next start.
+    pub fn change_node_environment(&mut self, name: &str, value: &str) {
+        self.node_environment.retain(|(known, _)| known != name);
+        self.node_environment.push((name.to_owned(), value.to_owned()));
     }
 
     /// Hands the process over to the test, which signals it and waits.

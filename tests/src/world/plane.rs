@@ -7,7 +7,7 @@ use std::process::ExitStatus;
 use serde_json::Value;
 
 use crate::ports::Reservation;
-use crate::process::{Launch, Log, Process};
+use crate::process::{Launch, Log, Process, Successor};
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Program {
@@ -28,6 +28,8 @@ pub(super) struct Plane {
     program: Program,
     pub(super) name: String,
     process: Option<Process>,
+    /// The processes that took over from it, the newest last.
+    successors: Vec<Successor>,
     /// The addresses of its first start, which later ones use again.
     addresses: Option<Value>,
     /// Reserve its ports while it is down.
@@ -38,7 +40,15 @@ pub(super) struct Plane {
 impl Plane {
     pub(super) fn new(program: Program, name: &str) -> Self {
         let name = name.to_owned();
-        Self { program, name, process: None, addresses: None, held: Vec::new(), log: Log::default() }
+        Self {
+            program,
+            name,
+            process: None,
+            successors: Vec::new(),
+            addresses: None,
+            held: Vec::new(),
+            log: Log::default(),
+        }
     }
 
     /// The n-th address of one kind of listener.
@@ -58,6 +68,10 @@ impl Plane {
 
     pub(super) fn process(&self) -> &Process {
         self.process.as_ref().unwrap_or_else(|| panic!("{} is not running", self.name))
+    }
+
+    pub(super) fn process_mut(&mut self) -> &mut Process {
+        self.process.as_mut().unwrap_or_else(|| panic!("{} is not running", self.name))
     }
 
     /// Hands the process over.
@@ -83,6 +97,17 @@ impl Plane {
         self.addresses.get_or_insert_with(|| process.ready().clone());
         self.process = Some(process);
         self.held.clear();
+    }
+
+    /// Waits for the ready line of the next successor.
+    pub(super) async fn succeeded(&mut self) {
+        let next = self.process().successor(self.successors.len() + 1).await;
+        self.successors.push(next);
+    }
+
+    /// The processes that took over from the first one, the newest last.
+    pub(super) fn successors(&self) -> &[Successor] {
+        &self.successors
     }
 
     pub(super) async fn kill_9(&mut self) {

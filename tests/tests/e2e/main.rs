@@ -64,6 +64,7 @@ mod steady;
 mod stream;
 mod stream_cases;
 mod timeouts;
+mod upgrade;
 mod upstream;
 mod upstream_bound;
 mod upstream_rotation;

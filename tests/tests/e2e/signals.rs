@@ -32,7 +32,6 @@ async fn hangup_and_user_signals_end_no_program() {
             ("PIPE", ""),
             ("HUP", "SIGHUP: the settings"),
             ("USR1", "there is no file to open again"),
-            ("USR2", "SIGUSR2 is ignored"),
             ("HUP", "SIGHUP: the settings"),
         ] {
             let mark = log.mark();

@@ -5,7 +5,7 @@ use e2e::client::HttpClient;
 use e2e::steady_load::{LoadTargets, SteadyLoad};
 use e2e::upstream::Upstream;
 use e2e::upstream::tcp::{Script, TcpUpstream};
-use e2e::world::World;
+use e2e::world::{World, WorldBuilder};
 use serde_json::{Value, json};
 
 use crate::stream;
@@ -19,11 +19,18 @@ pub(crate) struct LoadedWorld {
 
 /// A world whose site needs a client certificate, with a stream listener before an echo.
 pub(crate) async fn loaded_world(more: Value) -> LoadedWorld {
+    loaded_world_of(World::builder(), more).await
+}
+
+/// The same, of this builder.
+pub(crate) async fn loaded_world_of(builder: WorldBuilder, more: Value) -> LoadedWorld {
     let upstreams = (Upstream::plain("plain").await, TcpUpstream::plain("echo", Script::Echo).await);
     let mut settings = stream::streaming();
     e2e::settings::merge(&mut settings, more);
-    let world = World::builder().settings(settings).protected(upstreams.0.address()).start().await;
-    world.apply(&[("stream_routes/1", json!({"upstream": stream::to(&[upstreams.1.address()])}))]).await;
+    let world = builder.settings(settings).protected(upstreams.0.address()).start().await;
+    let revision =
+        world.apply(&[("stream_routes/1", json!({"upstream": stream::to(&[upstreams.1.address()])}))]).await;
+    world.wait_persisted(revision).await;
     let identified = |client: HttpClient| client.identity(&world.credentials.client);
     let stream = Some(identified(world.tcp_client("app.test")));
     let targets = LoadTargets { https: world.verified_client("app.test"), stream };

@@ -1,0 +1,167 @@
+//! What the main thread waits for while the process serves: signals, and requests of the control
+//! socket.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{SyncSender, sync_channel};
+
+use process::control_socket::{self, ControlListener, ControlRequest, ControlSocket, Handler};
+use process::signals::Signals;
+use tokio::runtime::Runtime;
+use tokio::sync::{mpsc, watch};
+
+/// The path of the control socket: beside the last-good file, with its name, since several data
+/// planes may share a folder.
+pub(super) fn socket_path(last_good: &Path) -> PathBuf {
+    control_socket::path_beside(last_good, &last_good.file_name().unwrap_or_default().to_string_lossy())
+}
+
+/// Sends the result of a request to the command that waits for it. Does nothing for a signal.
+#[derive(Debug)]
+pub(super) struct Reply(Option<SyncSender<Result<String, String>>>);
+
+impl Reply {
+    pub(super) fn send(self, result: Result<String, String>) {
+        let _command_waits = self.0.is_some_and(|sender| sender.send(result).is_ok());
+    }
+}
+
+/// What happened.
+#[derive(Debug)]
+pub(super) enum Event {
+    /// A stop signal.
+    Stop,
+    /// SIGUSR2, or a request on the control socket.
+    Upgrade(Reply),
+    /// SIGHUP, or a request on the control socket.
+    Reload(Reply),
+}
+
+/// The events of the process.
+#[derive(Debug)]
+pub(super) struct Events {
+    runtime: Runtime,
+    stop: watch::Receiver<bool>,
+    reload: watch::Receiver<u64>,
+    upgrade: watch::Receiver<u64>,
+    requests: mpsc::UnboundedReceiver<Event>,
+    sender: mpsc::UnboundedSender<Event>,
+    is_upgrading: Arc<AtomicBool>,
+}
+
+impl Events {
+    /// # Errors
+    /// When a runtime without drivers cannot be built.
+    pub(super) fn new(signals: &Signals) -> std::io::Result<Self> {
+        let (sender, requests) = mpsc::unbounded_channel();
+        Ok(Self {
+            runtime: tokio::runtime::Builder::new_current_thread().build()?,
+            stop: signals.stop(),
+            reload: signals.reload(),
+            upgrade: signals.upgrade(),
+            requests,
+            sender,
+            is_upgrading: Arc::default(),
+        })
+    }
+
+    /// Serves the control socket beside the last-good file. Without it signals do the same.
+    pub(super) fn serve_control_socket(
+        &self,
+        last_good: &Path,
+        predecessor: Option<u32>,
+    ) -> Option<ControlSocket> {
+        let path = socket_path(last_good);
+        // The folder of a first start is made with the first save.
+        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+        let made = folder.map_or(Ok(()), crate::push_client::create_folder);
+        let bound = made.map_err(Into::into).and_then(|()| ControlListener::bind(&path, predecessor));
+        let served = bound.and_then(|listener| listener.serve(self.handler()).map_err(Into::into));
+        served
+            .inspect_err(|error| {
+                tracing::warn!(
+                    socket = %path.display(), %error,
+                    "the control socket cannot be made: `dataplane upgrade` cannot reach this process, SIGUSR2 can"
+                );
+            })
+            .ok()
+    }
+
+    fn handler(&self) -> Handler {
+        let (sender, is_upgrading) = (self.sender.clone(), Arc::clone(&self.is_upgrading));
+        Arc::new(move |request| {
+            let (reply, result) = sync_channel(1);
+            let reply = Reply(Some(reply));
+            let event = match request {
+                ControlRequest::Pid => return Ok(std::process::id().to_string()),
+                ControlRequest::ReopenLogs => return reopen_logs(),
+                ControlRequest::Reload => Event::Reload(reply),
+                ControlRequest::Upgrade if is_upgrading.swap(true, Ordering::AcqRel) => {
+                    return Err("an upgrade is under way already: wait for its result".to_owned());
+                }
+                ControlRequest::Upgrade => Event::Upgrade(reply),
+            };
+            let _main_thread_waits = sender.send(event).is_ok();
+            // It has handed over or stops, when it drops the request.
+            result.recv().unwrap_or_else(|_| Err("this process stops or has handed over".to_owned()))
+        })
+    }
+
+    /// Waits for the next event. Not for threads of an asynchronous runtime.
+    pub(super) fn next(&mut self) -> Event {
+        let Self { runtime, stop, reload, upgrade, requests, .. } = self;
+        runtime.block_on(async {
+            tokio::select! {
+                biased;
+                // The sending ends live as long as the process.
+                _ = stop.wait_for(|stop| *stop) => Event::Stop,
+                _ = upgrade.changed() => Event::Upgrade(Reply(None)),
+                _ = reload.changed() => Event::Reload(Reply(None)),
+                Some(event) = requests.recv() => event,
+            }
+        })
+    }
+
+    /// Marks that an upgrade begins.
+    pub(super) fn upgrade_begins(&self) {
+        self.is_upgrading.store(true, Ordering::Release);
+    }
+
+    /// Marks that an upgrade has failed, and ignores signals that came meanwhile.
+    pub(super) fn upgrade_failed(&mut self) {
+        self.is_upgrading.store(false, Ordering::Release);
+        if self.upgrade.has_changed().unwrap_or(false) {
+            self.upgrade.mark_unchanged();
+            tracing::warn!("SIGUSR2 is ignored: it came while an upgrade was under way, which has failed");
+        }
+    }
+
+    /// Refuses the requests that wait, and later ones.
+    pub(super) fn refuse_requests(&mut self) {
+        self.requests.close();
+        while self.requests.try_recv().is_ok() {}
+    }
+
+    /// Waits for a stop signal, true, or until `ended` has no sender.
+    pub(super) fn wait_for_stop_or_end(self, ended: &mut mpsc::UnboundedReceiver<()>) -> bool {
+        let Self { runtime, mut stop, upgrade, .. } = self;
+        // From now on SIGUSR2 is logged as ignored.
+        drop(upgrade);
+        runtime.block_on(async {
+            tokio::select! {
+                biased;
+                _ = stop.wait_for(|stop| *stop) => true,
+                () = async { while ended.recv().await.is_some() {} } => false,
+            }
+        })
+    }
+}
+
+fn reopen_logs() -> Result<String, String> {
+    match telemetry::log::reopen() {
+        Ok(Some(file)) => Ok(format!("the log goes to {} again", file.display())),
+        Ok(None) => Ok("the log goes to standard error, which stays open".to_owned()),
+        Err(error) => Err(error.to_string()),
+    }
+}

@@ -1,0 +1,169 @@
+//! An upgrade: this process starts its successor, which takes over the listeners, and drains.
+//!
+//! Invariant: until the successor serves, every failure leaves this process as it was. The
+//! last-good file has one writer at any time.
+
+use std::net::{SocketAddr, TcpListener};
+use std::sync::{Arc, Weak};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use process::control_socket::ControlSocket;
+use process::handover::{self, HandoverError, OfferedSocket, Program, ServingSuccessor, Wait};
+use process::signals::Signals;
+use serde::{Deserialize, Serialize};
+use telemetry::ServiceManager;
+
+use super::RunningServer;
+use super::events::{Events, Reply};
+use super::listeners::BoundListener;
+use crate::lifecycle::ShutdownStage;
+use crate::proxy::worker::WorkerCommand;
+use crate::status;
+
+/// How long the successor may take to read its settings, to prepare itself, and to start its
+/// workers. It waits for a control plane for `CONTROL_PLANE_MAX` at most.
+pub(super) const STEP_MAX: Duration = Duration::from_secs(30);
+/// How long workers may take to leave their sockets: some turns of their loops.
+const RELEASE_MAX: Duration = Duration::from_secs(5);
+const RELEASE_INTERVAL: Duration = Duration::from_millis(5);
+
+/// What a successor reports when it is prepared.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct ReadyDetail {
+    /// Of the snapshot that it will serve.
+    pub(super) revision: u64,
+    /// The addresses that it serves.
+    pub(super) addresses: Vec<SocketAddr>,
+}
+
+/// Why an upgrade failed.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum UpgradeError {
+    /// The successor would serve an older snapshot, or none.
+    #[error(
+        "countersign.node.last_good: {0}; the new process would begin with an older snapshot. Make room on the disk, or make the \
+         folder writable"
+    )]
+    LastGood(String),
+    #[error("the sockets cannot be passed on: {0}")]
+    Sockets(std::io::Error),
+    #[error(transparent)]
+    Handover(#[from] HandoverError),
+    #[error("the new process does not report its addresses: {0}")]
+    Detail(serde_json::Error),
+}
+
+/// A successor that serves.
+pub(super) struct Succession {
+    pub(super) successor: ServingSuccessor,
+    detail: ReadyDetail,
+}
+
+impl RunningServer {
+    /// Starts the successor and lets it serve. After an error this process serves as before.
+    pub(super) fn upgrade(&self, program: &Program, signals: &Signals) -> Result<Succession, UpgradeError> {
+        self.hand_over(program, signals).inspect_err(|_| self.upgrades.failed.inc())
+    }
+
+    fn hand_over(&self, program: &Program, signals: &Signals) -> Result<Succession, UpgradeError> {
+        let stopping = || signals.is_stopping();
+        let wait = Wait::new(STEP_MAX, &stopping);
+        self.push_client.flush().map_err(UpgradeError::LastGood)?;
+        let sockets = self.offer().map_err(UpgradeError::Sockets)?;
+        let starting = handover::start(program, &sockets, &self.upgrades.generations)?;
+        drop(sockets);
+        let pid = starting.pid();
+        tracing::info!(pid, program = %program.path().display(), "upgrade: the new process starts");
+        let (ready, detail) = starting.wait_started(wait)?.wait_ready(wait)?;
+        let detail: ReadyDetail = serde_json::from_value(detail).map_err(UpgradeError::Detail)?;
+        let paused = self.push_client.pause_saving().map_err(UpgradeError::LastGood);
+        let serving = paused.and_then(|()| Ok(ready.go(wait)?));
+        if serving.is_err() {
+            self.push_client.resume_saving();
+        }
+        serving.map(|successor| Succession { successor, detail })
+    }
+
+    fn offer(&self) -> std::io::Result<Vec<OfferedSocket>> {
+        let mut sockets = self.listeners.offer()?;
+        if let Some(socket) = &self.status_socket {
+            sockets.push(OfferedSocket::new(status::KEY, socket.local_addr()?, socket)?);
+        }
+        Ok(sockets)
+    }
+
+    /// Leaves the listeners to the successor and drains, until a stop signal or the last connection
+    /// ends.
+    pub(super) fn drain_after_handover(
+        mut self,
+        succession: Succession,
+        mut events: Events,
+        control: Option<ControlSocket>,
+        reply: Reply,
+        service: &ServiceManager,
+    ) {
+        let Succession { successor, detail } = succession;
+        tracing::info!(
+            pid = successor.pid(),
+            revision = detail.revision,
+            "upgrade: the new process accepts connections; this one serves its open connections to their end"
+        );
+        service.main_pid(successor.pid());
+        service.flush();
+        if let Some(status) = self.status.take() {
+            status.close();
+        }
+        drop(self.status_socket.take());
+        self.close_unused(&detail.addresses);
+        self.stage.send_replace(ShutdownStage::HandedOver);
+        wait_closed(&sockets_of(std::mem::take(&mut self.listeners).0));
+        if let Err(error) = successor.released() {
+            tracing::error!(%error, "upgrade: the new process has ended");
+        }
+        let (own, pid) = (std::process::id(), successor.pid());
+        reply.send(Ok(format!(
+            "process {pid} serves; process {own} serves its open connections to their end"
+        )));
+        events.refuse_requests();
+        drop(control);
+        let stopped = events.wait_for_stop_or_end(&mut self.drained);
+        if stopped {
+            self.stage.send_replace(ShutdownStage::Draining);
+        }
+        self.finish();
+        // Its end of the pair tells later generations that this process runs.
+        drop(successor);
+    }
+
+    /// Closes the listeners that the successor does not have, after what is in their queues.
+    fn close_unused(&mut self, used: &[SocketAddr]) {
+        let unused = self.listeners.0.extract_if(.., |listener| !used.contains(&listener.addr()));
+        let unused: Vec<_> = unused.collect();
+        for listener in &unused {
+            tracing::info!(addr = %listener.addr(), "the new settings do not have this address: it closes");
+            for worker in &self.workers {
+                worker.command(WorkerCommand::Close(listener.addr()));
+            }
+        }
+        wait_closed(&sockets_of(unused));
+    }
+}
+
+/// Drops the listeners of the main thread.
+fn sockets_of(listeners: Vec<BoundListener>) -> Vec<Weak<TcpListener>> {
+    let sockets = listeners.iter().flat_map(|listener| &listener.sockets);
+    sockets.map(|bound| Arc::downgrade(&bound.socket)).collect()
+}
+
+/// Waits until the workers have left their sockets.
+fn wait_closed(sockets: &[Weak<TcpListener>]) {
+    let deadline = Instant::now() + RELEASE_MAX;
+    while sockets.iter().any(|socket| socket.strong_count() > 0) {
+        if Instant::now() >= deadline {
+            tracing::warn!("a worker has not left its listeners in time");
+            return;
+        }
+        thread::sleep(RELEASE_INTERVAL);
+    }
+}
