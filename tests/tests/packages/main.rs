@@ -7,6 +7,7 @@
 mod build;
 mod debs;
 mod image;
+mod kubernetes;
 mod machine;
 mod unit_file;
 mod units;
