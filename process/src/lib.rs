@@ -9,6 +9,7 @@ pub mod core_dumps;
 pub mod descriptors;
 pub mod handover;
 pub mod signals;
+pub mod socket_activation;
 pub mod throttle;
 pub mod unix_path;
 
