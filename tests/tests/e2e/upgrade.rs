@@ -3,13 +3,24 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
+use std::sync::Arc;
 
-use e2e::process::program;
+use e2e::client::Http;
+use e2e::credentials::Authority;
+use e2e::documents::protected;
+use e2e::process::{program, run_to_end};
+use e2e::shell::Shell;
 use e2e::steady_load::SteadyLoad;
 use e2e::world::World;
+use http::StatusCode;
+use nix::sys::signal::{Signal, kill};
+use nix::sys::stat::Mode;
+use nix::unistd::{Pid, mkfifo};
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
 
-use crate::steady::{LoadedWorld, loaded_world_of};
+use crate::steady::{LoadedWorld, loaded_world, loaded_world_of};
 
 /// A loaded world whose data plane's program can be exchanged.
 struct Exchangeable {
@@ -42,6 +53,14 @@ impl Exchangeable {
         self.program = link;
     }
 
+    /// The next successor waits before it begins, until [`open`] is called with the returned path.
+    fn gated(&mut self) -> PathBuf {
+        let gate = self.programs.path().join("gate");
+        mkfifo(&gate, Mode::S_IRWXU).unwrap();
+        self.replace_program(&format!("read opened < {}\nexec \"$PROGRAM\" \"$@\"", gate.display()));
+        gate
+    }
+
     /// Replaces the data plane's program.
     fn write_program(&self, content: &str) {
         let new = self.programs.path().join("new");
@@ -49,6 +68,10 @@ impl Exchangeable {
         fs::set_permissions(&new, fs::Permissions::from_mode(0o755)).unwrap();
         fs::rename(new, &self.program).unwrap();
     }
+}
+
+async fn open(gate: PathBuf) {
+    tokio::task::spawn_blocking(|| fs::write(gate, "\n")).await.unwrap().unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -70,4 +93,210 @@ async fn upgrades_under_load_fail_no_operation() {
     assert_eq!(status["generation"], 4, "{status}");
     assert_eq!(test.loaded.world.metric("countersign_upgrades_total{result=\"ok\"}").await, 3);
     load.stop().await.assert_flawless();
+}
+
+/// The status of a GET on a new connection.
+async fn served(world: &World) -> StatusCode {
+    world.verified_client("app.test").get("/").await.unwrap().status
+}
+
+#[tokio::test]
+async fn open_connections_are_served_to_their_end() {
+    let mut loaded = loaded_world(json!({})).await;
+    let world = &mut loaded.world;
+    let client = world.verified_client("app.test");
+    let config = Arc::new(client.config());
+    let mut kept = client.connect_with(Arc::clone(&config)).await.unwrap();
+    let mut revoked = client.connect().await.unwrap();
+    let mut http2 = client.clone().http(Http::Two).connect().await.unwrap();
+    for connection in [&mut kept, &mut revoked, &mut http2] {
+        assert_eq!(connection.get("/").await.unwrap().status, StatusCode::OK);
+    }
+    world.upgrade_node().await;
+    // GOAWAY.
+    http2.ended().await;
+    let mut resumed = client.connect_with(config).await.unwrap();
+    assert!(resumed.resumed(), "by the successor");
+    assert_eq!(resumed.get("/").await.unwrap().headers.get("connection"), None);
+    let last = kept.get("/").await.unwrap();
+    assert_eq!(last.headers["connection"], "close", "by the old process");
+    kept.ended().await;
+    // The old process is still told what changes.
+    let other = protected(world.open_site(), &Authority::root("other"));
+    world.apply(&[("ssls/app", other)]).await;
+    revoked.ended().await;
+    assert!(world.node_process().ended().await.success());
+}
+
+#[tokio::test]
+async fn a_broken_program_changes_nothing() {
+    let test = exchangeable(json!({})).await;
+    let world = &test.loaded.world;
+    let broken = [
+        ("#!/bin/sh\nexit 3\n", "with exit status: 3"),
+        ("#!/bin/sh\nkill -9 $$\n", "signal: 9"),
+        ("no program", "cannot start"),
+        ("#!/bin/sh\nexec true\n", "with exit status: 0"),
+    ];
+    for (number, (program, words)) in broken.into_iter().enumerate() {
+        test.write_program(program);
+        let mark = world.node_log().mark();
+        let output = world.try_upgrade_node().await;
+        assert_eq!(output.status.code(), Some(1), "{output:?}");
+        assert!(output.stderr.contains(words), "{program}: {output:?}");
+        world.node_log().line_after(mark, &["ERROR", "serves on as before", words]).await;
+        assert_eq!(served(world).await, StatusCode::OK);
+        let failed = world.metric("countersign_upgrades_total{result=\"failed\"}").await;
+        assert_eq!(failed, number as u64 + 1);
+    }
+}
+
+#[tokio::test]
+async fn a_broken_configuration_changes_nothing() {
+    let mut loaded = loaded_world(json!({})).await;
+    let world = &mut loaded.world;
+    world.change_settings(json!({"countersign": {"workers": "many"}}));
+    let output = world.try_upgrade_node().await;
+    assert!(output.status.code() == Some(1) && output.stderr.contains("countersign.workers"), "{output:?}");
+    // The successor reports what the command cannot see.
+    kill(Pid::from_raw(i32::try_from(world.node_id()).unwrap()), Signal::SIGUSR2).unwrap();
+    world
+        .node_log()
+        .line_with(&["serves on as before", "failed before it had started", "countersign.workers"])
+        .await;
+    world.change_settings(json!({"countersign": {"workers": 2}}));
+    assert!(world.upgrade_node().await.ready()["pid"].is_u64());
+}
+
+#[tokio::test]
+async fn a_full_disk_refuses_the_upgrade() {
+    let mut loaded = loaded_world(json!({})).await;
+    let world = &mut loaded.world;
+    // The file of every write is a folder that is not empty.
+    let blocked = world.folder().join("node-1.snapshot.tmp");
+    fs::create_dir_all(blocked.join("full")).unwrap();
+    world.apply(&[("ssls/app", world.open_site())]).await;
+    let output = world.try_upgrade_node().await;
+    let words = "countersign.node.last_good: cannot write";
+    assert!(output.status.code() == Some(1) && output.stderr.contains(words), "{output:?}");
+    fs::remove_dir_all(blocked).unwrap();
+    world.upgrade_node().await;
+    assert_eq!(world.client("app.test").get("/").await.unwrap().status, StatusCode::OK);
+}
+
+#[tokio::test]
+async fn a_second_upgrade_waits_for_no_first() {
+    let mut test = exchangeable(json!({})).await;
+    let gate = test.gated();
+    let world = &test.loaded.world;
+    let second = async {
+        world.node_log().line_with(&["upgrade: the new process starts"]).await;
+        let output = world.try_upgrade_node().await;
+        assert!(!output.status.success() && output.stderr.contains("under way already"), "{output:?}");
+        open(gate).await;
+    };
+    let (first, ()) = tokio::join!(world.try_upgrade_node(), second);
+    assert!(first.status.success(), "{first:?}");
+    test.loaded.world.node_succeeded().await;
+    assert_eq!(served(&test.loaded.world).await, StatusCode::OK);
+}
+
+#[tokio::test]
+async fn a_stop_during_an_upgrade_stops_both() {
+    let mut test = exchangeable(json!({})).await;
+    let _gate = test.gated();
+    let world = &mut test.loaded.world;
+    world.node_process().signal(Signal::SIGUSR2);
+    let started = world.node_log().line_with(&["upgrade: the new process starts"]).await;
+    let pid = started.split("pid=").nth(1).and_then(|rest| rest.split(' ').next()).unwrap().to_owned();
+    assert!(world.stop_node().await.success());
+    assert!(!std::path::Path::new("/proc").join(pid).exists(), "the successor was ended");
+}
+
+#[tokio::test]
+async fn a_successor_survives_its_predecessor() {
+    let mut test = exchangeable(json!({})).await;
+    let gate = test.gated();
+    let world = &mut test.loaded.world;
+    world.node_process().signal(Signal::SIGUSR2);
+    world.node_log().line_with(&["upgrade: the new process starts"]).await;
+    world.node_process().start_kill();
+    world.node_process().ended().await;
+    open(gate).await;
+    world.node_succeeded().await;
+    assert_eq!(served(world).await, StatusCode::OK);
+    // It writes the last-good file, and can be upgraded.
+    let revision = world.apply(&[("ssls/app", world.protected_site())]).await;
+    world.wait_persisted(revision).await;
+    world.upgrade_node().await;
+    assert_eq!(served(world).await, StatusCode::OK);
+}
+
+#[tokio::test]
+async fn the_old_process_drains_when_its_successor_is_killed() {
+    let mut test = exchangeable(json!({})).await;
+    let world = &mut test.loaded.world;
+    let mut kept = world.verified_client("app.test").connect().await.unwrap();
+    assert_eq!(kept.get("/").await.unwrap().status, StatusCode::OK);
+    world.upgrade_node().await;
+    let successor = world.node_successors().last().unwrap();
+    successor.signal(rustix::process::Signal::KILL);
+    successor.ended().await;
+    assert_eq!(kept.get("/").await.unwrap().status, StatusCode::OK);
+    assert!(world.node_process().ended().await.success());
+}
+
+#[tokio::test]
+async fn a_successor_that_hangs_is_killed() {
+    let mut test = exchangeable(json!({})).await;
+    test.replace_program("kill -STOP $$; exec \"$PROGRAM\" \"$@\"");
+    let output = test.loaded.world.try_upgrade_node().await;
+    let words = "was killed: 30 s passed before it had started";
+    assert!(!output.status.success() && output.stderr.contains(words), "{output:?}");
+    assert_eq!(served(&test.loaded.world).await, StatusCode::OK);
+}
+
+#[tokio::test]
+async fn four_generations_may_drain() {
+    let mut test = exchangeable(json!({})).await;
+    let world = &mut test.loaded.world;
+    let mut streams = Vec::new();
+    for _ in 0..4 {
+        let mut stream = TcpStream::connect(world.stream(1)).await.unwrap();
+        stream.write_all(b"x").await.unwrap();
+        assert_eq!(stream.read_u8().await.unwrap(), b'x', "it is open to the upstream");
+        streams.push(stream);
+        world.upgrade_node().await;
+    }
+    let output = world.try_upgrade_node().await;
+    assert!(
+        !output.status.success() && output.stderr.contains("4 earlier generations still drain"),
+        "{output:?}"
+    );
+    let draining = world.status("/status").await.json()["draining_processes"].as_array().unwrap().len();
+    assert_eq!(draining, 4);
+    drop(streams.remove(1));
+    world.node_successors()[0].ended().await;
+    world.upgrade_node().await;
+    for stream in &mut streams {
+        stream.write_all(b"y").await.unwrap();
+        assert_eq!(stream.read_u8().await.unwrap(), b'y');
+    }
+}
+
+#[tokio::test]
+async fn a_process_without_a_predecessor_says_so() {
+    let world = World::builder().without_control().nodes(&[]).start().await;
+    let config = world.write_config("node-1");
+    let command = format!(
+        "COUNTERSIGN_HANDOVER=1 {} -c {} < /dev/null",
+        program("dataplane").display(),
+        config.display()
+    );
+    let output = Shell::new(world.folder()).run(&command).await;
+    let text = format!("{output:?}");
+    assert!(output.exit == 1 && text.contains("COUNTERSIGN_HANDOVER is set"), "{text}");
+    let arguments = ["upgrade", "-c", config.to_str().unwrap()];
+    let output = run_to_end("dataplane", &arguments, world.folder()).await;
+    assert!(output.status.code() == Some(1) && output.stderr.contains("nothing listens on"), "{output:?}");
 }
