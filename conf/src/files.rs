@@ -193,12 +193,13 @@ impl Settings {
 
     /// Warnings about existing files with secrets that other users can read or change.
     pub(crate) fn exposed_files(&self) -> Vec<String> {
+        let has_user = self.user.is_some() || process_uid().is_some_and(|user| user != 0);
         let settings = StartFile::secret("the settings, with secrets in clear", &self.path);
         let settings = self.has_secrets.then_some(settings);
         let files =
             settings.into_iter().chain(self.control_plane_start_files()).chain(self.data_plane_start_files());
         let mut open: Vec<_> =
-            files.filter(|file| file.secret).filter_map(|file| permission_problem(&file)).collect();
+            files.filter(|file| file.secret).filter_map(|file| permission_problem(&file, has_user)).collect();
         open.dedup();
         open
     }
@@ -272,11 +273,11 @@ pub struct KeyringFileError {
 }
 
 /// A warning when other users can read or change a file with secrets. The group may read a file of
-/// root when the program does not run as root: the program has no other way.
-fn permission_problem(file: &StartFile<'_>) -> Option<String> {
+/// root when the program does not run as root (`has_user`): the program has no other way.
+fn permission_problem(file: &StartFile<'_>, has_user: bool) -> Option<String> {
     let found = fs::metadata(file.path).ok()?;
     let mode = found.permissions().mode() & 0o777;
-    let by_group = found.uid() == 0 && process_uid().is_some_and(|user| user != 0);
+    let by_group = found.uid() == 0 && has_user;
     let others = if by_group { 0o026 } else { 0o066 };
     if mode & others == 0 {
         return None;

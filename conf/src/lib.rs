@@ -35,9 +35,9 @@ pub use secret::Secret;
 pub use settings::{
     AdminKey, AdminKeyValue, AdminListener, AdminRole, AdminSettings, AdminTlsSettings, ApisixSettings,
     ClientRole, ConfigProvider, CountersignSettings, DeploymentRole, DeploymentSettings, EtcdSettings,
-    EtcdTlsSettings, HttpLimits, LimitSettings, LogSettings, NodeSettings, PathSettings, ProxyMode,
-    ProxyProtocolListen, ProxyProtocolVersion, PushSettings, RealIpSettings, Settings, SslSettings,
-    StoreSettings, StreamListener, TlsSettings,
+    EtcdTlsSettings, HttpLimits, LimitSettings, LogSettings, NodeSettings, PathSettings, ProcessUser,
+    ProxyMode, ProxyProtocolListen, ProxyProtocolVersion, PushSettings, RealIpSettings, Settings,
+    SslSettings, StoreSettings, StreamListener, TlsSettings,
 };
 
 const DEFAULTS: &str = include_str!("defaults.yaml");
@@ -157,6 +157,7 @@ fn load_with_kept(
         warnings: Vec::new(),
         values: changes::KeyValues::new(&merged),
         log: reader.log(),
+        user: reader.user(),
         deployment: reader.deployment(),
         apisix: reader.apisix(),
         http: reader.http(),

@@ -196,7 +196,6 @@ impl Reader<'_> {
 
     pub(crate) fn http(&mut self) -> HttpLimits {
         let (verify, depth) = self.snippets();
-        self.check_user();
         self.check_plugins();
         HttpLimits {
             client_header_timeout: self

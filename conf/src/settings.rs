@@ -39,6 +39,8 @@ pub struct Settings {
     pub values: KeyValues,
     /// `nginx_config.error_log` and `error_log_level`
     pub log: LogSettings,
+    /// `nginx_config.user`: whom a program that is started by root goes on as.
+    pub user: Option<ProcessUser>,
     /// `deployment`
     pub deployment: DeploymentSettings,
     /// `apisix`
@@ -61,6 +63,22 @@ pub struct LogSettings {
     pub file: Option<PathBuf>,
     /// `error_log_level`. RUST_LOG goes before it.
     pub level: Option<tracing::Level>,
+}
+
+/// `nginx_config.user`: a user and, after a blank, a group.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ProcessUser {
+    /// Its name.
+    pub name: String,
+    /// `None`: the group with the user's name, or else the user's own.
+    pub group: Option<String>,
+}
+
+impl ProcessUser {
+    /// The names, for `process::user`.
+    pub fn names(&self) -> (&str, Option<&str>) {
+        (&self.name, self.group.as_deref())
+    }
 }
 
 /// `deployment`: the store of the resources and access to the Admin API.

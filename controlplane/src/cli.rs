@@ -196,6 +196,8 @@ fn load_and_run(
     // Its file may be replaced from now on.
     let program = Program::current().map_err(|error| format!("cannot find this program's file: {error}"))?;
     let settings = conf::load(config).map_err(|error| error.to_string())?;
+    let user = settings.user.as_ref().map(conf::ProcessUser::names);
+    process::user::leave_root(user, config).map_err(|error| format!("nginx_config.user: {error}"))?;
     telemetry::log::configure(settings.log.file.as_deref(), settings.log.level)
         .map_err(|error| format!("nginx_config.error_log: {error}"))?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();

@@ -26,8 +26,8 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-pub(crate) use last_good::create_folder;
 use last_good::{LastGoodFile, LoadedState};
+pub(crate) use last_good::{create_folder, key_path};
 use mtls::{CertificateMonitor, FileError};
 use saver::SaverCommand;
 pub(crate) use sync_status::SyncMetrics;

@@ -23,13 +23,14 @@ use anyhow::Context as _;
 use arc_swap::ArcSwap;
 use clap::{CommandFactory as _, Parser};
 use commands::Command;
-use conf::Settings;
+use conf::{ProcessUser, Settings};
 use events::{Event, Events};
 use listeners::{InheritedSockets, ListenerSet};
 use model::Snapshot;
 use process::descriptors::raise_limit;
 use process::handover::{self, Generations, OfferedSuccession, Program};
 use process::signals::{self, Signals};
+use process::user::check_replaceable;
 use succession::Origin;
 use telemetry::status::{StatusListener, StatusServer};
 use telemetry::{Heartbeats, ServiceManager};
@@ -138,6 +139,7 @@ fn run_with(
 ) -> anyhow::Result<()> {
     let service = ServiceManager::from_env();
     let settings = conf::load(&arguments.config)?;
+    leave_root(&settings)?;
     telemetry::log::configure(settings.log.file.as_deref(), settings.log.level)
         .context("nginx_config.error_log")?;
     for warning in &settings.warnings {
@@ -149,6 +151,25 @@ fn run_with(
     let served = serve(settings, arguments.accept_new_store, origin, program, signals, &service);
     service.flush();
     served
+}
+
+/// Before anything but the settings is opened, so that it is opened as what it must be opened as
+/// later, and nothing of the user's is written by root.
+fn leave_root(settings: &Settings) -> anyhow::Result<()> {
+    let user = settings.user.as_ref().map(ProcessUser::names);
+    if process::user::leave_root(user, &settings.path).context("nginx_config.user")? {
+        let last_good = &settings.countersign.node.last_good;
+        for file in [last_good, &push_client::key_path(last_good)] {
+            check_replaceable(file).map_err(|(path, error)| {
+                anyhow::anyhow!(
+                    "countersign.node.last_good: {}: {error}: the user of nginx_config.user must be able to read the file, and to \
+                     write its folder",
+                    path.display()
+                )
+            })?;
+        }
+    }
+    Ok(())
 }
 
 fn serve(

@@ -12,6 +12,7 @@ pub mod signals;
 pub mod socket_activation;
 pub mod throttle;
 pub mod unix_path;
+pub mod user;
 
 /// The output of `--version` after the program's name: version and commit. The commit has 12
 /// digits, or is the value of COUNTERSIGN_COMMIT, or `unknown`.

@@ -6,7 +6,7 @@
 use tracing::Level;
 
 use super::Reader;
-use crate::settings::LogSettings;
+use crate::settings::{LogSettings, ProcessUser};
 use crate::tree::YamlNode;
 use crate::value::{self, ValueError};
 
@@ -63,13 +63,17 @@ impl Reader<'_> {
         rules
     }
 
-    /// nginx's workers switch from root to this user.
-    pub(super) fn check_user(&mut self) {
-        let field = "nginx_config.user";
-        let Some(user) = self.optional(field, value::text) else { return };
-        if let Some(problem) = user_problem(&user, crate::files::process_uid()) {
-            self.problem(field, problem);
-        }
+    /// nginx's directive: a user and perhaps a group.
+    pub(crate) fn user(&mut self) -> Option<ProcessUser> {
+        self.optional("nginx_config.user", |node| {
+            let text = value::text(node)?;
+            let mut names = text.split_whitespace().map(str::to_owned);
+            match (names.next(), names.next(), names.next()) {
+                (name, group, None) => Ok(name.map(|name| ProcessUser { name, group })),
+                _ => Err(ValueError::expected("a user, or a user and a group", node)),
+            }
+        })
+        .flatten()
     }
 
     /// `error_log` and `error_log_level`. APISIX's defaults of both are not ours: a file that does
@@ -109,15 +113,6 @@ impl Reader<'_> {
         let nginx = self.optional(nginx, value::at_least_one);
         nginx.filter(|_| !named).unwrap_or(ours)
     }
-}
-
-/// As in nginx, the key matters only as root.
-fn user_problem(user: &str, uid: Option<u32>) -> Option<String> {
-    let name = user.split_whitespace().next().unwrap_or_default();
-    let fine = name.is_empty() || name == "root" || uid.is_some_and(|uid| uid != 0);
-    (!fine).then(|| {
-        format!("this program runs as root and stays so; start it as {name} (systemd: User={name}), or remove the key")
-    })
 }
 
 /// A path; `None`: standard error.
@@ -200,11 +195,20 @@ mod tests {
     }
 
     #[test]
-    fn user_matters_only_as_root() {
-        assert!(user_problem("www-data", Some(0)).unwrap().contains("start it as www-data"));
-        assert!(user_problem("www-data nogroup", None).unwrap().contains("start it as www-data ("));
-        for (user, uid) in [("www-data", Some(1000)), ("root", Some(0)), ("", Some(0))] {
-            assert_eq!(user_problem(user, uid), None, "{user}");
-        }
+    fn a_user_may_have_a_group() {
+        let user = |text: &str| {
+            let settings = crate::load_text(
+                std::path::Path::new("c.yaml"),
+                &format!("nginx_config: {{user: {text}}}"),
+                std::path::Path::new("/"),
+                &|_| None,
+            );
+            settings.map(|settings| settings.user.map(|user| (user.name, user.group)))
+        };
+        let named = |name: &str, group: Option<&str>| Some((name.to_owned(), group.map(str::to_owned)));
+        assert_eq!(user("www-data").unwrap(), named("www-data", None));
+        assert_eq!(user("www-data  nogroup").unwrap(), named("www-data", Some("nogroup")));
+        assert_eq!(user("''").unwrap(), None);
+        assert!(user("a b c").unwrap_err().to_string().contains("expected a user, or a user and a group"));
     }
 }

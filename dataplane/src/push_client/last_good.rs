@@ -10,6 +10,8 @@
 //! before. Invariant: a file is read whole or not at all.
 
 mod key;
+
+pub(crate) use key::path_of as key_path;
 mod sidecar;
 
 use std::fs;

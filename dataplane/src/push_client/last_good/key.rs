@@ -19,7 +19,7 @@ const KEY_BYTES: usize = 32;
 pub(super) type FileKey = Zeroizing<[u8; KEY_BYTES]>;
 
 /// The path of the key, for the last-good file at `path`.
-pub(super) fn path_of(path: &Path) -> PathBuf {
+pub(crate) fn path_of(path: &Path) -> PathBuf {
     super::sibling(path, ".key")
 }
 
