@@ -39,6 +39,7 @@ mod live_update;
 mod log;
 mod matrix;
 mod names;
+mod operations;
 mod other_store;
 mod pages;
 mod passthrough;

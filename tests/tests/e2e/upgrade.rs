@@ -23,15 +23,15 @@ use tokio::net::TcpStream;
 use crate::steady::{LoadedWorld, loaded_world, loaded_world_of};
 
 /// A loaded world whose data plane's program can be exchanged.
-struct Exchangeable {
-    loaded: LoadedWorld,
+pub(crate) struct Exchangeable {
+    pub(crate) loaded: LoadedWorld,
     programs: tempfile::TempDir,
     /// The file of the newest generation.
     program: PathBuf,
     links: usize,
 }
 
-async fn exchangeable(settings: Value) -> Exchangeable {
+pub(crate) async fn exchangeable(settings: Value) -> Exchangeable {
     // Beside the programs, since a hard link is on one disk.
     let programs = tempfile::tempdir_in(program("dataplane").parent().unwrap()).unwrap();
     for name in ["controlplane", "dataplane"] {
@@ -45,7 +45,7 @@ async fn exchangeable(settings: Value) -> Exchangeable {
 impl Exchangeable {
     /// Replaces the data plane's program by a script; `$PROGRAM` is a link to the right one, which
     /// the next call replaces.
-    fn replace_program(&mut self, script: &str) {
+    pub(crate) fn replace_program(&mut self, script: &str) {
         self.links += 1;
         let link = self.programs.path().join(format!("dataplane-{}", self.links));
         fs::hard_link(program("dataplane"), &link).unwrap();
