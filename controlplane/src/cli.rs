@@ -56,6 +56,12 @@ const CHECK_EXAMPLES: &str = "Examples:
 
 Nothing is changed. Ports are tried, so a control plane that runs with this configuration is a problem: doctor knows it.";
 
+const PID_EXAMPLES: &str = "Examples:
+  kill -QUIT \"$(controlplane pid -c /etc/countersign/config.yaml)\"";
+
+const REOPEN_EXAMPLES: &str = "Examples:
+  mv error.log error.log.1 && controlplane reopen -c /etc/countersign/config.yaml";
+
 const RELOAD_EXAMPLES: &str = "Examples:
   controlplane reload                               the one that runs with conf/config.yaml
   controlplane reload -c /etc/countersign/config.yaml
@@ -112,10 +118,17 @@ enum Command {
     HashKey,
     /// Make certificates and look at them.
     Pki(PkiArgs),
+    /// Print the process id of the running control plane: after an upgrade, that of the successor.
+    #[command(after_help = PID_EXAMPLES)]
+    Pid,
     /// Have the running control plane read its configuration file, and every file it names, again.
     /// If something is wrong, nothing changes, and this command exits with 1 and the reason.
     #[command(after_help = RELOAD_EXAMPLES)]
     Reload,
+    /// Have the running control plane open its log file again, after a rotation. The same as
+    /// SIGUSR1.
+    #[command(after_help = REOPEN_EXAMPLES)]
+    Reopen,
     /// Restore a backup as the embedded store. The control plane must be stopped.
     Restore(RestoreArgs),
     /// Start the program on disk as the successor of the running control plane, with the
@@ -162,7 +175,9 @@ pub fn main() -> ! {
         Command::Doctor(args) => doctor(&cli.config, &args, &mut out),
         Command::HashKey => exit_code(hash_key::run_on_stdin(&mut out)),
         Command::Pki(args) => exit_code(pki_cli::run(&cli.config, &args, UnixTime::now(), &mut out)),
+        Command::Pid => control(&cli.config, ControlRequest::Pid, RELOAD_MAX, &mut out),
         Command::Reload => control(&cli.config, ControlRequest::Reload, RELOAD_MAX, &mut out),
+        Command::Reopen => control(&cli.config, ControlRequest::ReopenLogs, RELOAD_MAX, &mut out),
         Command::Restore(args) => restore(&cli.config, &args, &mut out),
         Command::Upgrade => control(&cli.config, ControlRequest::Upgrade, UPGRADE_MAX, &mut out),
     };

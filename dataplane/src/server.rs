@@ -264,6 +264,10 @@ impl PreparedServer {
             inherited.take(key, addr).into_iter().next().map(|(_, socket)| socket)
         })?;
         let listeners = ListenerSet::bind(&listeners::plan(&settings), workers, &retry, &mut inherited)?;
+        // A predecessor's socket may be one that the settings name no more.
+        if generations.number() == 1 {
+            inherited.ensure_empty()?;
+        }
         let limits = connection_limits(&settings, limit, workers, listeners.0.len())?;
         let (stage, shutdown) = ShutdownWatch::new();
         let read_files = watch::Sender::new(0);

@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use conf::Settings;
 use process::handover::{HandoverError, OfferedSocket};
+use process::socket_activation::{self, ActivationError};
 
 use crate::io::connection_info::{ListenerOptions, ListenerProtocol, TcpMode};
 use crate::proxy::listener::{self, BindError, BindRetry, BoundSocket};
@@ -60,6 +61,17 @@ pub(super) fn plan(settings: &Settings) -> Vec<ListenerPlan> {
     all
 }
 
+/// A socket of the service manager that the settings do not name.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "the inherited socket {name:?} is bound to {addr}, which is no listener of the settings: correct ListenStream= of the socket \
+     unit, or add the address to apisix.node_listen, apisix.ssl.listen or apisix.stream_proxy.tcp"
+)]
+pub(super) struct UnknownSocket {
+    name: String,
+    addr: SocketAddr,
+}
+
 /// Listening sockets from another process, until they are taken.
 #[derive(Debug, Default)]
 pub(super) struct InheritedSockets(Vec<(String, SocketAddr, TcpListener)>);
@@ -71,6 +83,24 @@ impl InheritedSockets {
     /// [`HandoverError::WrongSocket`].
     pub(super) fn new(sockets: Vec<OfferedSocket>) -> Result<Self, HandoverError> {
         sockets.into_iter().map(OfferedSocket::into_tcp_listener).collect::<Result<_, _>>().map(Self)
+    }
+
+    /// The sockets that the service manager has bound.
+    ///
+    /// # Errors
+    /// One of them cannot be a listener.
+    pub(super) fn activated() -> Result<Self, ActivationError> {
+        let sockets = socket_activation::take_sockets()?.into_iter();
+        Ok(Self(sockets.map(|activated| (activated.name, activated.addr, activated.socket)).collect()))
+    }
+
+    /// # Errors
+    /// A socket is left that no listener has taken: its unit promises a port that nothing serves.
+    pub(super) fn ensure_empty(&self) -> Result<(), UnknownSocket> {
+        match self.0.first() {
+            None => Ok(()),
+            Some((name, addr, _)) => Err(UnknownSocket { name: name.clone(), addr: *addr }),
+        }
     }
 
     /// Takes the sockets of an address. For port 0: those of the first address of the same setting

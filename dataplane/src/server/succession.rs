@@ -32,11 +32,14 @@ pub(super) struct Origin {
 
 impl Origin {
     /// # Errors
-    /// A socket of the predecessor is not what its name claims.
+    /// A socket of the predecessor, or of the service manager, is not what its name claims.
     pub(super) fn new(mut offer: Option<OfferedSuccession>) -> anyhow::Result<Self> {
-        let sockets = offer.as_mut().map(|offer| std::mem::take(&mut offer.sockets));
+        let inherited = match offer.as_mut().map(|offer| std::mem::take(&mut offer.sockets)) {
+            Some(sockets) => InheritedSockets::new(sockets)?,
+            None => InheritedSockets::activated()?,
+        };
         Ok(Self {
-            inherited: InheritedSockets::new(sockets.unwrap_or_default())?,
+            inherited,
             generations: offer.as_ref().map_or_else(Generations::first, |offer| offer.generations.clone()),
             offer,
         })

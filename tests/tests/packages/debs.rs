@@ -95,11 +95,13 @@ fn installed_started_upgraded_removed_and_purged() {
     serves(&machine);
     drop(next);
 
-    for service in services {
-        let mut child = service.0;
-        machine.run("pkill -TERM -x dataplane; pkill -TERM -x controlplane; true");
-        child.wait().unwrap();
+    // The programs on disk take over, as the packages' scripts have it where systemd runs.
+    machine.run("countersign upgrade");
+    for service in &mut services {
+        service.0.wait().unwrap();
     }
+    serves(&machine);
+    machine.run("countersign stop");
     machine.run("dpkg --remove countersign-dataplane countersign-controlplane countersign-common");
     machine
         .run("! test -e /usr/bin/dataplane && ! test -e /lib/systemd/system/countersign-dataplane.service");

@@ -4,6 +4,7 @@
 //! They share one executable. What this machine cannot run is skipped with a line on standard
 //! error.
 
+mod activation;
 mod build;
 mod debs;
 mod image;
@@ -11,6 +12,7 @@ mod kubernetes;
 mod machine;
 mod unit_file;
 mod units;
+mod verbs;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
