@@ -6,6 +6,7 @@ use std::fs;
 use e2e::client::{Http, HttpConnection, Reply, bounded, full};
 use e2e::documents::route;
 use e2e::ports::Reservation;
+use e2e::process::run_to_end;
 use e2e::steady_load::SteadyLoad;
 use e2e::upstream::Upstream;
 use e2e::world::World;
@@ -249,6 +250,45 @@ async fn a_bad_file_changes_nothing() {
     reload(&mut world, json!({})).await;
     assert_eq!(world.metric(&format!("{metric} ")).await, 1);
     assert_eq!(world.metric("countersign_reloads_total{result=\"applied\"}").await, 1);
+}
+
+#[tokio::test]
+async fn the_command_ends_with_the_result() {
+    let (mut world, _upstream) = World::open(json!({})).await;
+    let run = async |world: &World| {
+        let config = world.write_config("node-1");
+        run_to_end("dataplane", &["reload", "-c", config.to_str().unwrap()], world.folder()).await
+    };
+    world.change_settings(json!({"countersign": {"drain_idle_timeout": 7, "workers": 1}}));
+    let output = run(&world).await;
+    assert!(output.status.success(), "{output:?}");
+    assert!(
+        output.stdout.contains("applied") && output.stdout.contains("countersign.drain_idle_timeout"),
+        "{output:?}"
+    );
+    assert!(
+        output.stdout.contains("need an upgrade") && output.stdout.contains("countersign.workers"),
+        "{output:?}"
+    );
+
+    for (more, words) in [
+        (json!({"countersign": {"drain_delay": "soon"}}), "countersign.drain_delay: expected"),
+        // Only the running process finds this one.
+        (
+            json!({"countersign": {"drain_delay": 0}, "nginx_config": {"error_log": "missing/error.log"}}),
+            "missing/error.log",
+        ),
+    ] {
+        world.change_settings(more);
+        let output = run(&world).await;
+        assert_eq!(output.status.code(), Some(1), "{output:?}");
+        assert!(output.stderr.contains(words) && output.stdout.is_empty(), "{output:?}");
+    }
+    world.change_settings(json!({"nginx_config": {"error_log": null}}));
+    world.stop_node().await;
+    let output = run(&world).await;
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    assert!(output.stderr.contains("does not run with this configuration file"), "{output:?}");
 }
 
 #[tokio::test]
