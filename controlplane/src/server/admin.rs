@@ -139,17 +139,18 @@ pub(super) async fn bind_listeners(
     Ok(bound)
 }
 
-/// The listeners after a reload: an address that `former` has, too, keeps its socket.
+/// The listeners after a reload: an address that `former` has, too, keeps its socket. `bound`: the
+/// addresses of the former ones, with the ports that the kernel picked.
 ///
 /// # Errors
 /// When a new address cannot be bound.
 pub(super) fn updated_listeners(
-    former: &Settings,
+    (former, bound): (&Settings, &[SocketAddr]),
     settings: &Settings,
     tls: &ListenerTls,
 ) -> Result<Vec<ListenerUpdate>, ListenError> {
     let listeners = configured(settings);
-    let kept = kept_listeners(configured(former), listeners);
+    let kept = kept_listeners(configured(former), bound, listeners);
     let update = |(listener, kept): (&AdminListener, Option<usize>)| {
         let socket = match kept {
             Some(index) => ListenerSocket::Running(index),
@@ -162,11 +163,16 @@ pub(super) fn updated_listeners(
 
 /// For each listener the index of a former one with its address: that at the same place of the list
 /// first, since several may have port 0.
-fn kept_listeners(former: &[AdminListener], listeners: &[AdminListener]) -> Vec<Option<usize>> {
-    let mut left: Vec<_> = former.iter().map(|listener| Some(listener.address)).collect();
+fn kept_listeners(
+    former: &[AdminListener],
+    bound: &[SocketAddr],
+    listeners: &[AdminListener],
+) -> Vec<Option<usize>> {
+    let addresses = former.iter().zip(bound);
+    let mut left: Vec<_> = addresses.map(|(listener, bound)| Some([listener.address, *bound])).collect();
     let mut take = |index: usize, listener: &AdminListener| {
-        let address = left.get_mut(index).filter(|address| **address == Some(listener.address))?;
-        *address = None;
+        let addresses = left.get_mut(index)?;
+        addresses.take_if(|addresses| addresses.contains(&listener.address))?;
         Some(index)
     };
     let mut kept: Vec<_> =

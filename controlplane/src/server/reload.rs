@@ -64,7 +64,7 @@ impl RunningServer {
         let mut api = parts.api(&settings, &self.certificates, Arc::clone(&keyring)).await?;
         api.access = api.access.with_counts_of(&self.api.access);
         let api = Arc::new(api);
-        let listeners = updated_listeners(&self.settings, &settings, &tls)?;
+        let listeners = updated_listeners((&self.settings, &self.admin.addresses()), &settings, &tls)?;
         let limits = admin_limits(&settings, self.admin_connections);
         let log = settings.log.clone();
         blocking(move || telemetry::log::configure(log.file.as_deref(), log.level)).await??;

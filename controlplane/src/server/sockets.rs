@@ -25,10 +25,15 @@ impl InheritedSockets {
         listeners.collect::<Result<_, _>>().map(Self)
     }
 
-    /// The socket of a listener.
+    /// The socket of a listener: with the same address in the settings, or bound to it.
     pub(super) fn take(&mut self, setting: &str, configured: SocketAddr) -> Option<TcpListener> {
         let name = name(setting, configured);
-        let index = self.0.iter().position(|(offered, _)| *offered == name)?;
+        let is_bound = |(offered, socket): &(String, TcpListener)| {
+            let is_of_setting = offered.split_once(' ').is_some_and(|(offered, _)| offered == setting);
+            is_of_setting && socket.local_addr().is_ok_and(|bound| bound == configured)
+        };
+        let same = self.0.iter().position(|(offered, _)| *offered == name);
+        let index = same.or_else(|| self.0.iter().position(is_bound))?;
         Some(self.0.remove(index).1)
     }
 }
@@ -68,6 +73,12 @@ mod tests {
             [Some(addresses[0]), Some(addresses[1]), None]
         );
         assert_eq!((take("push"), take("status")), (None, Some(addresses[2])));
+        // The file has the port now that the kernel had picked.
+        let offered = vec![offer("admin", any, TcpListener::bind(any).unwrap()).unwrap()];
+        let picked = offered[0].address.parse().unwrap();
+        let mut sockets = InheritedSockets::new(offered).unwrap();
+        assert!(sockets.take("push", picked).is_none());
+        assert_eq!(sockets.take("admin", picked).unwrap().local_addr().unwrap(), picked);
         let wrong = OfferedSocket {
             name: "admin".to_owned(),
             address: any.to_string(),

@@ -76,6 +76,8 @@ async fn a_closed_store_leaves_its_file_to_another() {
         let (store, key) = (Arc::clone(store), key(Kind::Route, id));
         async move { store.commit(put(&key, json!({"id": 1}), Precondition::Unconditional)).await }
     };
+    // An open store stays as it is, also while a backup is read.
+    store.reopen().await.unwrap();
     // What was accepted before the close is written.
     let accepted: Vec<_> = (0..20).map(|n| tokio::spawn(write(&store, &n.to_string()))).collect();
     tokio::task::yield_now().await;

@@ -178,7 +178,9 @@ impl Writer {
             }
             Some(Job::Open(answer)) => {
                 self.closed = false;
-                drop(answer.send(self.reopen()));
+                // An open file stays: a reader may hold it for long.
+                let is_open = self.file.with_database(|_| ()).is_some();
+                drop(answer.send(if is_open { Ok(()) } else { self.reopen() }));
             }
             _ => {}
         }
