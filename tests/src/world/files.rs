@@ -44,6 +44,11 @@ impl World {
                 },
             }),
         );
+        if self.controls.len() > 1 {
+            // A control plane puts its control socket beside its store.
+            let store = json!({"path": format!("{}/store.redb", control.name)});
+            merge(&mut settings, json!({"countersign": {"store": store}}));
+        }
         let path = self.folder().join(format!("{name}.yaml"));
         // JSON is YAML.
         fs::write(&path, format!("{settings:#}\n")).expect("the settings can be written");

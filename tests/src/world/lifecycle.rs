@@ -2,6 +2,8 @@
 
 use std::process::ExitStatus;
 
+use serde_json::json;
+
 use super::World;
 use super::plane::{Plane, Program};
 use crate::credentials::Credential;
@@ -21,6 +23,30 @@ impl World {
             .cpu(self.placement.control_cpu)
             .environment(&environment);
         self.controls[index].start(launch, self.script.as_deref()).await;
+    }
+
+    /// `controlplane reload` with the current settings; the exit status and what it prints.
+    pub async fn reload_control_at(&self, index: usize) -> ExitOutput {
+        self.command_control(index, "reload").await
+    }
+
+    /// `controlplane upgrade` with the current settings. The successor ends with the returned
+    /// value.
+    pub async fn upgrade_control_at(&self, index: usize) -> Successor {
+        let output = self.command_control(index, "upgrade").await;
+        let pid = output
+            .stdout
+            .strip_prefix("process ")
+            .and_then(|text| text.split(' ').next()?.parse::<u32>().ok());
+        match pid {
+            Some(pid) if output.status.success() => Successor::new(json!({"pid": pid})),
+            _ => panic!("{output:?}"),
+        }
+    }
+
+    async fn command_control(&self, index: usize, verb: &str) -> ExitOutput {
+        let config = self.write_config(&self.controls[index].name);
+        run_to_end("controlplane", &[verb, "-c", &config.to_string_lossy()], self.folder()).await
     }
 
     /// `kill -9`.

@@ -15,6 +15,7 @@ mod boring;
 mod cases;
 mod certificates;
 mod client_bounds;
+mod control_upgrade;
 mod crash;
 mod demo;
 mod descriptors;

@@ -11,7 +11,7 @@ use e2e::etcd::Etcd;
 use e2e::upstream::Upstream;
 use e2e::world::World;
 use http::{Method, StatusCode};
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::sync::watch;
 
 use super::stage::{entry, numbered, route};
@@ -187,6 +187,105 @@ async fn a_restarted_control_plane_resumes_current_nodes() {
     world.start_control_at(1 - on).await;
     let line = first_taken(&world, mark, 1 - on).await;
     assert!(line.contains("changed=0 removed=0"), "{line}");
+}
+
+/// Creates numbered routes at one control plane, each over a new connection, until it is stopped.
+/// No write may fail. Gives their number.
+async fn write_routes(admin: Admin, name: &'static str, route: Value, end: Arc<AtomicBool>) -> usize {
+    let mut written = 0;
+    while !end.load(Ordering::SeqCst) {
+        let path = format!("routes/{name}-{written}");
+        let answer = admin.call(Method::PUT, &path, Some(&route)).await;
+        let answer = answer.unwrap_or_else(|error| panic!("{path}: {error}"));
+        assert_eq!(answer.status, StatusCode::CREATED, "{path}: {answer:?}");
+        written += 1;
+    }
+    written
+}
+
+/// Requests a route until it is stopped; every request is answered.
+async fn request_on(mut session: HttpConnection, end: Arc<AtomicBool>) {
+    while !end.load(Ordering::SeqCst) {
+        let reply = session.get("/served").await.unwrap_or_else(|error| panic!("{error}"));
+        assert_eq!(reply.status, StatusCode::OK);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn upgrades_of_control_planes_lose_no_write() {
+    let (etcd, world, upstream) = two().await;
+    let revision = world.apply(&[("routes/served", route(&upstream, "/served"))]).await;
+    let on = connected_to(&world).await;
+    world.wait_acknowledged_at(on, revision).await;
+    let end = Arc::new(AtomicBool::new(false));
+    let asking = tokio::spawn(request_on(world.plain("app.test").await, Arc::clone(&end)));
+    let writers = [(0, "a"), (1, "b")].map(|(index, name)| {
+        let route = route(&upstream, &format!("/{name}"));
+        tokio::spawn(write_routes(world.admin_of(index), name, route, Arc::clone(&end)))
+    });
+    let mut successors = Vec::new();
+    for round in 0..10 {
+        successors.push(world.upgrade_control_at(round % 2).await);
+    }
+    end.store(true, Ordering::SeqCst);
+    asking.await.unwrap();
+    let mut counts = Vec::new();
+    for writer in writers {
+        counts.push(writer.await.unwrap());
+    }
+    let keys: BTreeSet<String> =
+        etcd.keys().await.with_prefix("/apisix/routes/").await.into_iter().map(|entry| entry.key).collect();
+    for (written, name) in counts.into_iter().zip(["a", "b"]) {
+        assert!(written > 20, "{written} writes by {name}");
+        assert!((0..written).all(|n| keys.contains(&format!("/apisix/routes/{name}-{n}"))), "{name}");
+    }
+    // The node is at one of them, once; each knows the other, and no dead one.
+    let revision = world.apply(&[("routes/last", route(&upstream, "/last"))]).await;
+    let on = connected_to(&world).await;
+    world.wait_acknowledged_at(on, revision).await;
+    for index in 0..2 {
+        let alone = |view: &Value| {
+            let (nodes, others) =
+                (view["list"].as_array().unwrap(), view["control_planes"].as_array().unwrap());
+            nodes.len() == usize::from(index == on) && others.len() == 1
+        };
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
+        loop {
+            let view = world.admin_of(index).get("dataplanes").await.body;
+            if alone(&view) {
+                break;
+            }
+            assert!(std::time::Instant::now() < deadline, "{view:#}");
+        }
+    }
+    drop(successors);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn control_planes_restart_one_after_the_other() {
+    let (_etcd, mut world, upstream) = two().await;
+    let revision = world.apply(&[("routes/served", route(&upstream, "/served"))]).await;
+    let on = connected_to(&world).await;
+    world.wait_acknowledged_at(on, revision).await;
+    let end = Arc::new(AtomicBool::new(false));
+    let asking = tokio::spawn(request_on(world.plain("app.test").await, Arc::clone(&end)));
+    for round in 0..4 {
+        let (stopped, other) = (round % 2, 1 - round % 2);
+        let writing = Arc::new(AtomicBool::new(false));
+        let route_of_round = route(&upstream, "/written");
+        let names = ["first", "second", "third", "fourth"];
+        let writer = write_routes(world.admin_of(other), names[round], route_of_round, Arc::clone(&writing));
+        let writer = tokio::spawn(writer);
+        assert!(world.stop_control_at(stopped).await.success());
+        world.start_control_at(stopped).await;
+        writing.store(true, Ordering::SeqCst);
+        assert!(writer.await.unwrap() > 0);
+        let revision = world.admin_of(other).put("routes/served", &route(&upstream, "/served")).await;
+        let on = connected_to(&world).await;
+        world.wait_acknowledged_at(on, revision).await;
+    }
+    end.store(true, Ordering::SeqCst);
+    asking.await.unwrap();
 }
 
 #[tokio::test]
