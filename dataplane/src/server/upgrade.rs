@@ -52,6 +52,11 @@ pub(super) enum UpgradeError {
     Handover(#[from] HandoverError),
     #[error("the new process does not report its addresses: {0}")]
     Detail(serde_json::Error),
+    #[error(
+        "the new process has no snapshot, and this one serves revision {0}: countersign.node.last_good of the new settings names \
+         another file, or its key is another one, and no control plane sent a snapshot in time"
+    )]
+    NoSnapshot(u64),
 }
 
 /// A successor that serves.
@@ -77,6 +82,11 @@ impl RunningServer {
         tracing::info!(pid, program = %program.path().display(), "upgrade: the new process starts");
         let (ready, detail) = starting.wait_started(wait)?.wait_ready(wait)?;
         let detail: ReadyDetail = serde_json::from_value(detail).map_err(UpgradeError::Detail)?;
+        let revision = self.shared.snapshot.load().revision();
+        if detail.revision == 0 && revision != 0 {
+            // `ready` ends the successor.
+            return Err(UpgradeError::NoSnapshot(revision));
+        }
         let paused = self.push_client.pause_saving().map_err(UpgradeError::LastGood);
         let serving = paused.and_then(|()| Ok(ready.go(wait)?));
         if serving.is_err() {

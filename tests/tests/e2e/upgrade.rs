@@ -8,6 +8,7 @@ use std::sync::Arc;
 use e2e::client::Http;
 use e2e::credentials::Authority;
 use e2e::documents::protected;
+use e2e::ports::Reservation;
 use e2e::process::{program, run_to_end};
 use e2e::shell::Shell;
 use e2e::steady_load::SteadyLoad;
@@ -182,6 +183,47 @@ async fn a_full_disk_refuses_the_upgrade() {
     fs::remove_dir_all(blocked).unwrap();
     world.upgrade_node().await;
     assert_eq!(world.client("app.test").get("/").await.unwrap().status, StatusCode::OK);
+}
+
+#[tokio::test]
+async fn a_successor_without_a_snapshot_is_refused() {
+    let mut loaded = loaded_world(json!({})).await;
+    let world = &mut loaded.world;
+    world.stop_control().await;
+    let config = world.write_config("node-1");
+    let text = fs::read_to_string(&config).unwrap().replace("node-1.snapshot", "moved/other.snapshot");
+    fs::write(&config, text).unwrap();
+    world.node_process().signal(Signal::SIGUSR2);
+    world.node_log().line_with(&["serves on as before", "the new process has no snapshot"]).await;
+    assert_eq!(served(world).await, StatusCode::OK);
+    // With the right file it needs no control plane.
+    world.upgrade_node().await;
+    assert_eq!(served(world).await, StatusCode::OK);
+    assert_eq!(world.status("/status").await.json()["source"], "last_good");
+}
+
+#[tokio::test]
+async fn listeners_that_vanish_and_appear_in_an_upgrade() {
+    let mut loaded = loaded_world(json!({})).await;
+    let world = &mut loaded.world;
+    let (old, status) = (world.stream(1), world.node_address(0, "status"));
+    let mut open = TcpStream::connect(old).await.unwrap();
+    open.write_all(b"x").await.unwrap();
+    assert_eq!(open.read_u8().await.unwrap(), b'x');
+    let (tls, new) = (world.stream(0), Reservation::any());
+    let address = new.address();
+    drop(new);
+    let listeners = json!([{"addr": tls.to_string(), "tls": true}, address.to_string()]);
+    world.change_settings(json!({"apisix": {"stream_proxy": {"tcp": listeners}}}));
+    let successor = world.upgrade_node().await;
+    assert_eq!(successor.ready()["stream"], json!([tls, address]));
+    assert_eq!(successor.ready()["status"], json!(status));
+    assert!(TcpStream::connect(old).await.is_err(), "it is closed");
+    let mut appeared = TcpStream::connect(address).await.unwrap();
+    for stream in [&mut open, &mut appeared] {
+        stream.write_all(b"y").await.unwrap();
+        assert_eq!(stream.read_u8().await.unwrap(), b'y');
+    }
 }
 
 #[tokio::test]
