@@ -9,6 +9,7 @@ mod commands;
 mod events;
 mod listeners;
 mod reload;
+mod shared;
 mod succession;
 mod upgrade;
 mod worker_handle;
@@ -20,7 +21,6 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use arc_swap::ArcSwap;
 use clap::{CommandFactory as _, Parser};
 use commands::Command;
 use conf::{ProcessUser, Settings};
@@ -31,28 +31,24 @@ use process::descriptors::raise_limit;
 use process::handover::{self, Generations, OfferedSuccession, Program};
 use process::signals::{self, Signals};
 use process::user::check_replaceable;
+use shared::{connection_limits, shared_state, worker_count};
 use succession::Origin;
 use telemetry::status::{StatusListener, StatusServer};
 use telemetry::{Heartbeats, ServiceManager};
 use tokio::sync::{mpsc, watch};
 use worker_handle::{WorkerStart, WorkerThread};
 
-use crate::config::SettingsError;
 use crate::io::connection_info::ListenerProtocol;
 use crate::lifecycle::handles::{SnapshotHandle, TicketRingHandle};
 use crate::lifecycle::{ShutdownStage, ShutdownWatch};
 use crate::observability::metrics::Metrics;
 use crate::observability::upgrades::Upgrades;
 use crate::proxy::listener::{BindError, BindRetry};
-use crate::proxy::worker::{SharedState, WorkerConfig};
+use crate::proxy::worker::SharedState;
 use crate::push_client::{self, PushClientHandle, PushClientOptions, SyncStatus};
 use crate::runtime::Driver;
-use crate::runtime::descriptors::{self, ConnectionLimits};
+use crate::status;
 use crate::status::StatusContent;
-use crate::tls::site_config::{self, SiteConfigFactory};
-use crate::upstream::client_tls::ClientTlsConfigs;
-use crate::upstream::resolver::Resolver;
-use crate::{config, status};
 
 /// Of `--version`, also whether this build was made with a profile (`scripts/release.sh`).
 const VERSION: &str = match option_env!("COUNTERSIGN_PROFILED") {
@@ -441,62 +437,4 @@ fn drain(stage: &watch::Sender<ShutdownStage>, delay: Duration, status: Option<S
     }
     stage.send_replace(ShutdownStage::Draining);
     tracing::info!("the listeners close; open connections may finish");
-}
-
-fn connection_limits(
-    settings: &Settings,
-    limit: usize,
-    workers: usize,
-    listeners: usize,
-) -> anyhow::Result<ConnectionLimits> {
-    let configured = settings.countersign.limits.connections_per_worker;
-    let (limits, warning) = descriptors::connection_limits(limit, workers, listeners, configured)?;
-    if let Some(warning) = warning {
-        tracing::warn!("{warning}");
-    }
-    Ok(limits)
-}
-
-fn worker_count(settings: &Settings) -> usize {
-    match settings.countersign.workers {
-        0 => thread::available_parallelism().map_or(1, usize::from),
-        workers => workers,
-    }
-}
-
-/// The settings of the workers within the limit on descriptors.
-fn worker_config(settings: &Settings, limits: ConnectionLimits) -> Result<WorkerConfig, SettingsError> {
-    let configured = settings.countersign.limits.requests_per_client;
-    let requests_per_client = limits.requests_per_client(configured);
-    if requests_per_client < configured {
-        tracing::warn!(
-            "each worker may have {} connections to upstreams: one client may have {requests_per_client} concurrent requests on \
-             it, not the {configured} of countersign.limits.requests_per_client. Raise the limit on open descriptors (ulimit -Hn, \
-             LimitNOFILE), or lower that key",
-            limits.upstreams
-        );
-    }
-    Ok(WorkerConfig { connection_limits: limits, requests_per_client, ..config::worker_config(settings)? })
-}
-
-fn shared_state(
-    settings: &Settings,
-    limits: ConnectionLimits,
-    snapshot: &Arc<SnapshotHandle>,
-    ticket_ring: Option<&Arc<TicketRingHandle>>,
-) -> anyhow::Result<Arc<SharedState>> {
-    let config = worker_config(settings, limits)?;
-    let provider = Arc::new(site_config::crypto_provider());
-    let records = config::record_layer(settings);
-    let trust = config::upstream_trust(settings)?;
-    let upstream_tls = ClientTlsConfigs::new(Arc::clone(&provider), trust, records);
-    let versions = config::tls_versions(settings)?;
-    Ok(Arc::new(SharedState {
-        snapshot: Arc::clone(snapshot),
-        sites: SiteConfigFactory::new(provider, &versions, config.http2, ticket_ring.cloned(), records)
-            .with_ciphers(settings.apisix.ssl.ciphers.clone()),
-        upstream_tls: Arc::new(upstream_tls),
-        resolver: Resolver::start().context("cannot start the resolver's threads")?,
-        config: ArcSwap::from_pointee(config),
-    }))
 }

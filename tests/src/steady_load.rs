@@ -7,6 +7,7 @@
 //! `Connection: close`, a GOAWAY, or when no byte of its request was sent.
 
 use std::fmt::Display;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
@@ -53,6 +54,8 @@ pub struct LoadReport {
     pub operations: u64,
     /// Of each kind of client.
     pub by_kind: Vec<(&'static str, u64)>,
+    /// HTTP/2 requests that a GOAWAY without an error has announced as not processed.
+    pub unprocessed: u64,
     /// The first hundred, each with its kind and time.
     pub failures: Vec<String>,
 }
@@ -61,6 +64,7 @@ struct Shared {
     started: Instant,
     operations: watch::Sender<u64>,
     by_kind: Mutex<Vec<(&'static str, u64)>>,
+    unprocessed: AtomicU64,
     failures: Mutex<Vec<String>>,
 }
 
@@ -74,6 +78,7 @@ impl SteadyLoad {
         let shared = Arc::new(Shared {
             started: Instant::now(),
             operations: watch::Sender::new(0),
+            unprocessed: AtomicU64::default(),
             by_kind: Mutex::new(KINDS.map(|(kind, _)| (kind, 0)).to_vec()),
             failures: Mutex::default(),
         });
@@ -117,7 +122,8 @@ impl SteadyLoad {
             ended.expect("a client of the steady load");
         }
         let by_kind = self.shared.by_kind.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        LoadReport { operations: self.operations(), by_kind, failures: self.failures() }
+        let unprocessed = self.shared.unprocessed.load(Ordering::Relaxed);
+        LoadReport { operations: self.operations(), by_kind, unprocessed, failures: self.failures() }
     }
 }
 
@@ -305,8 +311,12 @@ impl LoadClient {
             };
             match bounded("an HTTP/2 response", answered).await {
                 Ok(status) => self.check("stream", unexpected_status(status)),
-                // The connection had a GOAWAY, and the request was not sent or not processed.
-                Err(error) if error.is_canceled() || is_go_away(&error) => return,
+                // The connection had a GOAWAY, and the request was not sent.
+                Err(error) if error.is_canceled() => return,
+                Err(error) if is_go_away(&error) => {
+                    self.shared.unprocessed.fetch_add(1, Ordering::Relaxed);
+                    return;
+                }
                 Err(error) => {
                     let cause =
                         std::error::Error::source(&error).map_or_else(String::new, ToString::to_string);

@@ -13,8 +13,9 @@ use process::descriptors::raise_limit;
 use process::signals::Signals;
 use telemetry::ServiceManager;
 
+use super::RunningServer;
 use super::listeners::{self, ListenerChange};
-use super::{RunningServer, connection_limits, worker_config};
+use super::shared::{connection_limits, worker_config};
 use crate::config;
 use crate::proxy::listener::BindRetry;
 use crate::proxy::worker::WorkerCommand;
