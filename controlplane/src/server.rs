@@ -37,6 +37,7 @@ use telemetry::log::LogFileError;
 use telemetry::status::{StatusListener, StatusServer};
 use telemetry::{Heartbeats, ServiceManager};
 use tokio::sync::watch;
+use tokio::task::JoinHandle;
 use upgrade::{EmbeddedOwner, Lineage};
 
 use crate::admin::key_file::AdminKeyError;
@@ -191,11 +192,24 @@ struct RunningServer {
 }
 
 impl RunningServer {
-    /// Reports that the control plane serves, and begins to watch over it.
-    fn announce(&self, heartbeats: Arc<Heartbeats>, service: &ServiceManager) {
+    /// Reports that the control plane serves, and begins to watch over it. The service manager
+    /// hears of a successor when it has been `released`: the predecessor has named it by then.
+    fn announce(
+        &self,
+        heartbeats: Arc<Heartbeats>,
+        service: &ServiceManager,
+        released: Option<JoinHandle<()>>,
+    ) {
         let status = self.status.as_ref().map(StatusServer::address);
         print_ready(self.api.store.identity(), &self.admin.addresses(), self.publish.push_addr, status);
-        service.watch(heartbeats, status::service_state(&self.publish));
+        let (service, state) = (service.clone(), status::service_state(&self.publish));
+        tokio::spawn(async move {
+            if let Some(released) = released {
+                // It does not panic, and is not aborted.
+                let _has_ended = released.await.is_ok();
+            }
+            service.watch(heartbeats, state);
+        });
         tokio::spawn(self.certificates.clone().run(self.reload_certificates.subscribe()));
     }
 
@@ -273,9 +287,7 @@ async fn start(
         status.map(|listener| status::serve(listener, &heartbeats, &publish, &certificates, signals.clone()));
     let status = status.transpose()?;
     let admin = AdminServer::start(bound, &api, limits, &heartbeats)?;
-    if let Some(permitted) = permitted {
-        succession::report_serving(permitted, signals).await?;
-    }
+    let released = succession::report_serving(permitted, signals).await?;
     events.listen(&settings, origin.predecessor);
     let running = RunningServer {
         settings,
@@ -293,7 +305,7 @@ async fn start(
         status_socket,
         embedded,
     };
-    running.announce(heartbeats, service);
+    running.announce(heartbeats, service, released);
     Ok(running)
 }
 

@@ -1,12 +1,16 @@
 //! A service manager's end of sd_notify(3): a datagram socket that sees what a program sends, in
-//! order.
+//! order, and which process sends it.
 
 use std::ffi::OsString;
+use std::io::{self, IoSliceMut};
+use std::os::fd::AsRawFd;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram as StdDatagram};
 use std::path::Path;
 use std::time::Duration;
 
+use nix::sys::socket::{ControlMessageOwned, MsgFlags, UnixCredentials, recvmsg, setsockopt, sockopt};
+use tokio::io::Interest;
 use tokio::net::UnixDatagram;
 use tokio::time::timeout;
 
@@ -36,6 +40,7 @@ impl NotifySocket {
 
     fn new(socket: StdDatagram, variable: OsString) -> Self {
         socket.set_nonblocking(true).expect("a socket can be nonblocking");
+        setsockopt(&socket, sockopt::PassCred, &true).expect("the kernel names the senders");
         let socket = UnixDatagram::from_std(socket).expect("a runtime is running");
         Self { socket, variable }
     }
@@ -47,19 +52,25 @@ impl NotifySocket {
 
     /// The lines of the next message.
     pub async fn next(&self) -> Vec<String> {
+        self.next_with_sender().await.1
+    }
+
+    /// The process id of the next sender, and the lines of its message.
+    pub async fn next_with_sender(&self) -> (u32, Vec<String>) {
         timeout(EVENT_TIMEOUT, self.receive()).await.expect("the service manager is notified")
     }
 
     /// The next message within this time.
     pub async fn next_within(&self, time: Duration) -> Option<Vec<String>> {
-        timeout(time, self.receive()).await.ok()
+        timeout(time, self.receive()).await.ok().map(|(_, lines)| lines)
     }
 
     /// Discards messages up to the first with a line that begins so; returns that line.
     pub async fn until(&self, line: &str) -> String {
         let waiting = async {
             loop {
-                if let Some(found) = self.receive().await.into_iter().find(|found| found.starts_with(line)) {
+                let (_, lines) = self.receive().await;
+                if let Some(found) = lines.into_iter().find(|found| found.starts_with(line)) {
                     return found;
                 }
             }
@@ -72,9 +83,22 @@ impl NotifySocket {
         while self.socket.try_recv(&mut [0; 1]).is_ok() {}
     }
 
-    async fn receive(&self) -> Vec<String> {
-        let mut buffer = [0; 8192];
-        let read = self.socket.recv(&mut buffer).await.expect("the socket is open");
-        String::from_utf8_lossy(&buffer[..read]).lines().map(str::to_owned).collect()
+    async fn receive(&self) -> (u32, Vec<String>) {
+        let received = self.socket.async_io(Interest::READABLE, || receive_message(self.socket.as_raw_fd()));
+        received.await.expect("the socket is open")
     }
+}
+
+fn receive_message(socket: i32) -> io::Result<(u32, Vec<String>)> {
+    let mut buffer = [0; 8192];
+    let mut parts = [IoSliceMut::new(&mut buffer)];
+    let mut control = nix::cmsg_space!(UnixCredentials);
+    let message = recvmsg::<()>(socket, &mut parts, Some(&mut control), MsgFlags::empty())?;
+    let sender = message.cmsgs()?.find_map(|attached| match attached {
+        ControlMessageOwned::ScmCredentials(sender) => Some(sender.pid().cast_unsigned()),
+        _ => None,
+    });
+    let read = message.bytes;
+    let lines = String::from_utf8_lossy(&buffer[..read]).lines().map(str::to_owned).collect();
+    Ok((sender.expect("SO_PASSCRED is set"), lines))
 }

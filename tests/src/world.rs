@@ -186,6 +186,10 @@ impl World {
         self.nodes[0].process().id()
     }
 
+    pub fn control_id(&self) -> u32 {
+        self.controls[0].process().id()
+    }
+
     /// A metric of the first node, by its name and labels.
     pub async fn metric(&self, name: &str) -> u64 {
         number(&self.status("/metrics").await.text(), name)

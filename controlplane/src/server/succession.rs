@@ -8,6 +8,7 @@ use process::handover::{
 };
 use process::signals::Signals;
 use serde_json::Value;
+use tokio::task::JoinHandle;
 
 use super::StartupError;
 use super::sockets::InheritedSockets;
@@ -57,24 +58,25 @@ impl Origin {
     }
 }
 
-/// Reports that this process accepts connections, and logs the end of the hand-over.
+/// Reports that this process accepts connections, and logs the end of the hand-over. The returned
+/// task ends when the predecessor has left everything to this process; `None` without one.
 ///
 /// # Errors
 /// When the report cannot be sent: the predecessor goes on.
 pub(super) async fn report_serving(
-    permitted: PermittedSuccession,
+    permitted: Option<PermittedSuccession>,
     signals: &Signals,
-) -> Result<(), StartupError> {
+) -> Result<Option<JoinHandle<()>>, StartupError> {
+    let Some(permitted) = permitted else { return Ok(None) };
     let serving: ServingSuccession = blocking(move || permitted.serving()).await??;
     let signals = signals.clone();
-    drop(tokio::task::spawn_blocking(move || {
+    Ok(Some(tokio::task::spawn_blocking(move || {
         let stopping = || signals.is_stopping();
         match serving.wait_released(Wait::new(STEP_MAX, &stopping)) {
             Ok(()) => tracing::info!("upgrade: the predecessor has left its listeners to this process"),
             Err(error) => tracing::warn!(%error, "the predecessor may still accept connections"),
         }
-    }));
-    Ok(())
+    })))
 }
 
 /// Runs a call that blocks.

@@ -155,7 +155,13 @@ impl RunningServer {
         service: ServiceManager,
     ) -> Result<(), StartupError> {
         tracing::info!(pid = successor.pid(), "upgrade: the new process serves; this one ends");
-        service.main_pid(successor.pid());
+        let pid = successor.pid();
+        // Before the successor goes on: the service manager takes no message from it yet.
+        let announce = move || {
+            service.main_pid(pid);
+            service.flush();
+        };
+        blocking(announce).await?;
         drop((self.push_socket, self.status_socket.take()));
         if let Some(status) = self.status.take() {
             blocking(move || status.close()).await?;
@@ -179,7 +185,6 @@ impl RunningServer {
         if tokio::time::timeout(STOP_MAX, self.publish.done).await.is_err() {
             tracing::warn!("ended before every data plane's stream");
         }
-        blocking(move || service.flush()).await?;
         // Its end of the pair tells later generations that this process runs.
         drop(successor);
         Ok(())

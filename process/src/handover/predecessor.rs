@@ -65,11 +65,8 @@ pub fn start(
     }
     let (link, other) = Link::pair().map_err(HandoverError::system("cannot make a pair of sockets"))?;
     let mut command = program.command();
-    // What the service manager meant for this process alone.
-    telemetry::service::ENVIRONMENT_OF_ONE_PROCESS.into_iter().for_each(|name| {
-        command.env_remove(name);
-    });
     command.stdin(Stdio::from(other)).env(ENVIRONMENT, PROTOCOL.to_string());
+    // What the service manager meant for this process alone.
     for variable in telemetry::service::ENVIRONMENT_OF_ONE_PROCESS {
         command.env_remove(variable);
     }

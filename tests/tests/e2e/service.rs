@@ -8,7 +8,8 @@ use e2e::process::Log;
 use e2e::service::NotifySocket;
 use e2e::upstream::Upstream;
 use e2e::world::{World, WorldBuilder};
-use nix::sys::signal::Signal;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 use super::heartbeats::Stopped;
 
@@ -82,6 +83,100 @@ async fn a_node_is_ready_when_it_has_a_snapshot() {
     assert!(!seen.iter().any(|line| line == "READY=1"), "{seen:?}");
     world.start_control().await;
     manager.until("READY=1").await;
+}
+
+/// What systemd takes with `NotifyAccess=main`: the messages of the main process, which MAINPID=
+/// changes.
+struct MainProcess<'a> {
+    manager: &'a NotifySocket,
+    pid: u32,
+}
+
+impl MainProcess<'_> {
+    /// The next message with a line that begins so.
+    async fn until(&mut self, beginning: &str) -> Vec<String> {
+        loop {
+            let (sender, lines) = self.manager.next_with_sender().await;
+            assert_eq!(sender, self.pid, "systemd discards {lines:?}");
+            for line in &lines {
+                if let Some(pid) = line.strip_prefix("MAINPID=") {
+                    self.pid = pid.parse().unwrap();
+                }
+            }
+            if lines.iter().any(|line| line.starts_with(beginning)) {
+                return lines;
+            }
+        }
+    }
+
+    /// A reload that succeeds, and one that fails on a broken settings file.
+    async fn is_told_of_reloads(&mut self, config: &std::path::Path, log: &Log) {
+        let good = std::fs::read_to_string(config).unwrap();
+        for (text, logged) in [(good.as_str(), ["INFO", "reload"]), ("apisix: [", ["ERROR", "not reloaded"])]
+        {
+            std::fs::write(config, text).unwrap();
+            let mark = log.mark();
+            kill(Pid::from_raw(self.pid.cast_signed()), Signal::SIGHUP).unwrap();
+            let begun = self.until("RELOADING=1").await;
+            let clock = begun[1].strip_prefix("MONOTONIC_USEC=").expect("systemd wants it with RELOADING=1");
+            assert!(begun.len() == 2 && clock.parse::<u64>().unwrap() > 0, "{begun:?}");
+            loop {
+                // What a reload changes may be shown between; nothing else is announced.
+                let lines = self.until("").await;
+                if lines == ["READY=1"] {
+                    break;
+                }
+                assert!(!lines.iter().any(|line| line.starts_with("RELOADING=")), "{lines:?}");
+            }
+            log.line_after(mark, &logged).await;
+        }
+        std::fs::write(config, good).unwrap();
+    }
+
+    /// The successor is announced by its predecessor, and goes on in its place.
+    async fn is_followed_by(&mut self, successor: u32) {
+        assert_eq!(self.until("MAINPID=").await, [format!("MAINPID={successor}")]);
+        let first = self.until("READY=1").await;
+        assert!(first.iter().any(|line| line.starts_with("STATUS=revision ")), "{first:?}");
+        self.until("WATCHDOG=1").await;
+    }
+}
+
+#[tokio::test]
+async fn reloads_and_upgrades_of_a_data_plane_are_announced() {
+    let manager = NotifySocket::abstract_name("node-upgrade");
+    let mut world = node_under(&manager).start().await;
+    let mut main = MainProcess { manager: &manager, pid: world.node_id() };
+    main.until("READY=1").await;
+    let config = world.write_config("node-1");
+    main.is_told_of_reloads(&config, world.node_log()).await;
+    for _ in 0..2 {
+        let successor = world.upgrade_node().await.id();
+        main.is_followed_by(successor).await;
+    }
+    main.is_told_of_reloads(&config, world.node_log()).await;
+}
+
+#[tokio::test]
+async fn reloads_and_upgrades_of_a_control_plane_are_announced() {
+    let manager = NotifySocket::abstract_name("control-upgrade");
+    let world = World::builder()
+        .control_environment("NOTIFY_SOCKET", manager.variable())
+        .control_environment("WATCHDOG_USEC", WATCHDOG_USEC)
+        .nodes(&[])
+        .start()
+        .await;
+    let mut main = MainProcess { manager: &manager, pid: world.control_id() };
+    main.until("READY=1").await;
+    let config = world.write_config("control");
+    main.is_told_of_reloads(&config, world.control_log()).await;
+    let mut successors = Vec::new();
+    for _ in 0..2 {
+        let successor = world.upgrade_control_at(0).await;
+        main.is_followed_by(successor.id()).await;
+        successors.push(successor);
+    }
+    main.is_told_of_reloads(&config, world.control_log()).await;
 }
 
 #[tokio::test]
