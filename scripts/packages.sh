@@ -103,11 +103,8 @@ for program in controlplane dataplane; do
   root=$work/$program
   put 755 "$work/bin/$program" "usr/bin/$program"
   put 644 "packaging/systemd/countersign-$program.service" "lib/systemd/system/countersign-$program.service"
-  socket=
-  if [ "$program" = dataplane ]; then
-    socket=countersign-dataplane.socket
-    put 644 "packaging/systemd/$socket" "lib/systemd/system/$socket"
-  fi
+  socket=countersign-$program.socket
+  put 644 "packaging/systemd/$socket" "lib/systemd/system/$socket"
   for page in "$work/manuals/$program"/man1/*; do
     gzip -9n "$page" && put 644 "$page.gz" "usr/share/man/man1/$(basename "$page").gz"
   done

@@ -30,6 +30,7 @@ use mtls::CertificateMonitor;
 use pki::Keyring;
 use process::handover::{HandoverError, OfferedSuccession, Program};
 use process::signals::Signals;
+use process::socket_activation::{ActivationError, UnknownSocket};
 use serde_json::{Value, json};
 use sockets::InheritedSockets;
 use succession::Origin;
@@ -77,6 +78,10 @@ pub(crate) enum StartupError {
     Publish(#[from] PublishError),
     #[error("{0}")]
     Handover(#[from] HandoverError),
+    #[error("{0}")]
+    Activation(#[from] ActivationError),
+    #[error("{0}")]
+    UnknownSocket(#[from] UnknownSocket),
     #[error("{0}")]
     Listen(#[from] ListenError),
     #[error("nginx_config.error_log: {0}")]
@@ -282,6 +287,7 @@ async fn start(
     let parts = AdminParts::new(&store, &publish);
     let api = Arc::new(parts.api(&settings, &certificates, keyring).await?);
     let bound = admin::bind_listeners(&settings, &tls, &mut origin.sockets, &mut in_use_retry).await?;
+    origin.ensure_no_socket_is_left()?;
     let limits = admin::admin_limits(&settings, connections.admin);
     let status =
         status.map(|listener| status::serve(listener, &heartbeats, &publish, &certificates, signals.clone()));

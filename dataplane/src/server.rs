@@ -257,7 +257,7 @@ impl PreparedServer {
         let limit = raise_limit().context("cannot read the limit on open descriptors")?;
         let retry = BindRetry { predecessor: settings.countersign.drain_delay, stop: signals.stop() };
         let status = status::bind(&settings, &retry, |key, addr| {
-            inherited.take(key, addr).into_iter().next().map(|(_, socket)| socket)
+            inherited.take(key, addr).into_iter().next().map(|inherited| inherited.socket)
         })?;
         let listeners = ListenerSet::bind(&listeners::plan(&settings), workers, &retry, &mut inherited)?;
         // A predecessor's socket may be one that the settings name no more.

@@ -36,7 +36,7 @@ mod successor;
 pub use generations::{DrainingProcess, Generations};
 pub use predecessor::{ReadySuccessor, ServingSuccessor, StartedSuccessor, StartingSuccessor, start};
 pub use program::Program;
-pub use socket::OfferedSocket;
+pub use socket::{InheritedListener, OfferedSocket};
 pub use successor::{
     FailureReporter, OfferedSuccession, PermittedSuccession, PreparingSuccession, ServingSuccession,
     take_over,

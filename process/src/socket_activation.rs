@@ -11,16 +11,7 @@ use std::net::{SocketAddr, TcpListener};
 use listenfd::ListenFd;
 use nix::sys::socket::{getsockopt, sockopt};
 
-/// A socket of the service manager.
-#[derive(Debug)]
-pub struct ActivatedSocket {
-    /// From LISTEN_FDNAMES.
-    pub name: String,
-    /// The address that it is bound to.
-    pub addr: SocketAddr,
-    /// Non-blocking, and closed in other programs that this one starts.
-    pub socket: TcpListener,
-}
+use crate::handover::InheritedListener;
 
 /// Why the sockets cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -48,15 +39,31 @@ pub enum ActivationError {
     },
 }
 
+/// A socket of the service manager that the settings do not name.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "the inherited socket {name:?} is bound to {addr}, which is no listener of the settings: correct ListenStream= of the socket \
+     unit, or add the address to {settings}"
+)]
+pub struct UnknownSocket {
+    /// From LISTEN_FDNAMES.
+    pub name: String,
+    /// The address that it is bound to.
+    pub addr: SocketAddr,
+    /// The settings that name listeners.
+    pub settings: &'static str,
+}
+
 /// The first descriptor, by the protocol.
 const FIRST: usize = 3;
 
-/// Takes the sockets out of the environment. Empty: there are none, or they are for another
-/// process. Call it once, before threads are started that read the environment.
+/// Takes the sockets out of the environment, by the names of LISTEN_FDNAMES; they are non-blocking,
+/// and closed in other programs that this one starts. Empty: there are none, or they are for
+/// another process. Call it once, before threads are started that read the environment.
 ///
 /// # Errors
 /// [`ActivationError`].
-pub fn take_sockets() -> Result<Vec<ActivatedSocket>, ActivationError> {
+pub fn take_sockets() -> Result<Vec<InheritedListener>, ActivationError> {
     let variable = |name| env::var_os(name).map(|value| value.to_string_lossy().into_owned());
     if variable("LISTEN_PID").is_none_or(|pid| pid != std::process::id().to_string()) {
         return Ok(Vec::new());
@@ -79,7 +86,7 @@ fn names(fds: &str, names: Option<String>) -> Result<Vec<String>, ActivationErro
     }
 }
 
-fn take(inherited: &mut ListenFd, index: usize, name: String) -> Result<ActivatedSocket, ActivationError> {
+fn take(inherited: &mut ListenFd, index: usize, name: String) -> Result<InheritedListener, ActivationError> {
     let mut listener = || -> io::Result<(TcpListener, SocketAddr)> {
         let socket = inherited.take_tcp_listener(index)?.ok_or(io::ErrorKind::NotFound)?;
         if !getsockopt(&socket, sockopt::AcceptConn)? {
@@ -90,7 +97,7 @@ fn take(inherited: &mut ListenFd, index: usize, name: String) -> Result<Activate
         Ok((socket, addr))
     };
     match listener() {
-        Ok((socket, addr)) => Ok(ActivatedSocket { name, addr, socket }),
+        Ok((socket, addr)) => Ok(InheritedListener { name, addr, socket, activated: true }),
         Err(error) => Err(ActivationError::NotAListener { name, descriptor: FIRST + index, error }),
     }
 }

@@ -1,12 +1,18 @@
-//! Listening sockets from a predecessor. A listener that finds its own there does not bind.
+//! Listening sockets from a predecessor, or from the service manager. A listener that finds its own
+//! there does not bind. None of them is shut down with `shutdown(2)`.
 
 use std::net::{SocketAddr, TcpListener};
 
-use process::handover::{HandoverError, OfferedSocket};
+use process::handover::{HandoverError, InheritedListener, OfferedSocket};
+use process::socket_activation::{self, ActivationError, UnknownSocket};
 
-/// The sockets that no listener has taken yet, by their names.
+/// The sockets that no listener has taken yet.
 #[derive(Debug, Default)]
-pub(super) struct InheritedSockets(Vec<(String, TcpListener)>);
+pub(super) struct InheritedSockets(Vec<InheritedListener>);
+
+/// The settings that name listeners.
+const LISTENER_SETTINGS: &str =
+    "deployment.admin.admin_listen, countersign.push.listen or countersign.control_plane.status";
 
 /// The name of a listener in an offer: the key of its setting, and the address in it, which may
 /// have port 0.
@@ -18,23 +24,39 @@ impl InheritedSockets {
     /// # Errors
     /// When a socket is not what its name says.
     pub(super) fn new(offered: Vec<OfferedSocket>) -> Result<Self, HandoverError> {
-        let listeners = offered.into_iter().map(|socket| {
-            let (name, _, listener) = socket.into_tcp_listener()?;
-            Ok((name, listener))
-        });
-        listeners.collect::<Result<_, _>>().map(Self)
+        offered.into_iter().map(OfferedSocket::into_tcp_listener).collect::<Result<_, _>>().map(Self)
+    }
+
+    /// The sockets that the service manager has bound.
+    ///
+    /// # Errors
+    /// One of them cannot be a listener.
+    pub(super) fn activated() -> Result<Self, ActivationError> {
+        socket_activation::take_sockets().map(Self)
+    }
+
+    /// # Errors
+    /// A socket of the service manager is left that no listener has taken: its unit promises a port
+    /// that nothing serves.
+    pub(super) fn ensure_empty(&self) -> Result<(), UnknownSocket> {
+        match self.0.first() {
+            None => Ok(()),
+            Some(left) => {
+                Err(UnknownSocket { name: left.name.clone(), addr: left.addr, settings: LISTENER_SETTINGS })
+            }
+        }
     }
 
     /// The socket of a listener: with the same address in the settings, or bound to it.
     pub(super) fn take(&mut self, setting: &str, configured: SocketAddr) -> Option<TcpListener> {
         let name = name(setting, configured);
-        let is_bound = |(offered, socket): &(String, TcpListener)| {
-            let is_of_setting = offered.split_once(' ').is_some_and(|(offered, _)| offered == setting);
-            is_of_setting && socket.local_addr().is_ok_and(|bound| bound == configured)
+        let is_bound = |left: &InheritedListener| {
+            let is_of_setting = left.name.split_once(' ').is_some_and(|(offered, _)| offered == setting);
+            left.addr == configured && (is_of_setting || left.activated)
         };
-        let same = self.0.iter().position(|(offered, _)| *offered == name);
+        let same = self.0.iter().position(|left| left.name == name);
         let index = same.or_else(|| self.0.iter().position(is_bound))?;
-        Some(self.0.remove(index).1)
+        Some(self.0.remove(index).socket)
     }
 }
 
@@ -45,10 +67,9 @@ impl InheritedSockets {
 pub(super) fn offer(
     setting: &str,
     configured: SocketAddr,
-    socket: TcpListener,
+    socket: &TcpListener,
 ) -> std::io::Result<OfferedSocket> {
-    let address = socket.local_addr()?.to_string();
-    Ok(OfferedSocket { name: name(setting, configured), address, socket: socket.into() })
+    OfferedSocket::new(&name(setting, configured), socket.local_addr()?, socket)
 }
 
 #[cfg(test)]
@@ -62,9 +83,9 @@ mod tests {
         let addresses = bound.each_ref().map(|socket| socket.local_addr().unwrap());
         let [first, second, status] = bound;
         let offered = vec![
-            offer("admin", any, first).unwrap(),
-            offer("status", any, status).unwrap(),
-            offer("admin", any, second).unwrap(),
+            offer("admin", any, &first).unwrap(),
+            offer("status", any, &status).unwrap(),
+            offer("admin", any, &second).unwrap(),
         ];
         let mut sockets = InheritedSockets::new(offered).unwrap();
         let mut take = |setting: &str| Some(sockets.take(setting, any)?.local_addr().unwrap());
@@ -74,7 +95,7 @@ mod tests {
         );
         assert_eq!((take("push"), take("status")), (None, Some(addresses[2])));
         // The file has the port now that the kernel had picked.
-        let offered = vec![offer("admin", any, TcpListener::bind(any).unwrap()).unwrap()];
+        let offered = vec![offer("admin", any, &TcpListener::bind(any).unwrap()).unwrap()];
         let picked = offered[0].address.parse().unwrap();
         let mut sockets = InheritedSockets::new(offered).unwrap();
         assert!(sockets.take("push", picked).is_none());
@@ -83,6 +104,7 @@ mod tests {
             name: "admin".to_owned(),
             address: any.to_string(),
             socket: TcpListener::bind(any).unwrap().into(),
+            activated: false,
         };
         assert!(InheritedSockets::new(vec![wrong]).is_err());
     }

@@ -3,10 +3,9 @@
 use std::io;
 use std::time::Duration;
 
-use process::handover::{
-    Generations, HandoverError, OfferedSuccession, PermittedSuccession, ServingSuccession, Wait,
-};
+use process::handover::{Generations, OfferedSuccession, PermittedSuccession, ServingSuccession, Wait};
 use process::signals::Signals;
+use process::socket_activation::UnknownSocket;
 use serde_json::Value;
 use tokio::task::JoinHandle;
 
@@ -29,15 +28,25 @@ pub(super) struct Origin {
 
 impl Origin {
     /// # Errors
-    /// When a socket of the predecessor is not what its name says.
-    pub(super) fn new(mut offer: Option<OfferedSuccession>) -> Result<Self, HandoverError> {
-        let sockets = offer.as_mut().map(|offer| std::mem::take(&mut offer.sockets)).unwrap_or_default();
+    /// When a socket of the predecessor, or of the service manager, is not what its name says.
+    pub(super) fn new(mut offer: Option<OfferedSuccession>) -> Result<Self, StartupError> {
+        let sockets = match offer.as_mut().map(|offer| std::mem::take(&mut offer.sockets)) {
+            Some(sockets) => InheritedSockets::new(sockets)?,
+            None => InheritedSockets::activated()?,
+        };
         Ok(Self {
-            sockets: InheritedSockets::new(sockets)?,
+            sockets,
             generations: offer.as_ref().map_or_else(Generations::first, |offer| offer.generations.clone()),
             predecessor: offer.as_ref().map(|offer| offer.predecessor),
             offer,
         })
+    }
+
+    /// # Errors
+    /// When no listener has taken a socket of the service manager. A predecessor's socket may be
+    /// one that the settings name no more.
+    pub(super) fn ensure_no_socket_is_left(&self) -> Result<(), UnknownSocket> {
+        if self.generations.number() == 1 { self.sockets.ensure_empty() } else { Ok(()) }
     }
 
     /// Waits until the predecessor has paused; `None` without one.

@@ -95,13 +95,12 @@ impl RunningServer {
     fn offer(&self) -> io::Result<Vec<OfferedSocket>> {
         let mut offered = Vec::new();
         for (listener, socket) in admin::configured(&self.settings).iter().zip(self.admin.sockets()?) {
-            offered.push(sockets::offer(ADMIN_LISTEN, listener.address, socket)?);
+            offered.push(sockets::offer(ADMIN_LISTEN, listener.address, &socket)?);
         }
-        let push = self.push_socket.try_clone()?;
-        offered.push(sockets::offer(PUSH_KEY, self.settings.countersign.push.listen, push)?);
+        offered.push(sockets::offer(PUSH_KEY, self.settings.countersign.push.listen, &self.push_socket)?);
         let address = self.settings.countersign.control_plane.status;
         if let (Some(socket), Some(address)) = (&self.status_socket, address) {
-            offered.push(sockets::offer(status::STATUS_KEY, address, socket.try_clone()?)?);
+            offered.push(sockets::offer(status::STATUS_KEY, address, socket)?);
         }
         Ok(offered)
     }

@@ -6,7 +6,8 @@
 //! that closes ([`AcceptorEnd::Close`]) accepts what is in its queue first, so that no connection
 //! is reset that its client takes for established, unless the worker stays full for longer than
 //! `QUEUE_WAIT_MAX`: open connections must not keep the port from the next process. One that is
-//! released leaves its queue to the other processes that have the socket.
+//! released leaves its queue to the other processes that have the socket; a socket of the service
+//! manager is always released.
 
 use std::cell::{Cell, RefCell};
 use std::future::{Future, poll_fn};
@@ -56,6 +57,8 @@ pub struct BoundSocket {
     /// The address, with the port that the kernel chose for port 0.
     pub addr: SocketAddr,
     pub options: ListenerOptions,
+    /// The service manager has it, too: what is in its queue is for the next process.
+    pub activated: bool,
 }
 
 /// An address that cannot be bound.
@@ -110,7 +113,7 @@ pub fn bind(
         let failed = |error| BindError { key, addr, error, stopped: false };
         let socket = listening_socket(addr, true).map_err(failed)?;
         addr = socket.local_addr().map_err(failed)?;
-        bound.push(BoundSocket { socket: Arc::new(socket), addr, options });
+        bound.push(BoundSocket { socket: Arc::new(socket), addr, options, activated: false });
     }
     Ok(bound)
 }
@@ -126,7 +129,7 @@ pub fn bind_another(
 ) -> Result<BoundSocket, BindError> {
     let socket = listening_socket(addr, true);
     let socket = socket.map_err(|error| BindError { key, addr, error, stopped: false })?;
-    Ok(BoundSocket { socket: Arc::new(socket), addr, options })
+    Ok(BoundSocket { socket: Arc::new(socket), addr, options, activated: false })
 }
 
 /// Binds an address where no other socket listens. The sockets of a killed process outlive it for a
@@ -180,7 +183,8 @@ fn listening_socket(addr: SocketAddr, reuse_port: bool) -> io::Result<TcpListene
 /// How an acceptor ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum AcceptorEnd {
-    /// Accepts what is in the queue, and closes the socket for every process that has it.
+    /// Accepts what is in the queue, and closes the socket for every process that has it; but one
+    /// of the service manager is released.
     Close,
     /// Leaves the socket and its queue to another worker or process.
     Release,
@@ -216,6 +220,7 @@ pub(super) struct Acceptor<F> {
     listener: Listener,
     local: SocketAddr,
     options: ListenerOptions,
+    activated: bool,
     control: Rc<AcceptorControl>,
     limit: Rc<ConnectionLimit>,
     counters: Arc<Counters>,
@@ -237,9 +242,9 @@ where
         counters: Arc<Counters>,
         serve: F,
     ) -> io::Result<Self> {
-        let BoundSocket { socket, addr: local, options } = bound;
+        let BoundSocket { socket, addr: local, options, activated } = bound;
         let listener = Listener::new(socket, driver)?;
-        Ok(Self { listener, local, options, control, limit, counters, serve })
+        Ok(Self { listener, local, options, activated, control, limit, counters, serve })
     }
 
     /// Accepts connections until its control ends it. `_guard`: the drain waits until the queue is
@@ -266,7 +271,7 @@ where
                 }
             }
         };
-        if end == AcceptorEnd::Release {
+        if end == AcceptorEnd::Release || self.activated {
             return;
         }
         drop_new_connections(&self.listener).await;

@@ -6,12 +6,12 @@
 //! listens on every address.
 
 use std::io;
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use conf::Settings;
-use process::handover::{HandoverError, OfferedSocket};
-use process::socket_activation::{self, ActivationError};
+use process::handover::{HandoverError, InheritedListener, OfferedSocket};
+use process::socket_activation::{self, ActivationError, UnknownSocket};
 
 use crate::io::connection_info::{ListenerOptions, ListenerProtocol, TcpMode};
 use crate::proxy::listener::{self, BindError, BindRetry, BoundSocket};
@@ -61,20 +61,12 @@ pub(super) fn plan(settings: &Settings) -> Vec<ListenerPlan> {
     all
 }
 
-/// A socket of the service manager that the settings do not name.
-#[derive(Debug, thiserror::Error)]
-#[error(
-    "the inherited socket {name:?} is bound to {addr}, which is no listener of the settings: correct ListenStream= of the socket \
-     unit, or add the address to apisix.node_listen, apisix.ssl.listen or apisix.stream_proxy.tcp"
-)]
-pub(super) struct UnknownSocket {
-    name: String,
-    addr: SocketAddr,
-}
+/// The settings that name the usual listeners.
+const LISTENER_SETTINGS: &str = "apisix.node_listen, apisix.ssl.listen or apisix.stream_proxy.tcp";
 
 /// Listening sockets from another process, until they are taken.
 #[derive(Debug, Default)]
-pub(super) struct InheritedSockets(Vec<(String, SocketAddr, TcpListener)>);
+pub(super) struct InheritedSockets(Vec<InheritedListener>);
 
 impl InheritedSockets {
     /// Checks the sockets of a predecessor.
@@ -90,8 +82,7 @@ impl InheritedSockets {
     /// # Errors
     /// One of them cannot be a listener.
     pub(super) fn activated() -> Result<Self, ActivationError> {
-        let sockets = socket_activation::take_sockets()?.into_iter();
-        Ok(Self(sockets.map(|activated| (activated.name, activated.addr, activated.socket)).collect()))
+        socket_activation::take_sockets().map(Self)
     }
 
     /// # Errors
@@ -99,22 +90,23 @@ impl InheritedSockets {
     pub(super) fn ensure_empty(&self) -> Result<(), UnknownSocket> {
         match self.0.first() {
             None => Ok(()),
-            Some((name, addr, _)) => Err(UnknownSocket { name: name.clone(), addr: *addr }),
+            Some(left) => {
+                Err(UnknownSocket { name: left.name.clone(), addr: left.addr, settings: LISTENER_SETTINGS })
+            }
         }
     }
 
     /// Takes the sockets of an address. For port 0: those of the first address of the same setting
     /// that are left.
-    pub(super) fn take(&mut self, key: &str, configured: SocketAddr) -> Vec<(SocketAddr, TcpListener)> {
-        let chosen = |(name, addr, _): &(String, SocketAddr, TcpListener)| {
-            (name == key && addr.ip() == configured.ip()).then_some(*addr)
+    pub(super) fn take(&mut self, key: &str, configured: SocketAddr) -> Vec<InheritedListener> {
+        let chosen = |left: &InheritedListener| {
+            (left.name == key && left.addr.ip() == configured.ip()).then_some(left.addr)
         };
         let addr = match configured.port() {
             0 => self.0.iter().find_map(chosen).unwrap_or(configured),
             _ => configured,
         };
-        let taken = self.0.extract_if(.., |(_, bound, _)| *bound == addr);
-        taken.map(|(_, bound, socket)| (bound, socket)).collect()
+        self.0.extract_if(.., |left| left.addr == addr).collect()
     }
 }
 
@@ -160,7 +152,12 @@ impl BoundListener {
     /// Takes over the inherited sockets of an address; `None` if there are none.
     fn inherit(plan: ListenerPlan, inherited: &mut InheritedSockets) -> Option<Self> {
         let sockets = inherited.take(plan.key, plan.configured);
-        let bound = |(addr, socket)| BoundSocket { socket: Arc::new(socket), addr, options: plan.options };
+        let bound = |InheritedListener { addr, socket, activated, .. }| BoundSocket {
+            socket: Arc::new(socket),
+            addr,
+            options: plan.options,
+            activated,
+        };
         (!sockets.is_empty()).then(|| Self { plan, sockets: sockets.into_iter().map(bound).collect() })
     }
 
@@ -211,10 +208,10 @@ impl ListenerSet {
     /// When the process has no descriptor left.
     pub(super) fn offer(&self) -> io::Result<Vec<OfferedSocket>> {
         let named = self.0.iter().flat_map(|listener| {
-            listener
-                .sockets
-                .iter()
-                .map(|bound| OfferedSocket::new(listener.plan.key, bound.addr, &bound.socket))
+            listener.sockets.iter().map(|bound| {
+                let offered = OfferedSocket::new(listener.plan.key, bound.addr, &bound.socket)?;
+                Ok(OfferedSocket { activated: bound.activated, ..offered })
+            })
         });
         named.collect()
     }
@@ -419,7 +416,7 @@ mod tests {
             .unwrap();
         let mut inherited = InheritedSockets::new(offered).unwrap();
         assert!(inherited.take("http", localhost(1)).is_empty());
-        let three = inherited.0.last().unwrap().1;
+        let three = inherited.0.last().unwrap().addr;
         assert_eq!(inherited.take("other", three).len(), 3, "whatever it served before");
         assert_eq!(inherited.take("https", localhost(0)).len(), 2);
         assert!(inherited.take("https", localhost(0)).is_empty());

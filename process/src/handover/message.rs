@@ -42,6 +42,9 @@ pub(super) enum Message {
 pub(super) struct SocketName {
     pub(super) name: String,
     pub(super) address: String,
+    /// Absent from programs that did not know it.
+    #[serde(default)]
+    pub(super) activated: bool,
 }
 
 /// A life token of a message.

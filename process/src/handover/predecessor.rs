@@ -89,9 +89,11 @@ pub fn start(
     let descriptors: Vec<_> = tokens.iter().map(|token| token.token.as_fd()).collect();
     let mut sent = candidate.link.send(&offer, &descriptors);
     for batch in sockets.chunks(DESCRIPTORS_MAX) {
-        let names = batch
-            .iter()
-            .map(|socket| SocketName { name: socket.name.clone(), address: socket.address.clone() });
+        let names = batch.iter().map(|socket| SocketName {
+            name: socket.name.clone(),
+            address: socket.address.clone(),
+            activated: socket.activated,
+        });
         let message = Message::Sockets { sockets: names.collect() };
         let descriptors: Vec<_> = batch.iter().map(|socket| socket.socket.as_fd()).collect();
         sent = sent.and_then(|()| candidate.link.send(&message, &descriptors));

@@ -121,6 +121,7 @@ fn offered(link: &Arc<Link>, wait: Wait<'_>) -> Result<OfferedSuccession, Handov
             name: named.name,
             address: named.address,
             socket,
+            activated: named.activated,
         }));
     }
     let mut tokens: Vec<LifeToken> = draining

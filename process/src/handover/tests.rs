@@ -44,6 +44,7 @@ fn offered(listener: &TcpListener, name: &str) -> OfferedSocket {
         name: name.to_owned(),
         address: listener.local_addr().unwrap().to_string(),
         socket: listener.try_clone().unwrap().into(),
+        activated: false,
     }
 }
 
@@ -62,13 +63,13 @@ fn serving_process() {
     let detail = json!({
         "generation": generations.number(),
         "draining": generations.draining().len(),
-        "names": listeners.iter().map(|(name, ..)| name).collect::<BTreeSet<_>>(),
+        "names": listeners.iter().map(|listener| &listener.name).collect::<BTreeSet<_>>(),
         "sockets": listeners.len(),
     });
     let permitted = offer.started().unwrap().ready(detail, wait()).unwrap();
     permitted.serving().unwrap().wait_released(wait()).unwrap();
     reporter.report("too late to matter");
-    let (_, _, listener) = listeners.first().unwrap();
+    let listener = &listeners.first().unwrap().socket;
     let (mut stream, _) = listener.accept().unwrap();
     io::Write::write_all(&mut stream, b"successor").unwrap();
 }
@@ -197,7 +198,7 @@ fn offer(sockets: usize, draining: usize) -> Message {
 }
 
 fn names(count: usize) -> Message {
-    let name = SocketName { name: "https".to_owned(), address: "127.0.0.1:443".to_owned() };
+    let name = SocketName { name: "https".to_owned(), address: "127.0.0.1:443".to_owned(), activated: false };
     Message::Sockets { sockets: vec![name; count] }
 }
 
@@ -326,7 +327,9 @@ fn a_fifth_draining_generation_is_refused() {
 #[test]
 fn a_received_socket_is_checked_against_its_name() {
     let (one, other) = (listener(), listener());
-    let (name, addr, _) = offered(&one, "https").into_tcp_listener().unwrap();
+    let InheritedListener { name, addr, activated, .. } =
+        OfferedSocket { activated: true, ..offered(&one, "https") }.into_tcp_listener().unwrap();
+    assert!(activated);
     assert_eq!((name.as_str(), addr), ("https", one.local_addr().unwrap()));
     let address = one.local_addr().unwrap().to_string();
     let stream = std::net::TcpStream::connect(one.local_addr().unwrap()).unwrap();
@@ -335,7 +338,8 @@ fn a_received_socket_is_checked_against_its_name() {
         (stream.into(), "not listening"),
         (File::open("/dev/null").unwrap().into(), "no socket"),
     ] {
-        let socket = OfferedSocket { name: "https".to_owned(), address: address.clone(), socket };
+        let socket =
+            OfferedSocket { name: "https".to_owned(), address: address.clone(), socket, activated: false };
         let error = socket.into_tcp_listener().unwrap_err().to_string();
         assert!(error.contains(words), "{error}");
     }

@@ -34,13 +34,14 @@ fn systemd_accepts_the_units() {
     let system = ["/usr/lib/systemd/system", "/lib/systemd/system"].map(Path::new);
     let system = system.into_iter().find(|folder| folder.is_dir()).expect("systemd has units");
     run(Command::new("cp").arg("-a").arg(system.join(".")).arg(&units));
-    for (name, unit) in UNITS {
+    for (name, _) in UNITS {
         fs::copy("/bin/true", bin.join(name)).unwrap();
+    }
+    let sockets = ["countersign-controlplane.socket", "countersign-dataplane.socket"];
+    for unit in UNITS.map(|(_, unit)| unit).into_iter().chain(sockets) {
         fs::copy(packaging("systemd").join(unit), units.join(unit)).unwrap();
     }
-    fs::copy(packaging("systemd/countersign-dataplane.socket"), units.join("countersign-dataplane.socket"))
-        .unwrap();
-    for unit in UNITS.map(|(_, unit)| unit).into_iter().chain(["countersign-dataplane.socket"]) {
+    for unit in UNITS.map(|(_, unit)| unit).into_iter().chain(sockets) {
         let output = Command::new("systemd-analyze")
             .args(["verify", "--man=no", "--root"])
             .arg(root.path())
