@@ -16,7 +16,7 @@ case "${1:-}" in etcd | test | boring) needs="$needs $etcd" ;; esac
 wishes=""
 [ "${1:-}" = check ] && wishes="valgrind:valgrind"
 # The tests talk to nginx, HAProxy and Node as clients and upstreams, and check the units with systemd's own tool and strace.
-[ "${1:-}" = test ] && wishes="python3:python3 nginx:nginx haproxy:haproxy node:nodejs npm:npm systemd-analyze:systemd systemd-socket-activate:systemd strace:strace"
+[ "${1:-}" = test ] && wishes="python3:python3 nginx:nginx haproxy:haproxy node:nodejs npm:npm systemd-analyze:systemd systemd-socket-activate:systemd strace:strace logrotate:logrotate"
 [ "${1:-}" = demo ] && wishes="$etcd"
 [ "${1:-}" = compare ] && wishes="nginx:nginx haproxy:haproxy python3:python3 cmake:cmake"
 # A profile is read by the tools of the compiler's own LLVM, which not every Debian has; release.sh says when it goes without.

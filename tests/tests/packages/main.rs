@@ -1,5 +1,5 @@
 //! What an installation consists of: systemd units, Debian packages, the OCI image, manifests and
-//! chart for Kubernetes, and the `countersign` script.
+//! chart for Kubernetes, the `countersign` script, and the rules of logrotate.
 //!
 //! They share one executable. What this machine cannot run is skipped with a line on standard
 //! error.
@@ -10,6 +10,7 @@ mod debs;
 mod image;
 mod kubernetes;
 mod machine;
+mod rotation;
 mod unit_file;
 mod units;
 mod verbs;
