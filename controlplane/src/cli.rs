@@ -10,6 +10,7 @@ pub(crate) mod check_report;
 pub(crate) mod copy;
 pub(crate) mod doctor;
 mod hash_key;
+pub(crate) mod listeners;
 pub(crate) mod pki_cli;
 pub(crate) mod preflight;
 mod progress;

@@ -6,7 +6,6 @@
 
 mod certificates;
 mod cluster;
-mod listeners;
 mod node;
 
 use std::io::{self, Write};
@@ -14,12 +13,11 @@ use std::path::Path;
 
 use clap::Args;
 use conf::ConfigProvider;
-pub(crate) use listeners::dialable;
 use rustls_pki_types::UnixTime;
 use serde_json::json;
 
 use crate::cli::check_report::{CheckReport, CheckStatus};
-use crate::cli::preflight;
+use crate::cli::{listeners, preflight};
 
 /// Examine everything that a control plane and a data plane with this configuration need.
 #[derive(Debug, Args)]
@@ -83,7 +81,8 @@ async fn run_checks(config: &Path) -> CheckReport {
     }
     preflight::check_settings(&settings, &mut report);
     certificates::check(&settings, UnixTime::now(), &mut report);
-    let running = listeners::check(&settings, &mut report).await;
+    let running = listeners::is_running(&settings).await;
+    let running = listeners::check(&settings, running, &mut report).await;
     if settings.deployment.provider == ConfigProvider::Etcd {
         cluster::check(&settings, &mut report).await;
     }

@@ -1,11 +1,8 @@
-//! The checks that need no running control plane: all of `controlplane check`, and the first part
-//! of `doctor`.
+//! The checks that need no running control plane, and accept one: all of `controlplane check`, and
+//! the first part of `doctor`.
 //!
 //! Reads the configured files and tries what start-up would do, changes nothing, and reports all
 //! problems at once, each with its fix.
-
-use std::net::{SocketAddr, TcpListener};
-use std::path::Path;
 
 use conf::{ConfigProvider, PushSettings, Settings};
 use mtls::{CertKeyPair, CertificateExpiry, ConfiguredFileRef};
@@ -15,10 +12,9 @@ use rustls_pki_types::UnixTime;
 use crate::admin::admin_key;
 use crate::admin::tls::ListenerTls;
 use crate::cli::check_report::CheckReport;
+use crate::cli::listeners;
 use crate::inventory::Inventory;
-use crate::listener_errors::ListenError;
 use crate::server;
-use crate::server::status;
 use crate::store::etcd::dial::{ClientTls, Endpoint, VERIFY_OFF};
 use crate::store::{DocumentList, EmbeddedStore, EtcdStore, Store, StoreError};
 
@@ -27,40 +23,14 @@ use crate::store::{DocumentList, EmbeddedStore, EtcdStore, Store, StoreError};
 pub(crate) async fn run(settings: &Settings) -> CheckReport {
     let mut report = CheckReport::default();
     check_settings(settings, &mut report);
-    check_documents(settings, false, &mut report).await;
-    for ConfiguredListener { setting, address, .. } in configured_listeners(settings) {
-        if let Err(error) = TcpListener::bind(address) {
-            report.fail(setting, ListenError::new(setting, address, error), "");
-        }
+    let running = listeners::is_running(settings).await;
+    check_documents(settings, running, &mut report).await;
+    if running {
+        listeners::check(settings, true, &mut report).await;
+    } else {
+        listeners::check_free(settings, &mut report);
     }
     report
-}
-
-/// A listener of the settings.
-pub(crate) struct ConfiguredListener<'a> {
-    pub setting: &'static str,
-    pub address: SocketAddr,
-    /// Its certificate's file; `None`: plain HTTP.
-    pub certificate: Option<&'a Path>,
-}
-
-/// The listeners of a control plane.
-pub(crate) fn configured_listeners(settings: &Settings) -> Vec<ConfiguredListener<'_>> {
-    let (admin, push) = (&settings.deployment.admin, &settings.countersign.push);
-    let of_admin = admin.listeners.iter().filter(|_| admin.enabled).map(|listener| ConfiguredListener {
-        setting: conf::ADMIN_LISTEN,
-        address: listener.address,
-        certificate: listener.tls.as_ref().map(|tls| tls.cert.as_path()),
-    });
-    let push = ConfiguredListener {
-        setting: "countersign.push.listen",
-        address: push.listen,
-        certificate: Some(&push.cert),
-    };
-    let status = settings.countersign.control_plane.status;
-    let status =
-        status.map(|address| ConfiguredListener { setting: status::STATUS_KEY, address, certificate: None });
-    of_admin.chain([push]).chain(status).collect()
 }
 
 /// The checks whose result does not depend on a running control plane.

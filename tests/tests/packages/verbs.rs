@@ -65,6 +65,30 @@ async fn start_reload_upgrade_quit_and_stop_a_plane() {
     assert!(idle.exit == 0 && idle.out.contains("does not run"), "{idle:?}");
 }
 
+/// The ports and the store of a running pair are its own; those of other programs are named.
+#[tokio::test]
+async fn a_running_pair_is_no_problem() {
+    let world = World::start().await;
+    let config = world.write_config("node-1").display().to_string();
+    let machine = Installation { world, config };
+    let tested = machine.run("test").await;
+    assert_eq!(tested.exit, 0, "{tested:?}");
+    for plane in ["the control plane can start", "the data plane can start"] {
+        assert!(tested.out.contains(plane) && !tested.out.contains("problem: "), "{tested:?}");
+    }
+    let other = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = other.local_addr().unwrap().to_string();
+    let settings = std::fs::read_to_string(&machine.config).unwrap();
+    let changed = settings.replace(&machine.world.push_address().to_string(), &address);
+    std::fs::write(&machine.config, changed).unwrap();
+    let tested = machine.run("test --plane controlplane").await;
+    assert_eq!(tested.exit, 1, "{tested:?}");
+    assert!(
+        tested.out.contains(&format!("problem: countersign.push.listen: cannot listen on {address}")),
+        "{tested:?}"
+    );
+}
+
 #[tokio::test]
 async fn a_plane_that_cannot_start_shows_why() {
     let machine = Installation::new().await;

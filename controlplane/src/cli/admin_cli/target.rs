@@ -15,7 +15,7 @@ use rustls_pki_types::ServerName;
 use zeroize::Zeroizing;
 
 use crate::admin::key_file::{AdminKeyError, KeyFile};
-use crate::cli::doctor::dialable;
+use crate::cli::listeners::dialable;
 use crate::cli::pki_cli::subject_alt_names;
 use crate::server::admin_key_folder;
 

@@ -23,7 +23,7 @@ use tokio_rustls::TlsConnector;
 
 use super::certificates::{self, CertUsage};
 use crate::cli::check_report::CheckReport;
-use crate::cli::preflight;
+use crate::cli::{listeners, preflight};
 use crate::listener_errors::ListenError;
 
 const CERT: &str = "countersign.node.cert";
@@ -281,7 +281,7 @@ fn configured_listeners(settings: &Settings) -> Vec<(&'static str, SocketAddr)> 
 async fn data_plane_responds(settings: &Settings) -> Option<bool> {
     let address = settings.apisix.status.filter(|address| address.port() != 0)?;
     let exchange = async {
-        let mut stream = TcpStream::connect(super::listeners::dialable(address)).await?;
+        let mut stream = TcpStream::connect(listeners::dialable(address)).await?;
         stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").await?;
         let mut response = Vec::new();
         stream.take(1 << 20).read_to_end(&mut response).await?;

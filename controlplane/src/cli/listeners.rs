@@ -7,29 +7,77 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use conf::Settings;
 use mtls::ConfiguredFileRef;
 use pki::Certificate;
+use process::control_socket::{self, ControlRequest};
 use rustls::pki_types::ServerName;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
 use crate::cli::check_report::CheckReport;
-use crate::cli::preflight::{self, ConfiguredListener};
 use crate::listener_errors::ListenError;
+use crate::server;
+use crate::server::status;
 use crate::store::etcd::dial;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Returns whether a control plane of this configuration runs.
-pub(super) async fn check(settings: &Settings, report: &mut CheckReport) -> bool {
-    let mut running = false;
-    let (tls, plain): (Vec<_>, Vec<_>) = preflight::configured_listeners(settings)
-        .into_iter()
-        .partition(|listener| listener.certificate.is_some());
+/// How long a running control plane may take to answer.
+const PID_MAX: Duration = Duration::from_secs(10);
+
+/// A listener of the settings.
+struct ConfiguredListener<'a> {
+    setting: &'static str,
+    address: SocketAddr,
+    /// Its certificate's file; `None`: plain HTTP.
+    certificate: Option<&'a Path>,
+}
+
+/// The listeners of a control plane.
+fn configured_listeners(settings: &Settings) -> Vec<ConfiguredListener<'_>> {
+    let (admin, push) = (&settings.deployment.admin, &settings.countersign.push);
+    let of_admin = admin.listeners.iter().filter(|_| admin.enabled).map(|listener| ConfiguredListener {
+        setting: conf::ADMIN_LISTEN,
+        address: listener.address,
+        certificate: listener.tls.as_ref().map(|tls| tls.cert.as_path()),
+    });
+    let push = ConfiguredListener {
+        setting: "countersign.push.listen",
+        address: push.listen,
+        certificate: Some(&push.cert),
+    };
+    let status = settings.countersign.control_plane.status;
+    let status =
+        status.map(|address| ConfiguredListener { setting: status::STATUS_KEY, address, certificate: None });
+    of_admin.chain([push]).chain(status).collect()
+}
+
+/// Whether a control plane answers at the control socket of this configuration.
+pub(crate) async fn is_running(settings: &Settings) -> bool {
+    let path = server::socket_path(settings);
+    let ask = move || control_socket::request(&path, "the control plane", ControlRequest::Pid, PID_MAX);
+    tokio::task::spawn_blocking(ask).await.is_ok_and(|answer| answer.is_ok())
+}
+
+/// Checks that no program listens where the control plane will.
+pub(crate) fn check_free(settings: &Settings, report: &mut CheckReport) {
+    for ConfiguredListener { setting, address, .. } in configured_listeners(settings) {
+        if let Err(error) = TcpListener::bind(address) {
+            report.fail(setting, ListenError::new(setting, address, error), "");
+        }
+    }
+}
+
+/// Checks the listeners beside a control plane that may run; `running`: one answers at the control
+/// socket. Returns whether one of this configuration runs.
+pub(crate) async fn check(settings: &Settings, mut running: bool, report: &mut CheckReport) -> bool {
+    let (tls, plain): (Vec<_>, Vec<_>) =
+        configured_listeners(settings).into_iter().partition(|listener| listener.certificate.is_some());
     for ConfiguredListener { setting, address, certificate } in tls.into_iter().chain(plain) {
         // Plain HTTP, bound by the same process as the others.
         if certificate.is_none() && running && is_in_use(address) {
