@@ -85,6 +85,9 @@ fn the_units_fit_the_programs() {
         let config = "/etc/countersign/config.yaml";
         assert_eq!(unit.command("ExecStart"), [&format!("/usr/bin/{name}"), "-c", config]);
         assert_eq!(unit.command("ExecReload"), [&format!("/usr/bin/{name}"), "reload", "-c", config]);
+        // An etcd that is down for long is no reason to give up, and neither plane waits for the other.
+        assert_eq!(unit.one("StartLimitIntervalSec"), "0");
+        assert_eq!(unit.one("After"), "network-online.target");
         assert!(unit.one("LimitNOFILE").parse::<u64>().unwrap() >= 1 << 20);
         // A hanging loop is noticed after five seconds: the watchdog must leave it the time.
         assert!(unit.one("WatchdogSec").parse::<u64>().unwrap() >= 10);
