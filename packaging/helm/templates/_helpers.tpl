@@ -7,6 +7,14 @@ app.kubernetes.io/name: {{ default .Chart.Name .Values.nameOverride }}
 app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end -}}
 
+{{- define "countersign.serviceAccount" -}}
+{{- if .Values.serviceAccount.create -}}
+{{- default (include "countersign.fullname" .) .Values.serviceAccount.name -}}
+{{- else -}}
+{{- .Values.serviceAccount.name -}}
+{{- end -}}
+{{- end -}}
+
 {{- define "countersign.secret" -}}
 {{- required (printf "certificates.%s.existingSecret: name a Secret with these certificates; `controlplane pki init` makes files for a first one" .name) (index .root.Values.certificates .name).existingSecret -}}
 {{- end -}}
@@ -63,6 +71,7 @@ countersign:
   control_plane: {status: "0.0.0.0:7086"}
   store: {path: /var/lib/countersign/store.redb}
   node:
+    # One name for all pods: that of the certificate in certificates.node. The list of data planes tells them apart by address.
     name: dataplane
     control_planes: ["{{ include "countersign.fullname" . }}-controlplane:9280"]
     server_name: controlplane

@@ -56,6 +56,11 @@ fn check_documents(documents: &[Value]) -> Settings {
         let mut volumes = names(&pod["volumes"], "name");
         volumes.insert("data".to_owned());
         assert_eq!(names(&container["volumeMounts"], "name"), volumes);
+        // A file that is mounted by subPath never changes: a reload would read the old one.
+        let mounts = container["volumeMounts"].as_array().unwrap();
+        assert!(mounts.iter().all(|mount| mount["subPath"].is_null()), "{mounts:?}");
+        let config = mounts.iter().find(|mount| mount["name"] == "config").unwrap()["mountPath"].as_str();
+        assert_eq!(container["args"], json!(["-c", format!("{}/config.yaml", config.unwrap())]));
     }
     let pod = &of_kind(documents, "Deployment", "dataplane")["spec"]["template"]["spec"];
     let pre_stop = pod["containers"][0]["lifecycle"]["preStop"]["sleep"]["seconds"].as_u64().unwrap();
@@ -124,10 +129,34 @@ async fn the_chart_renders_as_its_values_say() {
 }
 
 #[tokio::test]
+async fn pods_have_the_service_account_of_the_chart() {
+    for (account, expected) in [
+        (json!({"create": true}), json!("test-countersign")),
+        (json!({"create": true, "name": "gateway"}), json!("gateway")),
+        (json!({"name": "existing"}), json!("existing")),
+        (json!({}), Value::Null),
+    ] {
+        let values = with_secrets(json!({"serviceAccount": account}));
+        let Some(documents) = render(&values).await else { return };
+        let documents = documents.unwrap();
+        for (kind, name) in [("StatefulSet", "controlplane"), ("Deployment", "dataplane")] {
+            let pod = &of_kind(&documents, kind, name)["spec"]["template"]["spec"];
+            assert_eq!(pod["serviceAccountName"], expected, "{account}");
+        }
+        if account["create"] == true {
+            assert_eq!(of_kind(&documents, "ServiceAccount", "")["metadata"]["name"], expected);
+        }
+    }
+}
+
+#[tokio::test]
 async fn values_that_cannot_work_are_named() {
     let Some(missing) = render(&json!({})).await else { return };
     let missing = missing.unwrap_err();
     assert!(missing.contains("existingSecret") && missing.contains("pki init"), "{missing}");
     let several = render(&with_secrets(json!({"controlPlane": {"replicaCount": 2}}))).await.unwrap();
     assert!(several.unwrap_err().contains("set etcd.host"));
+    let no_key = with_secrets(json!({"etcd": {"host": ["https://etcd:2379"]}}));
+    let no_key = render(&no_key).await.unwrap().unwrap_err();
+    assert!(no_key.contains("apisix.admin.credentials.secretName: with etcd"), "{no_key}");
 }
