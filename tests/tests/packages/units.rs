@@ -85,7 +85,7 @@ fn the_units_fit_the_programs() {
         let config = "/etc/countersign/config.yaml";
         assert_eq!(unit.command("ExecStart"), [&format!("/usr/bin/{name}"), "-c", config]);
         assert_eq!(unit.command("ExecReload"), [&format!("/usr/bin/{name}"), "reload", "-c", config]);
-        // An etcd that is down for long is no reason to give up, and neither plane waits for the other.
+        // An etcd that is down for long is no reason to give up; no plane waits for the other.
         assert_eq!(unit.one("StartLimitIntervalSec"), "0");
         assert_eq!(unit.one("After"), "network-online.target");
         assert!(unit.one("LimitNOFILE").parse::<u64>().unwrap() >= 1 << 20);
