@@ -321,7 +321,7 @@ fn conflict(one: SocketAddr, other: SocketAddr) -> bool {
 }
 
 /// `/a/conf/../data` as `/a/data`, for messages.
-fn without_parent_dirs(path: &Path) -> PathBuf {
+pub(crate) fn without_parent_dirs(path: &Path) -> PathBuf {
     let mut out = PathBuf::new();
     for part in path.components() {
         match part {

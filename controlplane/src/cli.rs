@@ -1,8 +1,8 @@
 //! The command line of the control plane.
 //!
-//! Exit codes: 0 success, 1 failure (with a message on stderr), 2 an invalid command line;
-//! `admin_cli` has more. A reader of standard output that leaves early (`| head`) changes neither
-//! the work nor the exit code.
+//! Exit codes: 0 success, 1 failure (with a message on stderr), 2 an invalid command line, 3 of
+//! `pid`: no control plane runs; `admin_cli` has more. A reader of standard output that leaves
+//! early (`| head`) changes neither the work nor the exit code.
 
 mod admin_cli;
 mod backup;
@@ -23,7 +23,7 @@ use std::time::Duration;
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
-use process::control_socket::{self, ControlRequest, ControlResponse};
+use process::control_socket::ControlRequest;
 use process::handover::{self, OfferedSuccession, Program};
 use process::signals::{self, Signals};
 use rustls_pki_types::UnixTime;
@@ -120,16 +120,17 @@ enum Command {
     /// Make certificates and look at them.
     Pki(PkiArgs),
     /// Print the process id of the running control plane: after an upgrade, that of the successor.
+    /// Exits with 3 if no control plane runs with this configuration file.
     #[command(after_help = PID_EXAMPLES)]
-    Pid,
+    Pid(SocketArgs),
     /// Have the running control plane read its configuration file, and every file it names, again.
     /// If something is wrong, nothing changes, and this command exits with 1 and the reason.
     #[command(after_help = RELOAD_EXAMPLES)]
-    Reload,
+    Reload(SocketArgs),
     /// Have the running control plane open its log file again, after a rotation. The same as
     /// SIGUSR1.
     #[command(after_help = REOPEN_EXAMPLES)]
-    Reopen,
+    Reopen(SocketArgs),
     /// Restore a backup as the embedded store. The control plane must be stopped.
     Restore(RestoreArgs),
     /// Start the program on disk as the successor of the running control plane, with the
@@ -137,7 +138,16 @@ enum Command {
     /// connection is refused. If it fails, the old process serves on, and this command exits with 1
     /// and the reason.
     #[command(after_help = UPGRADE_EXAMPLES)]
-    Upgrade,
+    Upgrade(SocketArgs),
+}
+
+/// How a command finds the running control plane.
+#[derive(Debug, Args)]
+struct SocketArgs {
+    /// The control socket of the running control plane, in place of the one beside
+    /// countersign.store.path of the configuration file.
+    #[arg(long, value_name = "PATH")]
+    socket: Option<PathBuf>,
 }
 
 /// Print a script that completes command lines.
@@ -176,11 +186,13 @@ pub fn main() -> ! {
         Command::Doctor(args) => doctor(&cli.config, &args, &mut out),
         Command::HashKey => exit_code(hash_key::run_on_stdin(&mut out)),
         Command::Pki(args) => exit_code(pki_cli::run(&cli.config, &args, UnixTime::now(), &mut out)),
-        Command::Pid => control(&cli.config, ControlRequest::Pid, RELOAD_MAX, &mut out),
-        Command::Reload => control(&cli.config, ControlRequest::Reload, RELOAD_MAX, &mut out),
-        Command::Reopen => control(&cli.config, ControlRequest::ReopenLogs, RELOAD_MAX, &mut out),
+        Command::Pid(args) => control(&cli.config, &args, ControlRequest::Pid, RELOAD_MAX, &mut out),
+        Command::Reload(args) => control(&cli.config, &args, ControlRequest::Reload, RELOAD_MAX, &mut out),
+        Command::Reopen(args) => {
+            control(&cli.config, &args, ControlRequest::ReopenLogs, RELOAD_MAX, &mut out)
+        }
         Command::Restore(args) => restore(&cli.config, &args, &mut out),
-        Command::Upgrade => control(&cli.config, ControlRequest::Upgrade, UPGRADE_MAX, &mut out),
+        Command::Upgrade(args) => control(&cli.config, &args, ControlRequest::Upgrade, UPGRADE_MAX, &mut out),
     };
     let output_result = out.finish().map_err(|error| format!("cannot write to standard output: {error}"));
     telemetry::exit(code.max(exit_code(output_result)))
@@ -222,17 +234,20 @@ fn load_and_run(
     runtime.block_on(running).map_err(|error| error.to_string())
 }
 
-/// Sends a request to the control plane that runs with this configuration file.
-fn control(config: &Path, request: ControlRequest, limit: Duration, out: &mut CommandOutput) -> u8 {
-    let asked = || {
-        let settings = conf::load(config).map_err(|error| error.to_string())?;
-        let path = server::socket_path(&settings);
-        control_socket::request(&path, "the control plane", request, limit).map_err(|error| error.to_string())
-    };
-    match asked() {
-        Ok(ControlResponse { ok: true, message, .. }) => exit_code(writeln!(out, "{message}")),
-        Ok(ControlResponse { pid, message, .. }) => print_error(&format!("process {pid}: {message}")),
-        Err(error) => print_error(&error),
+/// Sends a request to the running control plane.
+fn control(
+    config: &Path,
+    args: &SocketArgs,
+    request: ControlRequest,
+    limit: Duration,
+    out: &mut CommandOutput,
+) -> u8 {
+    match server::TARGET.ask(config, args.socket.as_deref(), request, limit) {
+        Ok(message) => exit_code(writeln!(out, "{message}")),
+        Err(error) => {
+            print_error(&error);
+            error.exit_code()
+        }
     }
 }
 

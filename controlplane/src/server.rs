@@ -23,7 +23,7 @@ use std::time::Duration;
 use admin::AdminParts;
 pub(crate) use admin::admin_key_folder;
 use conf::{ConfigProvider, Settings};
-pub(crate) use events::socket_path;
+pub(crate) use events::TARGET;
 use events::{ControlEvent, Events};
 use in_use_retry::InUseRetry;
 use mtls::CertificateMonitor;

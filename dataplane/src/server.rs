@@ -23,7 +23,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use clap::{CommandFactory as _, Parser};
 use commands::Command;
-use conf::{ProcessUser, Settings};
+use conf::{AskError, ProcessUser, Settings};
 use events::{Event, Events};
 use listeners::{InheritedSockets, ListenerSet};
 use model::Snapshot;
@@ -110,7 +110,7 @@ pub fn main() -> ! {
         }
         Err(error) => {
             telemetry::log::write_fatal(&format_args!("dataplane: {error:#}"));
-            telemetry::exit(1)
+            telemetry::exit(error.downcast_ref::<AskError>().map_or(1, AskError::exit_code))
         }
     }
 }

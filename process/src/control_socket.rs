@@ -93,15 +93,15 @@ pub enum BindSocketError {
 #[derive(Debug, thiserror::Error)]
 pub enum RequestError {
     /// There is no socket, or no process listens on it.
-    #[error(
-        "nothing listens on {path}: {program} does not run with this configuration file, or runs as another user or in another \
-         container", path = .path.display()
-    )]
-    NotRunning {
+    #[error("nothing listens on {path}", path = .0.display())]
+    NotRunning(PathBuf),
+    /// The socket belongs to another user.
+    #[error("{path}: {error}: run this command as the user of the process, or as root", path = .path.display())]
+    Denied {
         /// The path.
         path: PathBuf,
-        /// The name of the program.
-        program: &'static str,
+        /// Why.
+        error: io::Error,
     },
     /// The connection failed.
     #[error("{path}: {error}", path = .path.display())]
@@ -335,7 +335,6 @@ fn respond(mut stream: UnixStream, result: Result<String, String>) -> io::Result
 /// [`RequestError`].
 pub fn request(
     path: &Path,
-    program: &'static str,
     request: ControlRequest,
     limit: Duration,
 ) -> Result<ControlResponse, RequestError> {
@@ -344,7 +343,10 @@ pub fn request(
     {
         Ok(stream) => stream,
         Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
-            return Err(RequestError::NotRunning { path, program });
+            return Err(RequestError::NotRunning(path));
+        }
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            return Err(RequestError::Denied { path, error });
         }
         Err(error) => return Err(RequestError::Io { path, error }),
     };
@@ -388,18 +390,15 @@ mod tests {
     fn a_request_is_answered_and_the_file_goes_away() {
         let directory = tempfile::tempdir().unwrap();
         let path = path_beside(&directory.path().join("last_good"), "dataplane");
-        assert!(matches!(
-            request(&path, "dataplane", ControlRequest::Pid, LIMIT),
-            Err(RequestError::NotRunning { .. })
-        ));
+        assert!(matches!(request(&path, ControlRequest::Pid, LIMIT), Err(RequestError::NotRunning(_))));
         let socket = served(&path, None);
         assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
-        let response = request(&path, "dataplane", ControlRequest::Reload, LIMIT).unwrap();
+        let response = request(&path, ControlRequest::Reload, LIMIT).unwrap();
         assert_eq!(
             response,
             ControlResponse { pid: std::process::id(), ok: true, message: "Reload".to_owned() }
         );
-        let failed = request(&path, "dataplane", ControlRequest::Upgrade, LIMIT).unwrap();
+        let failed = request(&path, ControlRequest::Upgrade, LIMIT).unwrap();
         assert_eq!((failed.ok, failed.message.as_str()), (false, "the new program is broken"));
         drop(socket);
         assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0);
@@ -421,7 +420,7 @@ mod tests {
         let mut stream = UnixStream::connect(&path).unwrap();
         let _refused = stream.write_all(&[b'a'; 100_000]);
         drop(stream);
-        assert!(request(&path, "x", ControlRequest::Pid, LIMIT).unwrap().ok);
+        assert!(request(&path, ControlRequest::Pid, LIMIT).unwrap().ok);
     }
 
     #[test]
@@ -433,10 +432,7 @@ mod tests {
         assert!(matches!(in_use, Err(BindSocketError::InUse(_))), "{in_use:?}");
         let new = served(&path, Some(std::process::id()));
         drop(old);
-        assert!(
-            request(&path, "x", ControlRequest::Pid, LIMIT).unwrap().ok,
-            "it removed its own socket only"
-        );
+        assert!(request(&path, ControlRequest::Pid, LIMIT).unwrap().ok, "it removed its own socket only");
         std::mem::forget(new);
     }
 
@@ -446,7 +442,7 @@ mod tests {
         let path = directory.path().join("s.sock");
         drop(UnixListener::bind(&path).unwrap());
         let socket = served(&path, None);
-        assert!(request(&path, "x", ControlRequest::Pid, LIMIT).unwrap().ok);
+        assert!(request(&path, ControlRequest::Pid, LIMIT).unwrap().ok);
         drop(socket);
         fs::write(&path, "precious").unwrap();
         assert!(matches!(ControlListener::bind(&path, None), Err(BindSocketError::NotASocket)));

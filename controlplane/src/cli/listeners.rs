@@ -14,7 +14,7 @@ use std::time::Duration;
 use conf::Settings;
 use mtls::ConfiguredFileRef;
 use pki::Certificate;
-use process::control_socket::{self, ControlRequest};
+use process::control_socket::ControlRequest;
 use rustls::pki_types::ServerName;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
@@ -59,8 +59,8 @@ fn configured_listeners(settings: &Settings) -> Vec<ConfiguredListener<'_>> {
 
 /// Whether a control plane answers at the control socket of this configuration.
 pub(crate) async fn is_running(settings: &Settings) -> bool {
-    let path = server::socket_path(settings);
-    let ask = move || control_socket::request(&path, "the control plane", ControlRequest::Pid, PID_MAX);
+    let config = settings.path.clone();
+    let ask = move || server::TARGET.ask(&config, None, ControlRequest::Pid, PID_MAX);
     tokio::task::spawn_blocking(ask).await.is_ok_and(|answer| answer.is_ok())
 }
 

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use conf::Settings;
+use conf::{ControlTarget, Settings};
 use process::control_socket::{self, ControlListener, ControlRequest, ControlSocket};
 use process::signals::Signals;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -20,9 +20,13 @@ const QUEUE_MAX: usize = 16;
 /// The program's name in the path of its socket.
 const PROGRAM: &str = "controlplane";
 
-/// The control socket of a control plane with these settings.
-pub(crate) fn socket_path(settings: &Settings) -> PathBuf {
-    control_socket::path_beside(&settings.countersign.store.path, PROGRAM)
+/// The running control plane, for commands.
+pub(crate) const TARGET: ControlTarget =
+    ControlTarget { program: "the control plane", key: "countersign.store.path", socket_path };
+
+/// The control socket of a control plane: beside its store's file, also with etcd.
+fn socket_path(store: &Path) -> PathBuf {
+    control_socket::path_beside(store, PROGRAM)
 }
 
 /// A request to the running program.
@@ -73,7 +77,7 @@ impl Events {
     /// Opens the control socket, in place of that of process `predecessor`. Without a socket, which
     /// is logged, signals are followed alone.
     pub(super) fn listen(&mut self, settings: &Settings, predecessor: Option<u32>) {
-        let path = socket_path(settings);
+        let path = socket_path(&settings.countersign.store.path);
         let socket = listen(&path, self.commands.0.clone(), Arc::clone(&self.upgrading), predecessor);
         let socket = socket.inspect_err(|error| {
             tracing::warn!(socket = %path.display(), %error, "no command can reach this control plane: the socket cannot be made");

@@ -1,13 +1,13 @@
 //! The commands that reach a running data plane through its control socket.
 
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context as _;
-use clap::Subcommand;
-use conf::Settings;
-use process::control_socket::{self, ControlRequest};
+use clap::{Args, Subcommand};
+use conf::{ControlTarget, Settings};
+use process::control_socket::ControlRequest;
 use telemetry::stdout::CommandOutput;
 
 use super::events::socket_path;
@@ -20,7 +20,19 @@ const RELOAD_MAX: Duration = Duration::from_secs(240);
 /// The request that nothing delays.
 const PID_MAX: Duration = Duration::from_secs(10);
 
-#[derive(Debug, Clone, Copy, Subcommand)]
+/// The running data plane.
+const TARGET: ControlTarget =
+    ControlTarget { program: "the data plane", key: "countersign.node.last_good", socket_path };
+
+#[derive(Debug, Args)]
+pub(super) struct SocketArgs {
+    /// The control socket of the running data plane, in place of the one beside
+    /// `countersign.node.last_good` of the configuration file.
+    #[arg(long, value_name = "PATH")]
+    socket: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
 pub(super) enum Command {
     /// Start the program on disk as the successor of the running data plane, with the settings
     /// that the configuration file has now.
@@ -28,16 +40,18 @@ pub(super) enum Command {
     /// The successor takes over the listening sockets, so no connection is refused; the old process
     /// serves its open connections to their end. If the successor fails, the old process serves on,
     /// and this command exits with 1 and the reason. The same as SIGUSR2, with the result.
-    Upgrade,
+    Upgrade(SocketArgs),
     /// Let the running data plane read its configuration file, and the files it names, again.
     ///
     /// A file with an error changes nothing: this command prints the error and exits with 1. The
     /// same as SIGHUP, with the result.
-    Reload,
+    Reload(SocketArgs),
     /// Let the running data plane open its log file again, after a rotation. The same as SIGUSR1.
-    Reopen,
+    Reopen(SocketArgs),
     /// Print the process id of the running data plane: after an upgrade, that of the successor.
-    Pid,
+    ///
+    /// Exits with 3 if no data plane runs with this configuration file.
+    Pid(SocketArgs),
     /// Check the configuration and the files that a data plane needs, without starting; exits with
     /// 1 if something is wrong.
     Check,
@@ -49,19 +63,16 @@ impl Command {
     /// # Errors
     /// Why it was not done.
     pub(super) fn run(self, config: &Path) -> anyhow::Result<()> {
-        let settings = conf::load(config)?;
-        let (request, limit) = match self {
-            Self::Upgrade => (ControlRequest::Upgrade, UPGRADE_MAX),
-            Self::Reload => (ControlRequest::Reload, RELOAD_MAX),
-            Self::Reopen => (ControlRequest::ReopenLogs, RELOAD_MAX),
-            Self::Pid => (ControlRequest::Pid, PID_MAX),
-            Self::Check => return check(config, &settings),
+        let (request, limit, args) = match self {
+            Self::Upgrade(args) => (ControlRequest::Upgrade, UPGRADE_MAX, args),
+            Self::Reload(args) => (ControlRequest::Reload, RELOAD_MAX, args),
+            Self::Reopen(args) => (ControlRequest::ReopenLogs, RELOAD_MAX, args),
+            Self::Pid(args) => (ControlRequest::Pid, PID_MAX, args),
+            Self::Check => return check(config, &conf::load(config)?),
         };
-        let path = socket_path(&settings.countersign.node.last_good);
-        let response = control_socket::request(&path, "the data plane", request, limit)?;
-        anyhow::ensure!(response.ok, "process {}: {}", response.pid, response.message);
+        let message = TARGET.ask(config, args.socket.as_deref(), request, limit)?;
         let mut out = CommandOutput::stdout();
-        let _reported_by_finish = writeln!(out, "{}", response.message);
+        let _reported_by_finish = writeln!(out, "{message}");
         out.finish().context("standard output")
     }
 }
