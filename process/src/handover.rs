@@ -94,6 +94,18 @@ impl Step {
             Self::Released => "had released its listeners",
         }
     }
+
+    /// What is awaited, after the name of the process.
+    const fn pending(self) -> &'static str {
+        match self {
+            Self::Offered => "has not offered its sockets yet",
+            Self::Started => "has not started yet",
+            Self::Ready => "is not ready yet",
+            Self::Paused => "has not paused its writers yet",
+            Self::Serving => "does not serve yet",
+            Self::Released => "has not released its listeners yet",
+        }
+    }
 }
 
 /// Why a hand-over failed.
@@ -108,7 +120,7 @@ pub enum HandoverError {
     /// Too many predecessors still drain.
     #[error(
         "{} earlier generations still drain (processes {}): upgrade again when one of them has ended; \
-         nginx_config.http.worker_shutdown_timeout bounds how long that takes", .0.len(), pids(.0)
+         nginx_config.worker_shutdown_timeout bounds how long that takes", .0.len(), pids(.0)
     )]
     TooManyGenerations(Vec<DrainingProcess>),
     /// The program cannot be executed.
@@ -116,6 +128,17 @@ pub enum HandoverError {
     Spawn {
         /// The file.
         program: PathBuf,
+        /// Why.
+        error: io::Error,
+    },
+    /// The successor has the working directory of its predecessor.
+    #[error(
+        "the working directory of this process, {folder}, cannot be entered any more: {error}: make it accessible, or stop the \
+         program and start it in another folder", folder = .folder.display()
+    )]
+    WorkingDirectory {
+        /// The folder.
+        folder: PathBuf,
         /// Why.
         error: io::Error,
     },

@@ -3,7 +3,7 @@
 //! Invariant: a successor that does not reach `serving` is killed and waited for before the error
 //! is returned, so the caller may use again what it had paused.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::process::{Child, ExitStatus, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -21,6 +21,8 @@ use super::{
 /// How long a failed successor may take to end by itself, and then after SIGTERM.
 const END_MAX: Duration = Duration::from_secs(3);
 const END_INTERVAL: Duration = Duration::from_millis(10);
+/// Between two log lines about one wait.
+const LOG_INTERVAL: Duration = Duration::from_secs(5);
 
 /// A child that is killed when it is dropped before it serves.
 #[derive(Debug)]
@@ -70,9 +72,7 @@ pub fn start(
     for variable in telemetry::service::ENVIRONMENT_OF_ONE_PROCESS {
         command.env_remove(variable);
     }
-    let child = command
-        .spawn()
-        .map_err(|error| HandoverError::Spawn { program: program.path().to_owned(), error })?;
+    let child = command.spawn().map_err(|error| spawn_error(program, error))?;
     // The command holds a descriptor of the successor's end, which would hide that it closes.
     drop(command);
     let mut candidate = Candidate { child, link, serves: false };
@@ -105,6 +105,14 @@ pub fn start(
             Err(reason @ (HandoverError::Ended { .. } | HandoverError::Failed { .. })) => reason,
             _ => error,
         }),
+    }
+}
+
+/// An error of `spawn` may be one of `chdir(2)` in the new process.
+fn spawn_error(program: &Program, error: std::io::Error) -> HandoverError {
+    match std::fs::metadata(program.folder().join(".")) {
+        Err(error) => HandoverError::WorkingDirectory { folder: program.folder().to_owned(), error },
+        Ok(_) => HandoverError::Spawn { program: program.path().to_owned(), error },
     }
 }
 
@@ -190,7 +198,7 @@ impl Candidate {
     /// The next message, unless it is a failure.
     fn expect(&mut self, step: Step, wait: Wait<'_>) -> Result<Message, HandoverError> {
         let pid = self.child.id();
-        let error = match self.link.receive(wait) {
+        let error = match self.receive(step, wait) {
             Ok((Message::Failed { reason }, _)) => {
                 HandoverError::Failed { pid, step, reason, status: self.end(END_MAX) }
             }
@@ -211,6 +219,25 @@ impl Candidate {
         };
         self.kill();
         Err(error)
+    }
+
+    /// The next message. The log says what a long wait waits for.
+    fn receive(&self, step: Step, wait: Wait<'_>) -> Result<(Message, Vec<OwnedFd>), ReceiveError> {
+        let begun = Instant::now();
+        loop {
+            let left = wait.limit.saturating_sub(begun.elapsed());
+            let received = self.link.receive(Wait::new(left.min(LOG_INTERVAL), wait.cancelled));
+            if left <= LOG_INTERVAL || !matches!(received, Err(ReceiveError::Late)) {
+                return received;
+            }
+            tracing::info!(
+                "upgrade: waiting for process {} for {} s: it {}; it is ended after {} s",
+                self.child.id(),
+                begun.elapsed().as_secs(),
+                step.pending(),
+                wait.limit.as_secs()
+            );
+        }
     }
 
     fn unexpected(&mut self, message: &Message) -> HandoverError {

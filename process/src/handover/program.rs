@@ -42,6 +42,11 @@ impl Program {
         &self.path
     }
 
+    /// The working directory.
+    pub(super) fn folder(&self) -> &std::path::Path {
+        &self.folder
+    }
+
     pub(super) fn command(&self) -> Command {
         let mut command = Command::new(&self.path);
         command.args(&self.arguments).current_dir(&self.folder);
