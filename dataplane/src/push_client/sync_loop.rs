@@ -144,7 +144,11 @@ impl SyncLoop {
         if plane.last_logged_error.as_ref() == Some(&error) {
             tracing::debug!("{error}");
         } else {
-            tracing::warn!("{error}; serving the snapshot this node has, trying again");
+            let served = match applier.status().revision() {
+                0 => "there is no snapshot yet, so nothing is served".to_owned(),
+                revision => format!("serving the snapshot this node has, revision {revision}"),
+            };
+            tracing::warn!("{error}; {served}; trying again");
             plane.last_logged_error = Some(error);
         }
         if matches!(end, SessionEnd::Held) {
