@@ -131,6 +131,26 @@ pub struct ChangedKeys {
     pub upgrade: Vec<&'static str>,
 }
 
+impl ChangedKeys {
+    /// The result of a reload, in words.
+    pub fn describe(&self, plane: Plane) -> String {
+        let mut text = match self.hot.as_slice() {
+            [] if self.upgrade.is_empty() => {
+                "no setting has changed; the files that the settings name were read again".to_owned()
+            }
+            [] => "the files that the settings name were read again".to_owned(),
+            keys => format!("applied {}", keys.join(", ")),
+        };
+        if !self.upgrade.is_empty() {
+            let (program, keys) = (plane.program(), self.upgrade.join(", "));
+            text.push_str(&format!(
+                "; these need an upgrade (`{program} upgrade`), and are as before: {keys}"
+            ));
+        }
+        text
+    }
+}
+
 /// The keys whose changes need an upgrade of this program.
 pub fn upgrade_keys(plane: Plane) -> Vec<&'static str> {
     let mut keys: Vec<_> = read_keys(plane)
@@ -167,6 +187,21 @@ mod tests {
             };
         }
         text
+    }
+
+    #[test]
+    fn a_reload_names_what_it_changed_and_what_it_did_not() {
+        let changed = |hot: &[&'static str], upgrade: &[&'static str]| ChangedKeys {
+            hot: hot.to_vec(),
+            upgrade: upgrade.to_vec(),
+        };
+        assert_eq!(
+            changed(&["a.b", "c"], &["d", "e"]).describe(Plane::Control),
+            "applied a.b, c; these need an upgrade (`controlplane upgrade`), and are as before: d, e"
+        );
+        let files = "the files that the settings name were read again";
+        assert_eq!(changed(&[], &[]).describe(Plane::Data), format!("no setting has changed; {files}"));
+        assert!(changed(&[], &["d"]).describe(Plane::Data).starts_with(&format!("{files}; these need")));
     }
 
     #[test]

@@ -48,6 +48,16 @@ pub enum Plane {
     Control,
 }
 
+impl Plane {
+    /// The name of the program.
+    pub fn program(self) -> &'static str {
+        match self {
+            Self::Data => "dataplane",
+            Self::Control => "controlplane",
+        }
+    }
+}
+
 const NO_PLUGINS: &str = "only proxy-rewrite runs, a document with another plugin that does more than observe is not accepted; this is ignored";
 const NO_UDP: &str = "UDP is not proxied, this is ignored";
 const LOGS: &str = "there is one log (nginx_config.error_log) and no access log, this is ignored";

@@ -147,12 +147,16 @@ pub(crate) async fn run(
             }
             ControlEvent::Upgrade(reply) => match running.upgrade(&lineage, signals).await {
                 Ok(successor) => {
-                    reply.send(Ok(format!("process {} has taken over", successor.pid())));
+                    reply.send(Ok(format!(
+                        "the control plane is process {} now; process {} ends",
+                        successor.pid(),
+                        std::process::id()
+                    )));
                     return running.drain_after_handover(successor, service).await;
                 }
                 Err(error) => {
-                    tracing::error!("upgrade: {error}; this process serves as before");
-                    reply.send(Err(format!("{error}; the old process serves as before")));
+                    tracing::error!("upgrade: this process serves on as before: {error}");
+                    reply.send(Err(format!("{error}; the control plane serves as before, in this process")));
                     events.upgrade_ended();
                 }
             },

@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use conf::{ChangedKeys, ConfError, Plane, Reloaded, Settings};
+use conf::{ConfError, Plane, Reloaded, Settings};
 
 use super::admin::{AdminParts, admin_limits, updated_listeners};
 use super::succession::blocking;
@@ -31,14 +31,14 @@ impl RunningServer {
         match self.try_reload().await {
             Ok(summary) => {
                 telemetry::reloads::record(true);
-                tracing::info!("{summary}");
+                tracing::info!("reload: {summary}");
                 Ok(summary)
             }
             Err(error) => {
                 telemetry::reloads::record(false);
-                let problem =
-                    format!("the settings were not reloaded, the former ones stay in force: {error}");
-                tracing::error!("{problem}");
+                let problem = error.to_string();
+                let line = problem.lines().map(str::trim).collect::<Vec<_>>().join("; ");
+                tracing::error!("the settings were not reloaded, nothing has changed: {line}");
                 Err(problem)
             }
         }
@@ -52,7 +52,7 @@ impl RunningServer {
             tracing::warn!("{warning}");
         }
         self.apply(settings).await?;
-        Ok(describe(&changed))
+        Ok(changed.describe(Plane::Control))
     }
 
     async fn apply(&mut self, settings: Settings) -> Result<(), StartupError> {
@@ -93,16 +93,4 @@ impl RunningServer {
         Publisher::check_keyring(&self.api.store, &new, settings.keyring_setting(), accept).await?;
         Ok(new)
     }
-}
-
-fn describe(changed: &ChangedKeys) -> String {
-    let mut text = match changed.hot.is_empty() {
-        true => "the settings were reloaded: no key has changed".to_owned(),
-        false => format!("the settings were reloaded: {}", changed.hot.join(", ")),
-    };
-    if !changed.upgrade.is_empty() {
-        let keys = changed.upgrade.join(", ");
-        text.push_str(&format!("; not applied without `controlplane upgrade`: {keys}"));
-    }
-    text
 }

@@ -202,6 +202,6 @@ fn a_new_keyring_entry_encrypts_and_old_keys_open() {
     assert!(old_ring.open(&old).is_ok() && new_ring.open(&old).is_err());
     assert!(old_ring.open(&new).is_err() && new_ring.open(&new).is_ok());
     let (code, stderr) = running.stop();
-    let fixed = "not applied without `controlplane upgrade`: countersign.push.listen";
+    let fixed = "(`controlplane upgrade`), and are as before: countersign.push.listen";
     assert!(code == Some(0) && stderr.contains(fixed), "{stderr}");
 }

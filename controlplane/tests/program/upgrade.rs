@@ -75,8 +75,8 @@ impl Installed {
     fn upgrade(&mut self) {
         let (done, text) = self.command("upgrade");
         assert!(done, "{text} {}", self.log());
-        let pid = text.strip_prefix("process ").and_then(|text| text.strip_suffix(" has taken over"));
-        self.pid = pid.unwrap_or_else(|| panic!("{text}")).parse().unwrap();
+        let pid = text.strip_prefix("the control plane is process ").and_then(|text| text.split_once(" now"));
+        self.pid = pid.unwrap_or_else(|| panic!("{text}")).0.parse().unwrap();
     }
 
     #[track_caller]
@@ -85,7 +85,7 @@ impl Installed {
         for expected in expected {
             assert!(!done && text.contains(expected), "{expected}: {text}");
         }
-        assert!(text.contains("the old process serves as before"), "{text}");
+        assert!(text.contains("the control plane serves as before"), "{text}");
     }
 
     fn call(&self, method: &str, path: &str, body: Option<&Value>) -> (u16, String) {
@@ -221,7 +221,7 @@ fn an_upgrade_that_fails_changes_nothing() {
     installed.signal(Signal::SIGUSR2);
     Installed::wait_ended(before);
     let (done, text) = installed.command("reload");
-    assert!(done && text.contains("no key has changed"), "{text}");
+    assert!(done && text.contains("no setting has changed"), "{text}");
     let (_, upgraded) = installed.command("upgrade");
     installed.pid = upgraded.split(' ').nth(1).unwrap().parse().unwrap();
     let log = installed.log();
@@ -264,7 +264,7 @@ fn settings_that_need_an_upgrade_get_one() {
     installed.site.config();
     let (done, text) = installed.command("reload");
     assert!(
-        done && text.contains("not applied without `controlplane upgrade`: countersign.push.listen"),
+        done && text.contains("(`controlplane upgrade`), and are as before: countersign.push.listen"),
         "{text}"
     );
     assert!(std::net::TcpStream::connect(free).is_err());

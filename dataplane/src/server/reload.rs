@@ -8,7 +8,7 @@ use std::sync::mpsc::sync_channel;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use conf::{ChangedKeys, Plane, Reloaded};
+use conf::{Plane, Reloaded};
 use process::descriptors::raise_limit;
 use process::signals::Signals;
 use telemetry::ServiceManager;
@@ -63,7 +63,11 @@ impl RunningServer {
         self.read_files.send_modify(|count| *count = count.wrapping_add(1));
         self.settings = settings;
         let all_applied = self.command_workers(change);
-        Ok(describe(&changed, all_applied))
+        let mut text = changed.describe(Plane::Data);
+        if !all_applied {
+            text.push_str("; a worker is busy and will apply it later");
+        }
+        Ok(text)
     }
 
     /// Gives the workers their settings and listeners, and waits until they have them. `false`: a
@@ -90,23 +94,6 @@ fn new_warnings<'a>(before: &[String], now: &'a [String]) -> impl Iterator<Item 
     now.iter().filter(move |warning| !known.contains(&text(warning)))
 }
 
-fn describe(changed: &ChangedKeys, all_applied: bool) -> String {
-    let mut text = match changed.hot.as_slice() {
-        [] => "no setting has changed; the files that the settings name were read again".to_owned(),
-        keys => format!("applied {}", keys.join(", ")),
-    };
-    if !changed.upgrade.is_empty() {
-        text.push_str(&format!(
-            "; these need an upgrade (`dataplane upgrade`), and are as before: {}",
-            changed.upgrade.join(", ")
-        ));
-    }
-    if !all_applied {
-        text.push_str("; a worker is busy and will apply it later");
-    }
-    text
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -117,20 +104,5 @@ mod tests {
         let before = warnings(["c.yaml:1: a.b: text", "c.yaml:2: c: text"]);
         let now = warnings(["c.yaml:7: a.b: text", "c.yaml:8: d: text"]);
         assert_eq!(new_warnings(&before, &now).collect::<Vec<_>>(), ["c.yaml:8: d: text"]);
-    }
-
-    #[test]
-    fn a_reload_names_what_it_changed_and_what_it_did_not() {
-        let changed = |hot: &[&'static str], upgrade: &[&'static str]| ChangedKeys {
-            hot: hot.to_vec(),
-            upgrade: upgrade.to_vec(),
-        };
-        let text = describe(&changed(&["a.b", "c"], &["d", "e"]), false);
-        assert_eq!(
-            text,
-            "applied a.b, c; these need an upgrade (`dataplane upgrade`), and are as before: d, e; a worker is busy and will \
-             apply it later"
-        );
-        assert!(describe(&changed(&[], &[]), true).starts_with("no setting has changed"));
     }
 }

@@ -133,7 +133,7 @@ impl RunningServer {
         }
         let (own, pid) = (std::process::id(), successor.pid());
         reply.send(Ok(format!(
-            "process {pid} serves; process {own} serves its open connections to their end"
+            "the data plane is process {pid} now; process {own} serves its open connections to their end"
         )));
         events.refuse_requests();
         drop(control);
