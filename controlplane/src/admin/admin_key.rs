@@ -11,7 +11,7 @@ use conf::{AdminKey, AdminKeyValue, AdminRole};
 use zeroize::Zeroizing;
 
 use super::access::KeyDigest;
-use super::key_file::{AdminKeyError, KeyFile, LocalKey};
+use super::key_file::{AdminKeyError, KeyFile, LocalKey, MissingKey};
 use super::shared_key;
 use crate::store::Store;
 
@@ -38,10 +38,11 @@ pub(crate) async fn resolve_keys(
     keys: &[AdminKey],
     folder: &Path,
     store: Option<&dyn Store>,
+    missing: MissingKey,
 ) -> Result<Vec<ResolvedKey>, AdminKeyError> {
     let mut resolved = Vec::with_capacity(keys.len());
     for entry in keys {
-        resolved.push(resolve_key(entry, folder, store).await?);
+        resolved.push(resolve_key(entry, folder, store, missing).await?);
     }
     Ok(resolved)
 }
@@ -60,6 +61,7 @@ async fn resolve_key(
     entry: &AdminKey,
     folder: &Path,
     store: Option<&dyn Store>,
+    missing: MissingKey,
 ) -> Result<ResolvedKey, AdminKeyError> {
     let AdminKey { name, key, role } = entry;
     let configured = |key: &str, digest| ResolvedKey {
@@ -83,8 +85,11 @@ async fn resolve_key(
     }
     let file = KeyFile::new(name, folder)?;
     let (local, digest) = match store {
-        Some(store) => shared_key::resolve(&file, store).await?,
-        None => (Some(file.read_or_create()?), None),
+        Some(store) => shared_key::resolve(&file, store, missing).await?,
+        None => {
+            let local = file.read()?.map_or_else(|| file.missing(missing), Ok)?;
+            (Some(local), None)
+        }
     };
     let LocalKey { key, is_new } = local.unwrap_or_default();
     let created = is_new.then_some(file.path);
@@ -107,7 +112,7 @@ mod tests {
     }
 
     async fn complete(keys: &[AdminKey], folder: &Path) -> Result<Vec<ResolvedKey>, AdminKeyError> {
-        resolve_keys(keys, folder, None).await
+        resolve_keys(keys, folder, None, MissingKey::Create).await
     }
 
     #[tokio::test]
@@ -129,6 +134,18 @@ mod tests {
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
         let other = tempfile::tempdir().unwrap();
         assert_ne!(complete(&keys, other.path()).await.unwrap()[0].key, first[0].key);
+    }
+
+    #[tokio::test]
+    async fn a_reload_makes_no_key() {
+        let folder = tempfile::tempdir().unwrap();
+        let keys = [entry("admin", "", AdminRole::Admin)];
+        let refused = resolve_keys(&keys, folder.path(), None, MissingKey::Refuse).await;
+        assert!(matches!(refused, Err(AdminKeyError::Missing { .. })));
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+        let made = complete(&keys, folder.path()).await.unwrap();
+        let kept = resolve_keys(&keys, folder.path(), None, MissingKey::Refuse).await.unwrap();
+        assert_eq!(kept[0].key, made[0].key);
     }
 
     #[tokio::test]

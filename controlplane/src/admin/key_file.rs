@@ -28,6 +28,12 @@ pub(crate) enum AdminKeyError {
     /// The key file cannot be read or written.
     #[error("the admin key file {path}: {error}", path = path.display())]
     File { path: PathBuf, error: io::Error },
+    /// There is no key file, and this is no start.
+    #[error(
+        "deployment.admin.admin_key: the key of {name:?} is kept in {path}, which is not there, and a reload makes no key: put its copy \
+         back, or write a key in admin_key; `controlplane upgrade` and a start make a new key", path = path.display()
+    )]
+    Missing { name: String, path: PathBuf },
     /// The shared keys in the store cannot be read.
     #[error(
         "the admin key {name:?} has none in admin_key, and the one that the control planes share cannot be looked up: {problem}"
@@ -40,6 +46,15 @@ pub(crate) enum AdminKeyError {
     /// The file holds no key.
     #[error("the admin key file {path} does not hold one line with a key: remove it to have a new key made", path = path.display())]
     Content { path: PathBuf },
+}
+
+/// What to do where an entry of `admin_key` has no key anywhere.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum MissingKey {
+    /// A start makes it, and prints it once.
+    Create,
+    /// A reload: a file that was lost must not replace the key in use silently.
+    Refuse,
 }
 
 /// The key in a file of this machine.
@@ -76,11 +91,13 @@ impl KeyFile {
         AdminKeyError::File { path: self.path.clone(), error }
     }
 
-    /// Reads the key, or creates one.
-    pub(super) fn read_or_create(&self) -> Result<LocalKey, AdminKeyError> {
-        match self.read()? {
-            Some(key) => Ok(key),
-            None => self.create(),
+    /// Makes a key where that is allowed.
+    pub(super) fn missing(&self, missing: MissingKey) -> Result<LocalKey, AdminKeyError> {
+        match missing {
+            MissingKey::Create => self.create(),
+            MissingKey::Refuse => {
+                Err(AdminKeyError::Missing { name: self.name.clone(), path: self.path.clone() })
+            }
         }
     }
 
@@ -111,7 +128,7 @@ impl KeyFile {
     }
 
     /// Creates a key. When another process creates the file at the same time, that key is used.
-    pub(super) fn create(&self) -> Result<LocalKey, AdminKeyError> {
+    fn create(&self) -> Result<LocalKey, AdminKeyError> {
         let key = generate();
         // With etcd as the store, no other code creates the folder.
         let folder = DirBuilder::new().recursive(true).mode(0o700).create(&self.folder);

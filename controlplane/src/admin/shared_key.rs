@@ -13,7 +13,7 @@ use data_encoding::{HEXLOWER, HEXLOWER_PERMISSIVE};
 use serde::{Deserialize, Serialize};
 
 use super::access::{KeyDigest, key_digest};
-use super::key_file::{AdminKeyError, KeyFile, LocalKey};
+use super::key_file::{AdminKeyError, KeyFile, LocalKey, MissingKey};
 use crate::publish;
 use crate::store::{InternalKey, Store, StoreError};
 
@@ -39,7 +39,11 @@ pub(super) type LocalAndShared = (Option<LocalKey>, Option<KeyDigest>);
 ///
 /// # Errors
 /// [`AdminKeyError`] when neither the store nor the file can be read.
-pub(super) async fn resolve(file: &KeyFile, store: &dyn Store) -> Result<LocalAndShared, AdminKeyError> {
+pub(super) async fn resolve(
+    file: &KeyFile,
+    store: &dyn Store,
+    missing: MissingKey,
+) -> Result<LocalAndShared, AdminKeyError> {
     let mut local = file.read()?;
     for _ in 0..CAS_ATTEMPTS {
         let (version, mut keys) = read(file, store).await?;
@@ -48,7 +52,7 @@ pub(super) async fn resolve(file: &KeyFile, store: &dyn Store) -> Result<LocalAn
         }
         let key = match local.take() {
             Some(key) => key,
-            None => file.create()?,
+            None => file.missing(missing)?,
         };
         keys.insert(file.name.clone(), SharedKey::new(&key.key, file));
         local = Some(key);
@@ -156,7 +160,7 @@ mod tests {
     /// The key that a control plane with this folder resolves.
     async fn start(folder: &Path, store: &dyn Store) -> ResolvedKey {
         let entry = AdminKey { name: "admin".into(), key: AdminKeyValue::Generated, role: AdminRole::Admin };
-        resolve_keys(&[entry], folder, Some(store)).await.unwrap().remove(0)
+        resolve_keys(&[entry], folder, Some(store), MissingKey::Create).await.unwrap().remove(0)
     }
 
     fn store(folder: &Path) -> EmbeddedStore {
@@ -245,7 +249,7 @@ mod tests {
             store.swap_internal_entry(InternalKey::AdminKeys, version, text.to_owned().into()).await.unwrap();
             let entry =
                 AdminKey { name: "admin".into(), key: AdminKeyValue::Generated, role: AdminRole::Admin };
-            let failed = resolve_keys(&[entry], folder.path(), Some(&store)).await;
+            let failed = resolve_keys(&[entry], folder.path(), Some(&store), MissingKey::Create).await;
             assert!(failed.err().unwrap().to_string().contains("damaged"));
             assert!(!folder.path().join("admin.key").exists());
         }

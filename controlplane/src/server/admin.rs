@@ -20,6 +20,7 @@ use super::{STOP_MAX, StartupError};
 use crate::admin::access::{Access, ApiKey};
 use crate::admin::addresses::AllowedAddresses;
 use crate::admin::admin_key;
+use crate::admin::key_file::MissingKey;
 use crate::admin::reply::ResponseHeaders;
 use crate::admin::tls::ListenerTls;
 use crate::admin::{AdminApi, BoundListener, Limits, ListenerSocket, ListenerUpdate};
@@ -40,6 +41,7 @@ pub(super) struct AdminParts {
     denied: Arc<DeniedNodes>,
     acceptance: Arc<StoreAcceptance>,
     current: CurrentSnapshot,
+    missing_key: MissingKey,
 }
 
 impl AdminParts {
@@ -53,10 +55,11 @@ impl AdminParts {
             denied: Arc::clone(&publish.denied),
             acceptance: Arc::clone(&publish.acceptance),
             current: CurrentSnapshot::new(latest, findings, ListenerSettings::default()),
+            missing_key: MissingKey::Create,
         }
     }
 
-    /// Those of a running one.
+    /// Those of a running one, for a reload.
     pub(super) fn of(api: &AdminApi) -> Self {
         Self {
             store: Arc::clone(&api.store),
@@ -65,6 +68,7 @@ impl AdminParts {
             denied: Arc::clone(&api.denied),
             acceptance: Arc::clone(&api.acceptance),
             current: api.current.with_listeners(ListenerSettings::default()),
+            missing_key: MissingKey::Refuse,
         }
     }
 
@@ -78,10 +82,10 @@ impl AdminParts {
         certificates: &CertificateMonitor,
         keyring: Arc<Keyring>,
     ) -> Result<AdminApi, StartupError> {
-        let Self { store, changes, fleet, denied, acceptance, current } = self;
+        let Self { store, changes, fleet, denied, acceptance, current, missing_key } = self;
         let shared = store.reports().is_some().then(|| Arc::clone(&store));
         let access = match settings.deployment.admin.enabled {
-            true => admin_access(settings, shared.as_deref()).await?,
+            true => admin_access(settings, shared.as_deref(), missing_key).await?,
             false => Access::new(Some(&[])),
         };
         let listeners = ListenerSettings {
@@ -218,7 +222,11 @@ pub(crate) fn admin_key_folder(settings: &Settings) -> &Path {
 }
 
 /// `store`: where control planes that share it agree on a key.
-async fn admin_access(settings: &Settings, store: Option<&dyn Store>) -> Result<Access, StartupError> {
+async fn admin_access(
+    settings: &Settings,
+    store: Option<&dyn Store>,
+    missing: MissingKey,
+) -> Result<Access, StartupError> {
     let admin = &settings.deployment.admin;
     if !admin.key_required {
         tracing::warn!(
@@ -227,7 +235,7 @@ async fn admin_access(settings: &Settings, store: Option<&dyn Store>) -> Result<
         );
         return Ok(Access::new(None));
     }
-    let keys = admin_key::resolve_keys(&admin.keys, admin_key_folder(settings), store).await?;
+    let keys = admin_key::resolve_keys(&admin.keys, admin_key_folder(settings), store, missing).await?;
     for key in &keys {
         if let Some(path) = &key.created {
             // Printed once for the operator, whatever the log level.
