@@ -58,6 +58,7 @@ pub(crate) struct StatusContent<'a> {
 pub(crate) fn serve(listener: StatusListener, content: StatusContent<'_>) -> std::io::Result<StatusServer> {
     let StatusContent { heartbeats, sync, metrics, certificates, upgrades, shutdown } = content;
     let mut status = StatusPage::new(heartbeats);
+    status.add_build_info(env!("CARGO_PKG_VERSION"), process::COMMIT);
     metrics.register(status.registry());
     status.registry().register_collector(Box::new(SyncMetrics(Arc::clone(&sync))));
     status.registry().register_collector(Box::new(ReloadMetrics));

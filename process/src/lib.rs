@@ -14,6 +14,8 @@ pub mod throttle;
 pub mod unix_path;
 pub mod user;
 
+/// The commit of [`VERSION`].
+pub const COMMIT: &str = env!("COUNTERSIGN_COMMIT");
 /// The output of `--version` after the program's name: version and commit. The commit has 12
 /// digits, or is the value of COUNTERSIGN_COMMIT, or `unknown`.
 pub const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), " (", env!("COUNTERSIGN_COMMIT"), ")");

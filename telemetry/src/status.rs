@@ -24,6 +24,7 @@ use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 use serde_json::{Map, Value};
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -69,6 +70,14 @@ impl StatusPage {
         let mut registry = Registry::with_prefix("countersign");
         registry.register_collector(Box::new(ProcessCollector(Arc::clone(&heartbeats))));
         Self { heartbeats, fields: Vec::new(), readiness_checks: Vec::new(), registry }
+    }
+
+    /// Adds the keys `version` and `pid` to `/status`, and `countersign_build_info`.
+    pub fn add_build_info(&mut self, version: &'static str, commit: &'static str) {
+        self.add_field("version", move || format!("{version} ({commit})").into());
+        self.add_field("pid", || std::process::id().into());
+        let labels = vec![("version", version), ("commit", commit)];
+        self.registry.register("build", "The program that runs", Info::new(labels));
     }
 
     /// Adds a key to `/status`.
@@ -401,6 +410,7 @@ mod tests {
         let mut status = StatusPage::new(heartbeats);
         let broken = Arc::new(AtomicBool::new(false));
         status.add_field("revision", || 7.into());
+        status.add_build_info("1.2.3", "0123456789ab");
         let seen = Arc::clone(&broken);
         status.add_readiness_check(move || {
             if seen.load(Ordering::Relaxed) { Err("no store".into()) } else { Ok(()) }
@@ -415,6 +425,8 @@ mod tests {
         let (code, body) = get(address, "/status");
         let body: Value = serde_json::from_str(&body).unwrap();
         assert_eq!((code, &body["status"], &body["revision"]), (200, &"ok".into(), &7.into()));
+        assert_eq!(body["version"], "1.2.3 (0123456789ab)");
+        assert_eq!(body["pid"], std::process::id());
         assert!(body["heartbeat_age_seconds"]["worker-0"].is_f64(), "{body}");
         assert_eq!(get(address, "/status/ready"), (200, r#"{"status":"ok"}"#.to_owned()));
         broken.store(true, Ordering::Relaxed);
@@ -424,7 +436,8 @@ mod tests {
         );
         let (code, text) = get(address, "/metrics");
         assert_eq!(code, 200);
-        for line in ["countersign_size 5", "countersign_log_lines_dropped_total 0"] {
+        let build = "countersign_build_info{version=\"1.2.3\",commit=\"0123456789ab\"} 1";
+        for line in [build, "countersign_size 5", "countersign_log_lines_dropped_total 0"] {
             assert!(text.lines().any(|found| found == line), "{text}");
         }
         assert!(text.contains("countersign_heartbeat_age_seconds{task=\"worker-0\"} 0."), "{text}");

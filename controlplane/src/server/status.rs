@@ -48,6 +48,7 @@ pub(crate) fn serve(
     signals: Signals,
 ) -> std::io::Result<StatusServer> {
     let mut status = StatusPage::new(Arc::clone(heartbeats));
+    status.add_build_info(env!("CARGO_PKG_VERSION"), process::COMMIT);
     let latest = publish.latest.clone();
     status.add_field("revision", move || latest.borrow().revision().into());
     status.add_readiness_check(move || match signals.is_stopping() {
