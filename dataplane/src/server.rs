@@ -153,17 +153,23 @@ fn run_with(
 /// later, and nothing of the user's is written by root.
 fn leave_root(settings: &Settings) -> anyhow::Result<()> {
     let user = settings.user.as_ref().map(ProcessUser::names);
-    if process::user::leave_root(user, &settings.path).context("nginx_config.user")? {
-        let last_good = &settings.countersign.node.last_good;
-        for file in [last_good, &push_client::key_path(last_good)] {
-            check_replaceable(file).map_err(|(path, error)| {
-                anyhow::anyhow!(
-                    "countersign.node.last_good: {}: {error}: the user of nginx_config.user must be able to read the file, and to \
-                     write its folder",
-                    path.display()
-                )
-            })?;
-        }
+    match process::user::leave_root(user, &settings.path).context("nginx_config.user")? {
+        true => check_last_good(settings),
+        false => Ok(()),
+    }
+}
+
+/// Checks that this process may read and replace the last-good file and its key.
+fn check_last_good(settings: &Settings) -> anyhow::Result<()> {
+    let last_good = &settings.countersign.node.last_good;
+    for file in [last_good, &push_client::key_path(last_good)] {
+        check_replaceable(file).map_err(|(path, error)| {
+            anyhow::anyhow!(
+                "countersign.node.last_good: {}: {error}: the user of the data plane (nginx_config.user, where root starts it) must \
+                 be able to read the file, and to write its folder",
+                path.display()
+            )
+        })?;
     }
     Ok(())
 }
@@ -213,7 +219,7 @@ fn serve(
                     }
                     Err(error) => {
                         tracing::error!("upgrade: this process serves on as before: {error}");
-                        reply.send(Err(error.to_string()));
+                        reply.send(Err(format!("{error}; the data plane serves as before, in this process")));
                         events.upgrade_failed();
                     }
                 }

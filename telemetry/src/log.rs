@@ -124,6 +124,14 @@ pub fn configure(file: Option<&Path>, level: Option<Level>) -> Result<(), LogFil
     Ok(())
 }
 
+/// Checks that [`configure`] could open a file, without making it.
+///
+/// # Errors
+/// Why not.
+pub fn check_file(path: &Path) -> Result<(), LogFileError> {
+    output::check(path)
+}
+
 /// Opens the log file again, after a rotation. Returns its path when it is done; `None`: the log
 /// goes to standard error.
 ///

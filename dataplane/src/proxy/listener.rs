@@ -118,6 +118,15 @@ pub fn bind(
     Ok(bound)
 }
 
+/// Checks that an address can be bound, and binds nothing.
+///
+/// # Errors
+/// [`BindError`].
+pub fn check_free(key: &'static str, addr: SocketAddr) -> Result<(), BindError> {
+    let bound = listening_socket(addr, false);
+    bound.map(drop).map_err(|error| BindError { key, addr, error, stopped: false })
+}
+
 /// Binds a further socket of an address, beside those that listen there already.
 ///
 /// # Errors

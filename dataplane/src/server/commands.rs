@@ -1,6 +1,6 @@
 //! The commands that reach a running data plane through its control socket.
 
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -11,7 +11,9 @@ use process::control_socket::ControlRequest;
 use telemetry::stdout::CommandOutput;
 
 use super::events::socket_path;
+use super::listeners;
 use crate::config;
+use crate::proxy::listener;
 
 /// The longest upgrade: each step is bounded (`upgrade`), and a failed successor is waited for.
 const UPGRADE_MAX: Duration = Duration::from_secs(180);
@@ -52,8 +54,9 @@ pub(super) enum Command {
     ///
     /// Exits with 3 if no data plane runs with this configuration file.
     Pid(SocketArgs),
-    /// Check the configuration and the files that a data plane needs, without starting; exits with
-    /// 1 if something is wrong.
+    /// Check the configuration, the files and folders that a data plane needs, and its addresses,
+    /// without starting; exits with 1 if something is wrong. Addresses in use are fine while the
+    /// data plane with this configuration file runs.
     Check,
 }
 
@@ -77,12 +80,27 @@ impl Command {
     }
 }
 
-/// What a start checks before it binds anything.
+/// What would keep a data plane from starting, or its successor in an upgrade.
 fn check(file: &Path, settings: &Settings) -> anyhow::Result<()> {
+    let is_running = TARGET.ask(file, None, ControlRequest::Pid, PID_MAX).is_ok();
+    // Whether files can be used depends on the user.
+    super::leave_root(settings)?;
+    super::check_last_good(settings)?;
+    if let Some(log) = &settings.log.file {
+        telemetry::log::check_file(log).context("nginx_config.error_log")?;
+    }
     settings.check_data_plane_files()?;
     config::worker_config(settings)?;
     config::tls_versions(settings)?;
     config::upstream_trust(settings)?;
+    let listeners = listeners::plan(settings).into_iter().map(|plan| (plan.key, plan.configured));
+    for (key, addr) in listeners.chain(settings.apisix.status.map(|addr| (crate::status::KEY, addr))) {
+        match listener::check_free(key, addr) {
+            // A successor gets the sockets of the running one.
+            Err(error) if is_running && error.error.kind() == ErrorKind::AddrInUse => {}
+            result => result?,
+        }
+    }
     let mut out = CommandOutput::stdout();
     for warning in &settings.warnings {
         let _reported_by_finish = writeln!(out, "warning: {warning}");

@@ -13,6 +13,7 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use nix::libc::{ENXIO, O_NOCTTY, O_NONBLOCK};
+use nix::unistd::{AccessFlags, access};
 
 /// A log file cannot be opened.
 #[derive(Debug, thiserror::Error)]
@@ -78,7 +79,7 @@ impl Output {
             }
             Ok((kind, file)) if kind.is_file() => Ok(Self::File(file)),
             Ok((_, file)) => Ok(Self::Stream(file.into())),
-            Err(error) => Err(LogFileError::Open { path: path.to_owned(), hint: hint(&error), error }),
+            Err(error) => Err(unusable(path, error)),
         }
     }
 
@@ -86,6 +87,30 @@ impl Output {
     pub(super) fn is_file(&self) -> bool {
         matches!(self, Self::File(_))
     }
+}
+
+/// Checks that a file can be opened, or made in its folder; makes none.
+pub(super) fn check(path: &Path) -> Result<(), LogFileError> {
+    let checked = match path.symlink_metadata() {
+        // The reader of a pipe would see that it is opened.
+        Ok(metadata) if !metadata.is_file() => access(path, AccessFlags::W_OK),
+        Ok(_) => {
+            return OpenOptions::new()
+                .append(true)
+                .open(path)
+                .map(drop)
+                .map_err(|error| unusable(path, error));
+        }
+        Err(_) => {
+            let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+            access(folder.unwrap_or(Path::new(".")), AccessFlags::W_OK | AccessFlags::X_OK)
+        }
+    };
+    checked.map_err(|error| unusable(path, error.into()))
+}
+
+fn unusable(path: &Path, error: io::Error) -> LogFileError {
+    LogFileError::Open { path: path.to_owned(), hint: hint(&error), error }
 }
 
 fn hint(error: &io::Error) -> &'static str {

@@ -217,3 +217,17 @@ fn a_line_of_a_file_is_one_write_of_any_length() {
     let is_whole = |line: &str| line.len() == 20_000 && line.bytes().all(|byte| line.as_bytes()[0] == byte);
     assert!(text.lines().count() == 400 && text.lines().all(is_whole));
 }
+
+#[test]
+fn a_file_is_checked_and_not_made() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("error.log");
+    check_file(&file).unwrap();
+    assert!(!file.exists());
+    std::fs::write(&file, "kept").unwrap();
+    check_file(&file).unwrap();
+    assert_eq!(std::fs::read(&file).unwrap(), b"kept");
+    check_file(Path::new("/dev/null")).unwrap();
+    let error = check_file(&folder.path().join("no/error.log")).unwrap_err().to_string();
+    assert!(error.contains("no/error.log") && error.contains("make its folder first"), "{error}");
+}
