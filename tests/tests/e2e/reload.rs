@@ -283,6 +283,7 @@ async fn the_command_ends_with_the_result() {
         let output = run(&world).await;
         assert_eq!(output.status.code(), Some(1), "{output:?}");
         assert!(output.stderr.contains(words) && output.stdout.is_empty(), "{output:?}");
+        world.node_log().line_with(&["ERROR", "the settings were not reloaded", words]).await;
     }
     world.change_settings(json!({"nginx_config": {"error_log": null}}));
     world.stop_node().await;
@@ -292,13 +293,46 @@ async fn the_command_ends_with_the_result() {
 }
 
 #[tokio::test]
+async fn commands_work_with_a_broken_settings_file() {
+    let (mut world, _upstream) = World::open(json!({})).await;
+    let config = world.write_config("node-1");
+    let run = async |world: &World, verb: &str| {
+        run_to_end("dataplane", &[verb, "-c", config.to_str().unwrap()], world.folder()).await
+    };
+    let checked = run(&world, "check").await;
+    assert!(checked.status.success() && checked.stdout.contains("is fine"), "its own ports: {checked:?}");
+    let good = fs::read_to_string(&config).unwrap();
+    let settings = conf::load(&config).unwrap();
+    let mut unknown: Value = serde_json::from_str(&good).unwrap();
+    e2e::settings::merge(&mut unknown, json!({"no_such_key": 1}));
+    let last_good = settings.countersign.node.last_good.display();
+    let no_yaml = format!("countersign:\n  node:\n    last_good: {last_good}\napisix: [\n");
+    for (broken, words) in [(unknown.to_string(), "no_such_key"), (no_yaml, "not valid YAML")] {
+        fs::write(&config, broken).unwrap();
+        let pid = run(&world, "pid").await;
+        assert!(pid.status.success() && pid.stdout.trim().parse::<u32>().is_ok(), "{pid:?}");
+        let failed = run(&world, "reload").await;
+        assert!(failed.status.code() == Some(1) && failed.stderr.contains(words), "{failed:?}");
+        world.node_log().line_with(&["ERROR", "the settings were not reloaded", words]).await;
+    }
+    world.stop_node().await;
+    assert_eq!(run(&world, "pid").await.status.code(), Some(3));
+    fs::write(&config, &good).unwrap();
+    let listen = *settings.apisix.ssl.listen.first().unwrap();
+    assert!(run(&world, "check").await.status.success());
+    let _taken = std::net::TcpListener::bind(listen).unwrap();
+    let failed = run(&world, "check").await;
+    assert!(failed.status.code() == Some(1) && failed.stderr.contains("apisix.ssl.listen"), "{failed:?}");
+}
+
+#[tokio::test]
 async fn keys_that_need_an_upgrade_are_named() {
     let (mut world, _upstream) = World::open(json!({})).await;
     let more = json!({
         "countersign": {"workers": 1, "drain_idle_timeout": 7},
         "apisix": {"enable_http2": false},
     });
-    for applied in ["countersign.drain_idle_timeout; these", "no setting has changed"] {
+    for applied in ["countersign.drain_idle_timeout; these", "settings name were read again; these"] {
         let line = reload(&mut world, more.clone()).await;
         assert!(line.contains(applied), "{line}");
         let (_, upgrade) = line.split_once("need an upgrade").unwrap();
