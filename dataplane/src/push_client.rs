@@ -27,7 +27,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use last_good::{LastGoodFile, LoadedState};
-pub(crate) use last_good::{create_folder, key_path};
+pub(crate) use last_good::{create_folder_of, key_path};
 use mtls::{CertificateMonitor, FileError};
 use saver::SaverCommand;
 pub(crate) use sync_status::SyncMetrics;

@@ -196,7 +196,7 @@ impl LastGoodFile {
     /// that was lost. Takes milliseconds a megabyte: only for a thread with nothing else to do.
     pub(crate) fn seal(&mut self, state: &SavedState) -> Result<Vec<u8>, LastGoodError> {
         let path = key::path_of(&self.path);
-        let key = create_folder(&path).and_then(|()| match &self.key {
+        let key = create_folder_of(&path).and_then(|()| match &self.key {
             Some(key) => key::restore(&path, key).map(|()| key.clone()),
             None => key::read_or_create(&path),
         });
@@ -303,7 +303,7 @@ pub(super) fn folder_of(path: &Path) -> &Path {
 }
 
 /// Creates the folder of a file, for this user alone, unless it exists.
-pub(crate) fn create_folder(path: &Path) -> io::Result<()> {
+pub(crate) fn create_folder_of(path: &Path) -> io::Result<()> {
     fs::DirBuilder::new().recursive(true).mode(0o700).create(folder_of(path))
 }
 

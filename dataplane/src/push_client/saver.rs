@@ -16,7 +16,9 @@ use std::{fs, io};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
-use super::last_good::{LastGoodFile, PendingSave, SavedState, create_folder, folder_of, remove_if_exists};
+use super::last_good::{
+    LastGoodFile, PendingSave, SavedState, create_folder_of, folder_of, remove_if_exists,
+};
 use super::sync_status::SyncStatus;
 
 /// The pause after a write, in durations of that write: writing takes a tenth of the time at most.
@@ -268,7 +270,7 @@ impl Saver {
 
 async fn write(disk: DiskIo, path: &Path, bytes: Vec<u8>) -> io::Result<()> {
     let folder = folder_of(path);
-    create_folder(path)?;
+    create_folder_of(path)?;
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(".tmp");
     let temporary = folder.join(name);

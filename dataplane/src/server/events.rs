@@ -73,9 +73,8 @@ impl Events {
         predecessor: Option<u32>,
     ) -> Option<ControlSocket> {
         let path = socket_path(last_good);
-        // The folder of a first start is made with the first save.
-        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
-        let made = folder.map_or(Ok(()), crate::push_client::create_folder);
+        // At a first start the folder may be missing: the first save comes later.
+        let made = crate::push_client::create_folder_of(&path);
         let bound = made.map_err(Into::into).and_then(|()| ControlListener::bind(&path, predecessor));
         let served = bound.and_then(|listener| listener.serve(self.handler()).map_err(Into::into));
         served
