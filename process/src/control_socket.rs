@@ -114,6 +114,9 @@ pub enum RequestError {
     /// The program ended, or did not answer in time.
     #[error("{path}: the program closed the connection without an answer: its log may say why", path = .0.display())]
     NoAnswer(PathBuf),
+    /// The process has no id here.
+    #[error("{path}: the process that listens on it runs in another container: ask there", path = .0.display())]
+    OtherNamespace(PathBuf),
 }
 
 /// A bound control socket; requests wait until [`ControlListener::serve`].
@@ -351,7 +354,9 @@ pub fn request(
         Err(error) => return Err(RequestError::Io { path, error }),
     };
     let mut line = String::new();
+    let mut peer = 0;
     let exchanged = (|| {
+        peer = getsockopt(&stream.as_fd(), sockopt::PeerCredentials)?.pid();
         stream.set_read_timeout(Some(limit))?;
         stream.set_write_timeout(Some(PEER_TIMEOUT))?;
         let mut sent = serde_json::to_vec(&RequestLine { request })?;
@@ -360,7 +365,16 @@ pub fn request(
         BufReader::new((&stream).take(RESPONSE_BYTES_MAX)).read_line(&mut line)
     })();
     match exchanged {
-        Ok(_) => serde_json::from_str(&line).map_err(|_| RequestError::NoAnswer(path)),
+        Ok(_) => match serde_json::from_str::<ControlResponse>(&line) {
+            // By the kernel, in the caller's namespace: root sends signals to it, and the process
+            // may run as a user that root does not trust.
+            Ok(_) if request == ControlRequest::Pid && peer <= 0 => Err(RequestError::OtherNamespace(path)),
+            Ok(response) if request == ControlRequest::Pid && response.ok => {
+                Ok(ControlResponse { message: peer.to_string(), ..response })
+            }
+            Ok(response) => Ok(response),
+            Err(_) => Err(RequestError::NoAnswer(path)),
+        },
         Err(error) if matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset) => {
             Err(RequestError::NoAnswer(path))
         }
@@ -421,6 +435,16 @@ mod tests {
         let _refused = stream.write_all(&[b'a'; 100_000]);
         drop(stream);
         assert!(request(&path, ControlRequest::Pid, LIMIT).unwrap().ok);
+    }
+
+    #[test]
+    fn the_process_id_is_that_of_the_kernel() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("s.sock");
+        let liar: Handler = Arc::new(|_| Ok("1".to_owned()));
+        let _socket = ControlListener::bind(&path, None).unwrap().serve(liar).unwrap();
+        let response = request(&path, "x", ControlRequest::Pid, LIMIT).unwrap();
+        assert_eq!(response.message, std::process::id().to_string());
     }
 
     #[test]
