@@ -214,7 +214,7 @@ fn serve(
                 events.upgrade_begins();
                 match running.upgrade(program, signals) {
                     Ok(succession) => {
-                        running.drain_after_handover(succession, events, control, reply, service);
+                        running.drain_after_handover(succession, events, control, reply, service)?;
                         return Ok(());
                     }
                     Err(error) => {

@@ -443,7 +443,7 @@ mod tests {
         let path = directory.path().join("s.sock");
         let liar: Handler = Arc::new(|_| Ok("1".to_owned()));
         let _socket = ControlListener::bind(&path, None).unwrap().serve(liar).unwrap();
-        let response = request(&path, "x", ControlRequest::Pid, LIMIT).unwrap();
+        let response = request(&path, ControlRequest::Pid, LIMIT).unwrap();
         assert_eq!(response.message, std::process::id().to_string());
     }
 

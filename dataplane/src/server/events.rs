@@ -2,9 +2,11 @@
 //! socket.
 
 use std::path::{Path, PathBuf};
+use std::process::ExitStatus;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{SyncSender, sync_channel};
+use std::time::Duration;
 
 use process::control_socket::{self, ControlListener, ControlRequest, ControlSocket, Handler};
 use process::signals::Signals;
@@ -38,6 +40,18 @@ pub(super) enum Event {
     Reload(Reply),
 }
 
+/// How often a draining process looks after its successor.
+const SUCCESSOR_INTERVAL: Duration = Duration::from_secs(1);
+
+/// What ends the wait of a process that drains after an upgrade.
+#[derive(Debug)]
+pub(super) enum DrainEnd {
+    Stopped,
+    Drained,
+    /// The successor did not end in order.
+    SuccessorFailed(ExitStatus),
+}
+
 /// The events of the process.
 #[derive(Debug)]
 pub(super) struct Events {
@@ -56,7 +70,7 @@ impl Events {
     pub(super) fn new(signals: &Signals) -> std::io::Result<Self> {
         let (sender, requests) = mpsc::unbounded_channel();
         Ok(Self {
-            runtime: tokio::runtime::Builder::new_current_thread().build()?,
+            runtime: tokio::runtime::Builder::new_current_thread().enable_time().build()?,
             stop: signals.stop(),
             reload: signals.reload(),
             upgrade: signals.upgrade(),
@@ -142,16 +156,36 @@ impl Events {
         while self.requests.try_recv().is_ok() {}
     }
 
-    /// Waits for a stop signal, true, or until `ended` has no sender.
-    pub(super) fn wait_for_stop_or_end(self, ended: &mut mpsc::UnboundedReceiver<()>) -> bool {
-        let Self { runtime, mut stop, upgrade, .. } = self;
+    /// Whether a SIGHUP has come that no reload has answered.
+    pub(super) fn take_reload(&mut self) -> bool {
+        let has_changed = self.reload.has_changed().unwrap_or(false);
+        self.reload.mark_unchanged();
+        has_changed
+    }
+
+    /// Waits for a stop signal, until `drained` has no sender, or until the successor has failed.
+    pub(super) fn wait_for_drain(
+        &mut self,
+        drained: &mut mpsc::UnboundedReceiver<()>,
+        mut successor_failed: impl FnMut() -> Option<ExitStatus>,
+    ) -> DrainEnd {
+        let Self { runtime, stop, upgrade, .. } = self;
         // From now on SIGUSR2 is logged as ignored.
-        drop(upgrade);
+        *upgrade = watch::Sender::new(0).subscribe();
         runtime.block_on(async {
+            let failed = async {
+                loop {
+                    if let Some(status) = successor_failed() {
+                        return status;
+                    }
+                    tokio::time::sleep(SUCCESSOR_INTERVAL).await;
+                }
+            };
             tokio::select! {
                 biased;
-                _ = stop.wait_for(|stop| *stop) => true,
-                () = async { while ended.recv().await.is_some() {} } => false,
+                _ = stop.wait_for(|stop| *stop) => DrainEnd::Stopped,
+                () = async { while drained.recv().await.is_some() {} } => DrainEnd::Drained,
+                status = failed => DrainEnd::SuccessorFailed(status),
             }
         })
     }

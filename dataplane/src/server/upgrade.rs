@@ -4,18 +4,20 @@
 //! last-good file has one writer at any time.
 
 use std::net::{SocketAddr, TcpListener};
+use std::path::Path;
+use std::process::ExitStatus;
 use std::sync::{Arc, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use process::control_socket::ControlSocket;
+use process::control_socket::{self, ControlRequest, ControlSocket};
 use process::handover::{self, HandoverError, OfferedSocket, Program, ServingSuccessor, Wait};
 use process::signals::Signals;
 use serde::{Deserialize, Serialize};
 use telemetry::ServiceManager;
 
 use super::RunningServer;
-use super::events::{Events, Reply};
+use super::events::{DrainEnd, Events, Reply, socket_path};
 use super::listeners::BoundListener;
 use crate::lifecycle::ShutdownStage;
 use crate::proxy::worker::WorkerCommand;
@@ -26,6 +28,8 @@ use crate::status;
 pub(super) const STEP_MAX: Duration = Duration::from_secs(30);
 /// How long workers may take to leave their sockets: some turns of their loops.
 const RELEASE_MAX: Duration = Duration::from_secs(5);
+/// How long a process may take to report its id.
+const PID_MAX: Duration = Duration::from_secs(2);
 const RELEASE_INTERVAL: Duration = Duration::from_millis(5);
 
 /// What a successor reports when it is prepared.
@@ -52,11 +56,23 @@ pub(super) enum UpgradeError {
     Handover(#[from] HandoverError),
     #[error("the new process does not report its addresses: {0}")]
     Detail(serde_json::Error),
+    /// The successor would serve an older snapshot than this process does, or none.
     #[error(
-        "the new process has no snapshot, and this one serves revision {0}: countersign.node.last_good of the new settings names \
-         another file, or its key is another one, and no control plane sent a snapshot in time"
+        "the new process would serve revision {found} and not {needed}, which this one serves: its countersign.node.last_good has \
+         an older snapshot, or none, and it reaches no control plane"
     )]
-    NoSnapshot(u64),
+    OlderSnapshot { found: u64, needed: u64 },
+}
+
+/// The successor has ended while this process drained.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "the new process {pid} ended with {status} after the upgrade, so that no process accepts connections: its last log lines say \
+     why; start the program again"
+)]
+pub(super) struct SuccessorEnded {
+    pid: u32,
+    status: ExitStatus,
 }
 
 /// A successor that serves.
@@ -74,6 +90,7 @@ impl RunningServer {
     fn hand_over(&self, program: &Program, signals: &Signals) -> Result<Succession, UpgradeError> {
         let stopping = || signals.is_stopping();
         let wait = Wait::new(STEP_MAX, &stopping);
+        let flushed = self.shared.snapshot.load().revision();
         self.push_client.flush().map_err(UpgradeError::LastGood)?;
         let sockets = self.offer().map_err(UpgradeError::Sockets)?;
         let starting = handover::start(program, &sockets, &self.upgrades.generations)?;
@@ -82,10 +99,11 @@ impl RunningServer {
         tracing::info!(pid, program = %program.path().display(), "upgrade: the new process starts");
         let (ready, detail) = starting.wait_started(wait)?.wait_ready(wait)?;
         let detail: ReadyDetail = serde_json::from_value(detail).map_err(UpgradeError::Detail)?;
-        let revision = self.shared.snapshot.load().revision();
-        if detail.revision == 0 && revision != 0 {
+        // A store that was set back meanwhile has taken this process back, too.
+        let needed = flushed.min(self.shared.snapshot.load().revision());
+        if detail.revision < needed {
             // `ready` ends the successor.
-            return Err(UpgradeError::NoSnapshot(revision));
+            return Err(UpgradeError::OlderSnapshot { found: detail.revision, needed });
         }
         let paused = self.push_client.pause_saving().map_err(UpgradeError::LastGood);
         let serving = paused.and_then(|()| Ok(ready.go(wait)?));
@@ -112,8 +130,8 @@ impl RunningServer {
         control: Option<ControlSocket>,
         reply: Reply,
         service: &ServiceManager,
-    ) {
-        let Succession { successor, detail } = succession;
+    ) -> Result<(), SuccessorEnded> {
+        let Succession { mut successor, detail } = succession;
         tracing::info!(
             pid = successor.pid(),
             revision = detail.revision,
@@ -135,15 +153,30 @@ impl RunningServer {
         reply.send(Ok(format!(
             "the data plane is process {pid} now; process {own} serves its open connections to their end"
         )));
+        if events.take_reload() {
+            tracing::info!(pid, "SIGHUP came during the upgrade: it is passed on to the new process");
+            successor.signal_reload();
+        }
         events.refuse_requests();
         drop(control);
-        let stopped = events.wait_for_stop_or_end(&mut self.drained);
-        if stopped {
-            self.stage.send_replace(ShutdownStage::Draining);
+        let socket = socket_path(self.last_good());
+        let ended = || successor.try_wait().ok().flatten().filter(|status| !status.success());
+        let mut failed = None;
+        match events.wait_for_drain(&mut self.drained, ended) {
+            DrainEnd::Drained => {}
+            DrainEnd::Stopped => drop(self.stage.send_replace(ShutdownStage::Draining)),
+            // A later generation answers there.
+            DrainEnd::SuccessorFailed(status) if !is_served(&socket) => {
+                tracing::error!(pid, %status, "the new process has ended: no process accepts connections");
+                self.stage.send_replace(ShutdownStage::Draining);
+                failed = Some(SuccessorEnded { pid, status });
+            }
+            DrainEnd::SuccessorFailed(_) => drop(events.wait_for_drain(&mut self.drained, || None)),
         }
         self.finish();
         // Its end of the pair tells later generations that this process runs.
         drop(successor);
+        failed.map_or(Ok(()), Err)
     }
 
     /// Closes the listeners that the successor does not have, after what is in their queues.
@@ -158,6 +191,11 @@ impl RunningServer {
         }
         wait_closed(&sockets_of(unused));
     }
+}
+
+/// Whether a process answers on the control socket.
+fn is_served(socket: &Path) -> bool {
+    control_socket::request(socket, ControlRequest::Pid, PID_MAX).is_ok()
 }
 
 /// Drops the listeners of the main thread.

@@ -185,6 +185,13 @@ impl ServingSuccessor {
         self.0.link.send(&Message::Released, &[])
     }
 
+    /// Sends SIGHUP to the successor.
+    pub fn signal_reload(&self) {
+        if let Ok(pid) = i32::try_from(self.pid()) {
+            let _ended_meanwhile = kill(Pid::from_raw(pid), Signal::SIGHUP);
+        }
+    }
+
     /// How the successor ended, if it did.
     ///
     /// # Errors

@@ -194,7 +194,7 @@ async fn a_successor_without_a_snapshot_is_refused() {
     let text = fs::read_to_string(&config).unwrap().replace("node-1.snapshot", "moved/other.snapshot");
     fs::write(&config, text).unwrap();
     world.node_process().signal(Signal::SIGUSR2);
-    world.node_log().line_with(&["serves on as before", "the new process has no snapshot"]).await;
+    world.node_log().line_with(&["serves on as before", "the new process would serve revision 0"]).await;
     assert_eq!(served(world).await, StatusCode::OK);
     // With the right file it needs no control plane.
     world.upgrade_node().await;
@@ -285,7 +285,38 @@ async fn the_old_process_drains_when_its_successor_is_killed() {
     successor.signal(rustix::process::Signal::KILL);
     successor.ended().await;
     assert_eq!(kept.get("/").await.unwrap().status, StatusCode::OK);
-    assert!(world.node_process().ended().await.success());
+    let status = world.node_process().ended().await;
+    assert!(!status.success(), "no process serves new connections: {status}");
+}
+
+#[tokio::test]
+async fn the_old_process_ends_when_its_successor_is_killed() {
+    let mut test = exchangeable(json!({})).await;
+    let world = &mut test.loaded.world;
+    // It would drain for minutes.
+    let mut silent = TcpStream::connect(world.stream(1)).await.unwrap();
+    silent.write_all(b"x").await.unwrap();
+    assert_eq!(silent.read_u8().await.unwrap(), b'x');
+    world.change_settings(json!({"countersign": {"drain_idle_timeout": 1}}));
+    world.upgrade_node().await;
+    world.node_successors().last().unwrap().signal(rustix::process::Signal::KILL);
+    world.node_log().line_with(&["ERROR", "no process accepts connections", "SIGKILL"]).await;
+    assert_eq!(world.node_process().ended().await.code(), Some(1));
+}
+
+#[tokio::test]
+async fn a_reload_that_comes_during_an_upgrade_is_not_lost() {
+    let mut test = exchangeable(json!({})).await;
+    let gate = test.gated();
+    let world = &mut test.loaded.world;
+    let mark = world.node_log().mark();
+    world.node_process().signal(Signal::SIGUSR2);
+    world.node_log().line_after(mark, &["the new process starts"]).await;
+    world.node_process().signal(Signal::SIGHUP);
+    open(gate).await;
+    let successor = world.node_succeeded().await.id().to_string();
+    world.node_log().line_after(mark, &["passed on to the new process", &successor]).await;
+    world.node_log().line_after(mark, &["reload: no setting has changed"]).await;
 }
 
 #[tokio::test]
