@@ -2,6 +2,7 @@
 
 use std::cell::Cell;
 use std::fs;
+use std::io::Write;
 use std::path::Path;
 use std::process::Command;
 
@@ -111,4 +112,23 @@ async fn logrotate_under_load_loses_and_tears_no_line() {
             assert_eq!(lines.iter().filter(is_it).count(), 1, "{words} {field}: {lines:#?}");
         }
     }
+}
+
+/// A plane that the `countersign` script started keeps its standard error open.
+#[test]
+fn standard_error_stays_where_the_plane_writes_it() {
+    if peers::installed("logrotate").is_none() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let logs = folder.path().join("logs");
+    fs::create_dir(&logs).unwrap();
+    let (log, rules) = (logs.join("dataplane.stderr"), folder.path().join("rules"));
+    fs::write(&rules, snippet(&logs)).unwrap();
+    let mut stderr = fs::File::options().create(true).append(true).open(&log).unwrap();
+    writeln!(stderr, "before").unwrap();
+    run(Command::new("logrotate").args(["--force", "--state"]).arg(folder.path().join("state")).arg(&rules));
+    writeln!(stderr, "after").unwrap();
+    assert_eq!(fs::read_to_string(&log).unwrap(), "after\n");
+    assert_eq!(fs::read_to_string(logs.join("dataplane.stderr.1")).unwrap(), "before\n");
 }
