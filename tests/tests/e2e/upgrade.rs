@@ -1,5 +1,6 @@
 //! Upgrades of a data plane: a successor takes over the listeners while clients use them.
 
+use std::collections::HashSet;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
@@ -99,6 +100,48 @@ async fn upgrades_under_load_fail_no_operation() {
 /// The status of a GET on a new connection.
 async fn served(world: &World) -> StatusCode {
     world.verified_client("app.test").get("/").await.unwrap().status
+}
+
+/// The sockets of a process, by inode.
+fn sockets_of(process: u32) -> HashSet<String> {
+    let descriptors = fs::read_dir(format!("/proc/{process}/fd")).unwrap();
+    let targets = descriptors.filter_map(|entry| fs::read_link(entry.ok()?.path()).ok());
+    let inode =
+        |target: PathBuf| Some(target.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.to_owned());
+    targets.filter_map(inode).collect()
+}
+
+/// The inodes of the machine's TCP sockets in this state.
+fn tcp_sockets(state: &str) -> HashSet<String> {
+    let tables = ["/proc/net/tcp", "/proc/net/tcp6"].map(|table| fs::read_to_string(table).unwrap());
+    let rows = tables.iter().flat_map(|table| table.lines().skip(1));
+    let rows = rows.map(|row| row.split_whitespace().collect::<Vec<_>>());
+    rows.filter(|row| row[3] == state).map(|row| row[9].to_owned()).collect()
+}
+
+#[tokio::test]
+async fn a_successor_inherits_listeners_and_no_connection() {
+    const ESTABLISHED: &str = "01";
+    const LISTEN: &str = "0A";
+    for driver in ["io_uring", "epoll"] {
+        let builder = World::builder().node_environment("COUNTERSIGN_DRIVER", driver);
+        let mut loaded = loaded_world_of(builder, json!({})).await;
+        let world = &mut loaded.world;
+        let mut kept = world.verified_client("app.test").connect().await.unwrap();
+        assert_eq!(kept.get("/").await.unwrap().status, StatusCode::OK);
+        let old = world.node_id();
+        let before = sockets_of(old);
+        assert!(
+            before.intersection(&tcp_sockets(ESTABLISHED)).count() > 1,
+            "{driver}: the client and an upstream"
+        );
+        let listening = before.intersection(&tcp_sockets(LISTEN)).count();
+        assert!(listening > 4, "{driver}: {listening}");
+        let successor = world.upgrade_node().await.id();
+        let inherited: HashSet<_> = sockets_of(successor).intersection(&before).cloned().collect();
+        assert_eq!(inherited.intersection(&tcp_sockets(ESTABLISHED)).count(), 0, "{driver}");
+        assert_eq!(inherited.intersection(&tcp_sockets(LISTEN)).count(), listening, "{driver}");
+    }
 }
 
 #[tokio::test]
