@@ -141,14 +141,14 @@ mod tests {
             _ => Ok("done".to_owned()),
         }));
         let serving = serving.unwrap();
-        assert_eq!(TARGET.ask(&config, None, ControlRequest::Pid, LIMIT).unwrap(), "done");
+        assert_eq!(TARGET.ask(&config, None, ControlRequest::ReopenLogs, LIMIT).unwrap(), "done");
         let refused = TARGET.ask(&config, None, ControlRequest::Reload, LIMIT).unwrap_err();
         assert_eq!(refused.to_string(), format!("process {}: the file is broken", std::process::id()));
         std::fs::write(&config, "countersign: {node: {last_good: other.y}}").unwrap();
         let moved = TARGET.ask(&config, None, ControlRequest::Upgrade, LIMIT).unwrap_err();
         assert!(moved.to_string().contains("--socket PATH, or send SIGUSR2"), "{moved}");
         let socket = folder.path().join("x.sock");
-        assert_eq!(TARGET.ask(&config, Some(&socket), ControlRequest::Pid, LIMIT).unwrap(), "done");
+        assert_eq!(TARGET.ask(&config, Some(&socket), ControlRequest::ReopenLogs, LIMIT).unwrap(), "done");
         drop(serving);
     }
 

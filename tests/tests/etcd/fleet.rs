@@ -179,12 +179,11 @@ async fn one_generated_admin_key_is_valid_at_every_control_plane() {
     let mut world = builder.start().await;
     // Each has a folder of its own, as on two machines.
     for index in 0..2 {
-        world
-            .change_settings(json!({"countersign": {"store": {"path": format!("data-{index}/store.redb")}}}));
         world.start_control_at(index).await;
     }
-    let key = std::fs::read_to_string(world.folder().join("data-0/admin.key")).unwrap();
-    assert!(!world.folder().join("data-1/admin.key").exists());
+    let [first, second] = ["control", "control-2"].map(|name| world.folder().join(name).join("admin.key"));
+    let key = std::fs::read_to_string(first).unwrap();
+    assert!(!second.exists());
     for index in 0..2 {
         let opens = async |key: &str| world.admin_of(index).key(Some(key)).get("routes").await.status;
         assert_eq!(opens(key.trim()).await, StatusCode::OK);
