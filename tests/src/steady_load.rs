@@ -32,7 +32,7 @@ const ROUND_TRIPS: usize = 200;
 const MESSAGE_BYTES: usize = 1000;
 
 /// The gateway's side: a site of an [`Upstream`](crate::upstream::Upstream), and a stream listener
-/// before a [`TcpUpstream`](crate::upstream::TcpUpstream) that echoes.
+/// before a [`TcpUpstream`](crate::upstream::tcp::TcpUpstream) that echoes.
 #[derive(Clone)]
 pub struct LoadTargets {
     /// HTTPS.
