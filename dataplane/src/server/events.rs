@@ -172,7 +172,7 @@ impl Events {
         let Self { runtime, stop, upgrade, .. } = self;
         // From now on SIGUSR2 is logged as ignored.
         *upgrade = watch::Sender::new(0).subscribe();
-        runtime.block_on(async {
+        let end = runtime.block_on(async {
             let failed = async {
                 loop {
                     if let Some(status) = successor_failed() {
@@ -187,7 +187,11 @@ impl Events {
                 () = async { while drained.recv().await.is_some() {} } => DrainEnd::Drained,
                 status = failed => DrainEnd::SuccessorFailed(status),
             }
-        })
+        });
+        match end {
+            DrainEnd::Drained => successor_failed().map_or(DrainEnd::Drained, DrainEnd::SuccessorFailed),
+            end => end,
+        }
     }
 }
 

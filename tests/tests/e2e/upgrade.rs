@@ -328,7 +328,7 @@ async fn the_old_process_drains_when_its_successor_is_killed() {
     successor.signal(rustix::process::Signal::KILL);
     successor.ended().await;
     assert_eq!(kept.get("/").await.unwrap().status, StatusCode::OK);
-    world.node_process().ended().await;
+    assert_eq!(world.node_process().ended().await.code(), Some(1), "no process serves new connections");
 }
 
 #[tokio::test]
