@@ -38,9 +38,9 @@ pub use secret::Secret;
 pub use settings::{
     AdminKey, AdminKeyValue, AdminListener, AdminRole, AdminSettings, AdminTlsSettings, ApisixSettings,
     ClientRole, ConfigProvider, CountersignSettings, DeploymentRole, DeploymentSettings, EtcdSettings,
-    EtcdTlsSettings, HttpLimits, LimitSettings, LogSettings, NodeSettings, PathSettings, ProcessUser,
-    ProxyMode, ProxyProtocolListen, ProxyProtocolVersion, PushSettings, RealIpSettings, Settings,
-    SslSettings, StoreSettings, StreamListener, TlsSettings,
+    EtcdTlsSettings, HttpLimits, LimitSettings, LogSettings, MetricsSettings, NodeSettings, PathSettings,
+    ProcessUser, ProxyMode, ProxyProtocolListen, ProxyProtocolVersion, PushSettings, RealIpSettings,
+    Settings, SslSettings, StoreSettings, StreamListener, TlsSettings,
 };
 
 const DEFAULTS: &str = include_str!("defaults.yaml");

@@ -14,7 +14,8 @@ pub use admin::{
 };
 pub(crate) use countersign::{ControlPlaneSettings, CountersignAdminSettings};
 pub use countersign::{
-    CountersignSettings, LimitSettings, NodeSettings, PushSettings, StoreSettings, TlsSettings,
+    CountersignSettings, LimitSettings, MetricsSettings, NodeSettings, PushSettings, StoreSettings,
+    TlsSettings,
 };
 use ipnet::IpNet;
 use model::TlsVersion;

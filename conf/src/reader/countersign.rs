@@ -3,8 +3,8 @@
 use super::Reader;
 use crate::environment::Lookup;
 use crate::settings::{
-    ControlPlaneSettings, CountersignAdminSettings, CountersignSettings, LimitSettings, NodeSettings,
-    PushSettings, StoreSettings, TlsSettings,
+    ControlPlaneSettings, CountersignAdminSettings, CountersignSettings, LimitSettings, MetricsSettings,
+    NodeSettings, PushSettings, StoreSettings, TlsSettings,
 };
 use crate::value::{self, ValueError};
 
@@ -51,6 +51,11 @@ impl Reader<'_> {
             last_good_max_age: self.required("countersign.node.last_good_max_age", value::seconds),
             wait_for_control_plane: self.required("countersign.node.wait_for_control_plane", value::seconds),
         };
+        let metrics = MetricsSettings {
+            by_route: self.flag("countersign.metrics.by_route"),
+            by_site: self.flag("countersign.metrics.by_site"),
+            series_max: self.required("countersign.metrics.series_max", value::non_negative) as usize,
+        };
         let limits = self.limits();
         let (store, workers) = (StoreSettings { path: self.file("countersign.store.path") }, self.workers());
         let tls = TlsSettings { own_records: self.flag("countersign.tls.own_records") };
@@ -66,6 +71,7 @@ impl Reader<'_> {
             keyring_file,
             workers,
             tls,
+            metrics,
             limits,
             preserve_header_case,
             ticket_lifetime,

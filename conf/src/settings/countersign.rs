@@ -31,6 +31,8 @@ pub struct CountersignSettings {
     pub drain_idle_timeout: Duration,
     /// `tls`
     pub tls: TlsSettings,
+    /// `metrics`
+    pub metrics: MetricsSettings,
     /// `limits`
     pub limits: LimitSettings,
 }
@@ -109,6 +111,17 @@ pub struct NodeSettings {
 pub struct TlsSettings {
     /// Whether long-lived TLS 1.3 connections move from rustls to our own record layer.
     pub own_records: bool,
+}
+
+/// `countersign.metrics`
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct MetricsSettings {
+    /// Whether requests are counted by route.
+    pub by_route: bool,
+    /// Whether handshakes and requests are counted by site.
+    pub by_site: bool,
+    /// The most routes, and the most sites, with series of their own. 0: none has.
+    pub series_max: usize,
 }
 
 /// `countersign.limits`
