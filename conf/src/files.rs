@@ -29,6 +29,9 @@ pub const ADMIN_CA: &str = "deployment.admin.admin_api_mtls.admin_ssl_ca_cert";
 /// The prefix of the settings of etcd's files.
 const ETCD: &str = "deployment.etcd.";
 
+/// The prefix of the settings of the trace collector's files.
+const TRACING: &str = "countersign.tracing.";
+
 /// Far larger than any keyring.
 const KEYRING_BYTES_MAX: u64 = 1 << 20;
 
@@ -89,7 +92,9 @@ impl MissingFiles {
                 store.display()
             ));
         }
-        let of_init = |file: &&&StartFile<'_>| file.key != KEYRING && !file.key.starts_with(ETCD);
+        let of_init = |file: &&&StartFile<'_>| {
+            file.key != KEYRING && ![ETCD, TRACING].iter().any(|prefix| file.key.starts_with(prefix))
+        };
         if let Some(first) = missing.iter().find(of_init) {
             let folder = first.path.parent().unwrap_or(Path::new("."));
             advice.push(format!(
@@ -106,6 +111,12 @@ impl MissingFiles {
         }
         if missing.iter().any(|file| file.key.starts_with(ETCD)) {
             advice.push("Check the paths of etcd's files, which start at the working directory".to_owned());
+        }
+        if missing.iter().any(|file| file.key.starts_with(TRACING)) {
+            advice.push(
+                "Check the paths of the collector's files, which start at the folder of the settings file"
+                    .to_owned(),
+            );
         }
         Err(Self {
             files: missing.iter().map(|file| (file.key, file.path.to_owned())).collect(),
@@ -184,11 +195,20 @@ impl Settings {
 
     fn data_plane_start_files(&self) -> Vec<StartFile<'_>> {
         let node = &self.countersign.node;
-        vec![
+        let mut files = vec![
             StartFile::new("countersign.node.cert", &node.cert),
             StartFile::secret("countersign.node.key", &node.key),
             StartFile::new("countersign.node.ca", &node.ca),
-        ]
+        ];
+        let collector = self.countersign.tracing.collector.as_ref();
+        if let Some(tls) = collector.and_then(|collector| collector.tls.as_ref()) {
+            files.push(StartFile::new("countersign.tracing.tls.ca", &tls.ca));
+            if let Some((cert, key)) = &tls.pair {
+                files.push(StartFile::new("countersign.tracing.tls.cert", cert));
+                files.push(StartFile::secret("countersign.tracing.tls.key", key));
+            }
+        }
+        files
     }
 
     /// Warnings about existing files with secrets that other users can read or change.

@@ -37,10 +37,11 @@ pub use schema::{Plane, unsupported_keys};
 pub use secret::Secret;
 pub use settings::{
     AdminKey, AdminKeyValue, AdminListener, AdminRole, AdminSettings, AdminTlsSettings, ApisixSettings,
-    ClientRole, ConfigProvider, CountersignSettings, DeploymentRole, DeploymentSettings, EtcdSettings,
-    EtcdTlsSettings, HttpLimits, LimitSettings, LogSettings, MetricsSettings, NodeSettings, PathSettings,
-    ProcessUser, ProxyMode, ProxyProtocolListen, ProxyProtocolVersion, PushSettings, RealIpSettings,
-    Settings, SslSettings, StoreSettings, StreamListener, TlsSettings,
+    ClientRole, CollectorSettings, CollectorTlsSettings, ConfigProvider, CountersignSettings, DeploymentRole,
+    DeploymentSettings, EtcdSettings, EtcdTlsSettings, HttpLimits, LimitSettings, LogSettings,
+    MetricsSettings, NodeSettings, PathSettings, ProcessUser, ProxyMode, ProxyProtocolListen,
+    ProxyProtocolVersion, PushSettings, RealIpSettings, SamplingRatio, Settings, SslSettings, StoreSettings,
+    StreamListener, TlsSettings, TraceParents, TracingSettings,
 };
 
 const DEFAULTS: &str = include_str!("defaults.yaml");

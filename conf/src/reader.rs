@@ -13,6 +13,7 @@ mod proxy_protocol;
 mod real_ip;
 mod ssl;
 mod stream;
+mod tracing;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Component, Path, PathBuf};

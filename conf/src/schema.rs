@@ -69,7 +69,8 @@ const LOADING: &str = "it only says when an APISIX loads what it stored";
 const NEVER: [&str; 2] = ["", "null"];
 
 /// Dotted paths; `[]` is each element of a list. A path that is a prefix of another is a map (or a
-/// list of maps); a path without others below it may have any value, which its reader checks.
+/// list of maps); where it has a row, this row covers the keys below it that have none. A path
+/// without others below it may have any value, which its reader checks.
 const KEYS: &[(&str, KeySupport)] = &[
     ("deployment.role", Read(Unused, Upgrade)),
     ("deployment.role_traditional.config_provider", Read(Unused, Upgrade)),
@@ -184,7 +185,10 @@ const KEYS: &[(&str, KeySupport)] = &[
     ("apisix.disable_upstream_healthcheck", Ignored("there are no health checks")),
     ("apisix.events", Ignored("it only names a Lua module")),
     ("apisix.lru", Ignored("it only sizes a cache of secrets")),
-    ("apisix.tracing", Ignored("nothing is traced")),
+    (
+        "apisix.tracing",
+        Ignored("it switches spans of APISIX's own phases; countersign.tracing switches traces"),
+    ),
     ("apisix.trusted_addresses", Read(Hot, Unused)),
     ("apisix.id", Ignored("nothing of ours reads it")),
     (
@@ -277,6 +281,12 @@ const KEYS: &[(&str, KeySupport)] = &[
     ("plugins", Read(Hot, Hot)),
     ("stream_plugins", Warn(NO_PLUGINS)),
     ("plugin_attr", Ignored("no plugin of ours has any")),
+    (
+        "plugin_attr.opentelemetry",
+        Warn(
+            "spans go by OTLP over gRPC to countersign.tracing.endpoint, with the attributes of countersign.tracing.resource; this is ignored",
+        ),
+    ),
     ("countersign.push.listen", Read(Unused, Upgrade)),
     ("countersign.push.cert", Read(Unused, Upgrade)),
     ("countersign.push.key", Read(Unused, Upgrade)),
@@ -304,6 +314,16 @@ const KEYS: &[(&str, KeySupport)] = &[
     ("countersign.metrics.by_route", Read(Hot, Unused)),
     ("countersign.metrics.by_site", Read(Hot, Unused)),
     ("countersign.metrics.series_max", Read(Hot, Unused)),
+    ("countersign.tracing.endpoint", Read(Hot, Unused)),
+    ("countersign.tracing.tls.ca", Read(Hot, Unused)),
+    ("countersign.tracing.tls.cert", Read(Hot, Unused)),
+    ("countersign.tracing.tls.key", Read(Hot, Unused)),
+    ("countersign.tracing.sampling_ratio", Read(Hot, Unused)),
+    ("countersign.tracing.parents", Read(Hot, Unused)),
+    ("countersign.tracing.service_name", Read(Hot, Unused)),
+    ("countersign.tracing.resource", Read(Hot, Unused)),
+    ("countersign.tracing.timeout", Read(Hot, Unused)),
+    ("countersign.tracing.queue_size", Read(Upgrade, Unused)),
     ("countersign.limits.handshake_timeout", Read(Hot, Hot)),
     ("countersign.limits.connections_per_worker", Read(Hot, Unused)),
     ("countersign.limits.requests_per_client", Read(Hot, Unused)),
@@ -338,7 +358,7 @@ fn displayed(value: &'static str) -> &'static str {
 /// Checks each key of the user's tree. `warnings` get the line and `path: text`.
 pub(crate) fn check(root: &YamlNode, problems: &mut Vec<ConfProblem>, warnings: &mut Vec<(usize, String)>) {
     match &root.value {
-        YamlValue::Map(entries) => check_map(entries, "", problems, warnings),
+        YamlValue::Map(entries) => check_map(entries, "", false, problems, warnings),
         _ => problems.push(ConfProblem {
             line: Some(root.line),
             field: String::new(),
@@ -347,19 +367,24 @@ pub(crate) fn check(root: &YamlNode, problems: &mut Vec<ConfProblem>, warnings: 
     }
 }
 
+/// `any_key`: a key without a row is fine, since the parent has a row that covers it.
 fn check_map(
     entries: &[(YamlKey, YamlNode)],
     parent: &str,
+    any_key: bool,
     problems: &mut Vec<ConfProblem>,
     warnings: &mut Vec<(usize, String)>,
 ) {
     for (key, node) in entries {
         let path = if parent.is_empty() { key.text.clone() } else { format!("{parent}.{}", key.text) };
         if let Some((_, used)) = KEYS.iter().find(|(known, _)| *known == path) {
-            match evaluate(*used, node) {
-                Evaluation::Fine => {}
-                Evaluation::Warning(text) => warnings.push((key.line, format!("{path}: {text}"))),
-                Evaluation::Problem(message) => {
+            match (evaluate(*used, node), &node.value) {
+                (Evaluation::Fine, YamlValue::Map(entries)) => {
+                    check_map(entries, &path, true, problems, warnings);
+                }
+                (Evaluation::Fine, _) => {}
+                (Evaluation::Warning(text), _) => warnings.push((key.line, format!("{path}: {text}"))),
+                (Evaluation::Problem(message), _) => {
                     problems.push(ConfProblem { line: Some(key.line), field: path, message });
                 }
             }
@@ -369,18 +394,19 @@ fn check_map(
         let is_map = KEYS.iter().any(|(known, _)| known.starts_with(&inside));
         let is_list = KEYS.iter().any(|(known, _)| known.starts_with(&listed));
         match &node.value {
+            _ if !is_map && !is_list && any_key => {}
             _ if !is_map && !is_list => problems.push(ConfProblem {
                 line: Some(key.line),
                 message: unknown_key(parent, &key.text),
                 field: path,
             }),
             _ if node.is_null() => {}
-            YamlValue::Map(entries) if is_map => check_map(entries, &path, problems, warnings),
+            YamlValue::Map(entries) if is_map => check_map(entries, &path, any_key, problems, warnings),
             YamlValue::List(items) if is_list => {
                 for item in items {
                     // The reader checks the type of an element; here only its keys are checked.
                     if let YamlValue::Map(entries) = &item.value {
-                        check_map(entries, &format!("{path}[]"), problems, warnings);
+                        check_map(entries, &format!("{path}[]"), any_key, problems, warnings);
                     }
                 }
             }
@@ -501,6 +527,15 @@ mod tests {
             checked("apisix:\n  enable_reuseport: false\n  extra_lua_path: \"\"\nstream_plugins: [a]\n");
         assert!(problems.is_empty());
         assert_eq!(warnings, [format!("4: stream_plugins: {NO_PLUGINS}")]);
+    }
+
+    #[test]
+    fn a_row_covers_the_keys_below_it_that_have_none() {
+        let (problems, warnings) =
+            checked("plugin_attr:\n  custom: {a: 1}\n  opentelemetry: {resource: {a: b}}");
+        assert_eq!(problems, [""; 0]);
+        let [warning] = &warnings[..] else { panic!("{warnings:?}") };
+        assert!(warning.starts_with("3: plugin_attr.opentelemetry: spans go"), "{warning}");
     }
 
     #[test]

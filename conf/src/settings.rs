@@ -4,6 +4,7 @@
 
 mod admin;
 mod countersign;
+mod traces;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
@@ -19,6 +20,7 @@ pub use countersign::{
 };
 use ipnet::IpNet;
 use model::TlsVersion;
+pub use traces::{CollectorSettings, CollectorTlsSettings, SamplingRatio, TraceParents, TracingSettings};
 
 use crate::changes::KeyValues;
 use crate::ciphers::Ciphers;

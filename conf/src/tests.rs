@@ -622,3 +622,4 @@ mod admin;
 mod apisix_example;
 mod keyring;
 mod null;
+mod tracing;

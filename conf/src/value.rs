@@ -137,15 +137,20 @@ fn digits<T: std::str::FromStr>(node: &YamlNode) -> Option<T> {
     }
 }
 
-/// Seconds, fractions allowed.
-pub(crate) fn seconds(node: &YamlNode) -> Result<Duration, ValueError> {
-    let seconds = match &node.value {
+/// A number of any kind.
+pub(crate) fn number(node: &YamlNode) -> Option<f64> {
+    match &node.value {
         YamlValue::Scalar(scalar) => match scalar.kind {
-            ScalarKind::Number(number) => Duration::try_from_secs_f64(number).ok(),
+            ScalarKind::Number(number) => Some(number),
             _ => None,
         },
         _ => None,
-    };
+    }
+}
+
+/// Seconds, fractions allowed.
+pub(crate) fn seconds(node: &YamlNode) -> Result<Duration, ValueError> {
+    let seconds = number(node).and_then(|number| Duration::try_from_secs_f64(number).ok());
     seconds.ok_or_else(|| ValueError::expected("seconds as a number, 0 or more", node))
 }
 
@@ -266,16 +271,20 @@ pub(crate) fn socket_addr(node: &YamlNode) -> Result<SocketAddr, ValueError> {
 /// `host:port`; the host may be a name, or an IPv6 address in brackets.
 pub(crate) fn host_and_port(node: &YamlNode) -> Result<String, ValueError> {
     let written = text(node)?;
-    let good = written.rsplit_once(':').is_some_and(|(host, port)| {
-        let bracketed = host.starts_with('[') && host.ends_with(']');
-        let fine = !host.is_empty() && !host.contains(['/', ' ']) && (bracketed || !host.contains(':'));
-        fine && port.parse::<u16>().is_ok_and(|port| port != 0)
-    });
-    if good {
+    if is_host_and_port(&written) {
         Ok(written)
     } else {
         Err(ValueError::expected("host:port such as controlplane.example:9280", node))
     }
+}
+
+/// Whether a text is `host:port`.
+pub(crate) fn is_host_and_port(text: &str) -> bool {
+    text.rsplit_once(':').is_some_and(|(host, port)| {
+        let bracketed = host.starts_with('[') && host.ends_with(']');
+        let fine = !host.is_empty() && !host.contains(['/', ' ']) && (bracketed || !host.contains(':'));
+        fine && port.parse::<u16>().is_ok_and(|port| port != 0)
+    })
 }
 
 /// An entry of `node_listen` or `ssl.listen`: a port, or `{ip, port}`. Without `ip`: `0.0.0.0`, and

@@ -59,6 +59,7 @@ impl Reader<'_> {
         let limits = self.limits();
         let (store, workers) = (StoreSettings { path: self.file("countersign.store.path") }, self.workers());
         let tls = TlsSettings { own_records: self.flag("countersign.tls.own_records") };
+        let tracing = self.tracing();
         let ticket_lifetime = self.required("countersign.ticket_lifetime", value::ticket_lifetime);
         let preserve_header_case = self.flag("countersign.preserve_header_case");
         let keyring_file = self.path(KEYRING_FILE, self.folder);
@@ -72,6 +73,7 @@ impl Reader<'_> {
             workers,
             tls,
             metrics,
+            tracing,
             limits,
             preserve_header_case,
             ticket_lifetime,

@@ -4,6 +4,8 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::traces::TracingSettings;
+
 /// `countersign`: keys of our own. Paths are absolute (relative ones start at the file's folder).
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct CountersignSettings {
@@ -33,6 +35,8 @@ pub struct CountersignSettings {
     pub tls: TlsSettings,
     /// `metrics`
     pub metrics: MetricsSettings,
+    /// `tracing`
+    pub tracing: TracingSettings,
     /// `limits`
     pub limits: LimitSettings,
 }
