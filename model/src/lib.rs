@@ -54,6 +54,8 @@ mod stream_index;
 
 mod snapshot;
 
+mod expiry;
+
 pub mod reason;
 
 pub mod admission;
@@ -77,6 +79,7 @@ pub use document::{
     ResolvedDocument, check_validity_period, compile, drop_unsigned_crls, invalid_configuration,
     resolve_references,
 };
+pub use expiry::{Expiring, Expiry, ExpiryKind, ExpirySummary, KindExpiry, visit_expiring};
 pub use expression::Vars;
 pub use host_name::HostName;
 pub use id::{Id, Key, Kind};
