@@ -2,8 +2,8 @@
 //!
 //! `signature` verifies handshake signatures and `verifier` certificates (by `pki`), for both
 //! sides of a connection; `credentials` reads the own certificates and keys that settings name,
-//! `reload` keeps them in use and reloads them when they change, and `expiry` reports when they
-//! expire.
+//! `reload` keeps them in use and reloads them when they change. `expiry` reports when they expire,
+//! and `snapshot_expiry` when the certificates and CRLs of resources do.
 
 #![warn(missing_docs)]
 
@@ -11,6 +11,7 @@ mod credentials;
 mod expiry;
 mod reload;
 mod signature;
+mod snapshot_expiry;
 mod verifier;
 
 pub use credentials::{
@@ -20,4 +21,5 @@ pub use expiry::{
     CertificateExpiry, CertificateMonitor, EXPIRY_WARNING_DAYS, OPERATOR_BUNDLE_MAX, days_left,
 };
 pub use reload::{CredentialFiles, Credentials, LoadedCredentials, Reloader, WebPkiCredentials};
+pub use snapshot_expiry::SnapshotExpiry;
 pub use verifier::{AcceptServer, ClientVerifier, ServerNames, ServerTrust, ServerVerifier, VerifyClient};
