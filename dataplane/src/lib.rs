@@ -21,6 +21,8 @@ mod upstream;
 
 mod filters;
 
+mod reporting;
+
 mod tcp;
 
 mod proxy;

@@ -5,7 +5,7 @@ pub(crate) mod relay;
 
 use std::time::Duration;
 
-use model::{HostName, Id, Snapshot, StreamQuery, StreamRoute, Timeouts, Upstream, destination, passthrough};
+use model::{HostName, Snapshot, StreamQuery, StreamRoute, Timeouts, Upstream, destination, passthrough};
 
 use self::relay::RelayError;
 use crate::observability::HasReason;
@@ -34,14 +34,6 @@ impl TcpProxyError {
             Self::Relay(error) => error.reason(),
         }
     }
-}
-
-/// A [`TcpProxyError`] with its route.
-#[derive(Debug)]
-pub(crate) struct TcpFailure {
-    /// The route that matched.
-    pub(crate) route: Option<Id>,
-    pub(crate) error: TcpProxyError,
 }
 
 /// nginx's defaults for streams, where the upstream has none of its own.

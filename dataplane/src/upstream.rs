@@ -6,6 +6,7 @@
 //! request (`request_body`), over HTTP/1 or `http2`, checks the response (`framing`) and hands its
 //! body on (`response_body`); `upgrade` opens a tunnel instead.
 
+pub(crate) mod attempts;
 pub(crate) mod balancer;
 pub(crate) mod client;
 pub(crate) mod client_tls;
@@ -18,5 +19,4 @@ pub(crate) mod pool;
 pub(crate) mod request_body;
 pub(crate) mod resolver;
 pub(crate) mod response_body;
-pub(crate) mod status_header;
 pub(crate) mod upgrade;

@@ -4,6 +4,7 @@
 //! The data plane forwards by [`find`] and the explain API reports it.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::client_identity::ClientIdentity;
@@ -27,7 +28,7 @@ const DEFAULT_TIMEOUTS: Timeouts = Timeouts {
 #[derive(Debug, Clone, Copy)]
 pub struct Destination<'a> {
     /// The matching route.
-    pub route: &'a Route,
+    pub route: &'a Arc<Route>,
     /// The upstream of the route, or else of its service.
     pub upstream: &'a Upstream,
     /// The timeouts of the route, or else of the upstream, or else 60 seconds each.
@@ -60,7 +61,7 @@ pub fn find<'a>(
         return Err(Reason::BlockedGlobalRule);
     }
     let query = RouteQuery { host: target.host.as_ref(), path: &target.path, method, remote, variables };
-    let route: &Route = snapshot.find_route(&query).ok_or(Reason::NoRoute)?;
+    let route = snapshot.find_route(&query).ok_or(Reason::NoRoute)?;
     if route.blocked.is_some() {
         return Err(Reason::BlockedRoute);
     }

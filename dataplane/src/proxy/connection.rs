@@ -5,6 +5,7 @@
 //! a ClientHello that is passed on, then route, upstream and relay ([`tcp_connection`]). The stages
 //! return values and do not call each other; `docs/WALKS.md` follows this file.
 
+pub(super) mod active_request;
 mod proxy_header;
 mod request;
 mod tcp_connection;
@@ -15,6 +16,7 @@ use std::net::SocketAddr;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Instant;
 
 use hyper::rt::{Read, Write};
 use model::HostName;
@@ -39,6 +41,8 @@ use crate::lifecycle::drain::DrainGuard;
 use crate::observability::HasReason;
 use crate::observability::log::{self, ClientDenial};
 use crate::reason::Reason;
+use crate::reporting::record::{ConnectionFacts, HandshakeRecord, TlsFacts};
+use crate::reporting::routes::SiteEntry;
 use crate::runtime::{Reader, Socket, Writer};
 use crate::tls::failure::HandshakeFailure;
 use crate::tls::params::NegotiatedParams;
@@ -49,11 +53,10 @@ use crate::tls::{Subsystem, client_hello, handshake};
 /// One client connection, for all requests on it.
 struct Connection {
     worker: Rc<Worker>,
-    /// Shared with the connection's task, whose states would each hold a copy.
-    info: Rc<ConnectionInfo>,
-    /// `None` without TLS, like `tls_params`.
+    /// Shared with its requests.
+    facts: Rc<ConnectionFacts>,
+    /// `None` without TLS.
     client_auth: Option<Rc<ClientAuthState>>,
-    tls_params: Option<NegotiatedParams>,
     /// The connection's part of the forwarded headers.
     headers: ConnectionHeaders,
     identity_headers: IdentityHeaderCache,
@@ -68,6 +71,7 @@ pub(super) async fn serve(
     mut info: Rc<ConnectionInfo>,
     _permit: ConnectionPermit,
 ) {
+    let accepted = Instant::now();
     let drain = worker.drain.enter();
     let _active = worker.counters.connections_active.track();
     let mut socket = BufferedSocket::new(socket);
@@ -81,18 +85,20 @@ pub(super) async fn serve(
         let Some(client) = named else { return };
         Rc::make_mut(&mut info).peer = client;
     }
+    let facts = Rc::new(ConnectionFacts::new(*info, accepted));
+    drop(info);
     match protocol {
-        ListenerProtocol::Http => serve_plain(&worker, socket, info, timeouts, &drain).await,
+        ListenerProtocol::Http => serve_plain(&worker, socket, facts, timeouts, &drain).await,
         ListenerProtocol::Https | ListenerProtocol::Tcp(TcpMode::Terminate) => {
-            serve_tls(&worker, socket, info, timeouts, &drain).await;
+            serve_tls(&worker, socket, facts, timeouts, &drain).await;
         }
         ListenerProtocol::Tcp(TcpMode::Plain) => {
             timeouts.enter_phase(Phase::Relay);
             let stream = PlainStream::new(socket);
-            Box::pin(tcp_connection::serve(&worker, stream, &info, TcpClient::Plain)).await;
+            Box::pin(tcp_connection::serve(&worker, stream, &facts, TcpClient::Plain)).await;
         }
         ListenerProtocol::Tcp(TcpMode::Passthrough | TcpMode::ByRoute) => {
-            Box::pin(serve_by_sni(&worker, socket, info, timeouts, &drain)).await;
+            Box::pin(serve_by_sni(&worker, socket, facts, timeouts, &drain)).await;
         }
     }
 }
@@ -100,15 +106,15 @@ pub(super) async fn serve(
 async fn serve_plain(
     worker: &Rc<Worker>,
     mut socket: BufferedSocket,
-    info: Rc<ConnectionInfo>,
+    facts: Rc<ConnectionFacts>,
     timeouts: TimeoutHandle,
     drain: &DrainGuard,
 ) {
     if let Ok(protocol) = detect_protocol(&mut socket, worker.http.settings.get().http2).await {
-        let connection = Connection::new(worker, Rc::clone(&info), None);
+        let connection = Connection::new(worker, Rc::clone(&facts), None);
         serve_http(worker, PlainStream::new(socket), protocol, connection, &timeouts, drain).await;
     }
-    record_timeout(worker, &info, &timeouts);
+    record_timeout(worker, &facts.info, &timeouts);
 }
 
 /// Serves a connection that begins with a TLS handshake. What follows it is boxed, like the
@@ -117,53 +123,59 @@ async fn serve_plain(
 async fn serve_tls(
     worker: &Rc<Worker>,
     mut socket: BufferedSocket,
-    info: Rc<ConnectionInfo>,
+    facts: Rc<ConnectionFacts>,
     timeouts: TimeoutHandle,
     drain: &DrainGuard,
 ) {
-    let is_http = info.listener.protocol.is_http();
+    let is_http = facts.info.listener.protocol.is_http();
     let subsystem = if is_http { Subsystem::Http } else { Subsystem::Stream };
-    let accepted = match Box::pin(accept_tls(worker, &mut socket, info.peer, subsystem)).await {
+    let accepted = match Box::pin(accept_tls(worker, &mut socket, facts.info.peer, subsystem)).await {
         Ok(accepted) => accepted,
         Err(failure) => {
-            return Box::pin(reject_handshake(worker, socket, &info, &timeouts, failure)).await;
+            return Box::pin(reject_handshake(worker, socket, &facts, &timeouts, failure)).await;
         }
     };
-    let AcceptedTls { transport, params, client_auth } = accepted;
-    worker.counters.record_handshake(params.resumed);
+    let AcceptedTls { transport, params, client_auth, site } = accepted;
     let client_auth = Rc::new(client_auth);
+    let tls = facts.tls.get_or_init(|| TlsFacts {
+        sni: client_auth.sni.clone(),
+        params,
+        handshake: facts.accepted.elapsed(),
+        site,
+    });
+    worker.reporter.handshake_completed(tls);
     let Some(_registered) = register(worker, &client_auth, &timeouts, drain) else { return };
     if !is_http {
         timeouts.enter_phase(Phase::Relay);
         let stream = TlsStream::new(transport, socket);
         let client = TcpClient::Terminated(&client_auth);
-        return Box::pin(tcp_connection::serve(worker, stream, &info, client)).await;
+        return Box::pin(tcp_connection::serve(worker, stream, &facts, client)).await;
     }
     timeouts.enter_phase(Phase::Head);
     socket.shrink_buffers();
     let protocol = HttpProtocol::from_alpn(params.alpn);
     let stream = TlsStream::new(transport, socket);
-    let connection = Connection::new(worker, Rc::clone(&info), Some((client_auth, params)));
+    let connection = Connection::new(worker, Rc::clone(&facts), Some(client_auth));
     serve_http(worker, stream, protocol, connection, &timeouts, drain).await;
-    record_timeout(worker, &info, &timeouts);
+    record_timeout(worker, &facts.info, &timeouts);
 }
 
 /// Serves a connection whose TLS is passed on or terminated, by the SNI in its ClientHello.
 async fn serve_by_sni(
     worker: &Rc<Worker>,
     mut socket: BufferedSocket,
-    info: Rc<ConnectionInfo>,
+    facts: Rc<ConnectionFacts>,
     timeouts: TimeoutHandle,
     drain: &DrainGuard,
 ) {
-    match tcp_connection::read_sni(worker, &mut socket, &info).await {
-        Ok(PassedHello { terminate: true, .. }) => serve_tls(worker, socket, info, timeouts, drain).await,
+    match tcp_connection::read_sni(worker, &mut socket, &facts.info).await {
+        Ok(PassedHello { terminate: true, .. }) => serve_tls(worker, socket, facts, timeouts, drain).await,
         Ok(PassedHello { sni, terminate: false }) => {
             timeouts.enter_phase(Phase::Relay);
             let client = TcpClient::Passed(sni.as_ref());
-            tcp_connection::serve(worker, PlainStream::new(socket), &info, client).await;
+            tcp_connection::serve(worker, PlainStream::new(socket), &facts, client).await;
         }
-        Err(failure) => reject_handshake(worker, socket, &info, &timeouts, failure).await,
+        Err(failure) => reject_handshake(worker, socket, &facts, &timeouts, failure).await,
     }
 }
 
@@ -208,7 +220,7 @@ fn record_timeout(worker: &Worker, info: &ConnectionInfo, timeouts: &TimeoutHand
 async fn reject_handshake(
     worker: &Worker,
     mut socket: BufferedSocket,
-    info: &ConnectionInfo,
+    facts: &ConnectionFacts,
     timeouts: &TimeoutHandle,
     failure: HandshakeFailure,
 ) {
@@ -220,8 +232,15 @@ async fn reject_handshake(
     }
     let leaf = failure.rejected_certificate.as_ref().map(|rejected| &rejected.leaf);
     let denial = ClientDenial { reason, sni: failure.sni.as_ref(), host: None, verify_reason, leaf };
-    log::handshake_rejected(info, &denial, &failure.detail);
-    if reason == Reason::PlainHttp && info.listener.protocol.is_http() {
+    log::handshake_rejected(facts.info, &denial, &failure.detail);
+    let snapshot = worker.snapshot();
+    let site = failure.sni.as_ref().and_then(|sni| snapshot.site(sni));
+    let site = site.map(|ssl| worker.reporter.routes.site(ssl));
+    drop(snapshot);
+    let (sni, detail) = (failure.sni.as_ref(), &*failure.detail);
+    let record = HandshakeRecord { reason, sni, site, verify_reason, leaf, detail };
+    worker.reporter.handshake_refused(&record, facts);
+    if reason == Reason::PlainHttp && facts.info.listener.protocol.is_http() {
         let page = error_page::raw_error_response(reason, &error_page::SERVER);
         socket.write_buf().extend_from_slice(&page);
     }
@@ -234,6 +253,7 @@ pub struct AcceptedTls {
     pub transport: TlsTransport,
     pub params: NegotiatedParams,
     pub client_auth: ClientAuthState,
+    pub(crate) site: Rc<SiteEntry>,
 }
 
 /// Accepts a TLS connection: ClientHello, site, handshake, client verification. Generic over the
@@ -286,22 +306,22 @@ pub async fn accept_tls<R: Reader, W: Writer>(
         return Err(HandshakeFailure::client_not_verified(client_auth.sni));
     }
     let params = NegotiatedParams::of(&handshake);
-    Ok(AcceptedTls { transport: handshake.into_transport(), params, client_auth })
+    let site = worker.reporter.routes.site(&ssl);
+    Ok(AcceptedTls { transport: handshake.into_transport(), params, client_auth, site })
 }
 
 impl Connection {
     fn new(
         worker: &Rc<Worker>,
-        info: Rc<ConnectionInfo>,
-        tls: Option<(Rc<ClientAuthState>, NegotiatedParams)>,
+        facts: Rc<ConnectionFacts>,
+        client_auth: Option<Rc<ClientAuthState>>,
     ) -> Self {
-        let (client_auth, tls_params) = tls.unzip();
+        let info = &facts.info;
         let headers = ConnectionHeaders::new(info.peer, info.local.port(), client_auth.is_some());
         Self {
             worker: Rc::clone(worker),
-            info,
+            facts,
             client_auth,
-            tls_params,
             headers,
             identity_headers: IdentityHeaderCache::default(),
             peer_requests: OnceCell::new(),

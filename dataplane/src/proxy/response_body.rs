@@ -1,52 +1,75 @@
 //! The body of a response: an upstream's, streamed, a page of our own, or a tunnel instead of one.
+//!
+//! Invariant: the request ends with its response's body, which holds it.
 
 use std::pin::Pin;
-use std::rc::Rc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use http::{HeaderValue, Response, StatusCode, header};
 use hyper::body::{Body, Frame, SizeHint};
 
+use super::connection::active_request::ActiveRequest;
 use super::connection::tunnel::WebSocketTunnel;
-use super::request_limit::RequestPermit;
-use super::worker::Worker;
-use crate::io::connection_info::ConnectionInfo;
-use crate::observability::{HasReason, log};
 use crate::upstream::response_body::{UpstreamBodyError, UpstreamResponseBody};
 
 /// The body of a response.
-pub(super) enum ResponseBody {
+pub(super) struct ResponseBody {
+    content: ResponseContent,
+    /// The request, which is in flight until the body is dropped.
+    request: Option<Box<ActiveRequest>>,
+}
+
+/// What is sent.
+pub(super) enum ResponseContent {
     /// A page of our own; `None` once it is read.
     Full(Option<Bytes>),
-    Upstream {
-        body: UpstreamResponseBody,
-        observer: ResponseObserver,
-        /// The request is in flight until the body has ended.
-        _permit: Option<RequestPermit>,
-    },
+    Upstream(UpstreamResponseBody),
     /// No body: the response opens a tunnel. `None` once the server has taken it.
     Tunnel(Option<Box<WebSocketTunnel>>),
 }
 
-/// Counts and logs a response that breaks off.
-pub(super) struct ResponseObserver {
-    pub(super) worker: Rc<Worker>,
-    pub(super) info: Rc<ConnectionInfo>,
+impl ResponseBody {
+    /// The body of a request's response.
+    pub(super) fn new(content: ResponseContent, request: Box<ActiveRequest>) -> Self {
+        Self { content, request: Some(request) }
+    }
+
+    /// Takes the tunnel that the response opens, with its request.
+    pub(super) fn take_tunnel(&mut self) -> Option<(Box<WebSocketTunnel>, Option<Box<ActiveRequest>>)> {
+        let ResponseContent::Tunnel(tunnel) = &mut self.content else { return None };
+        tunnel.take().map(|tunnel| (tunnel, self.request.take()))
+    }
 }
 
-impl ResponseObserver {
-    fn record(&self, error: &UpstreamBodyError) {
-        if error.is_upstreams() {
-            self.worker.counters.record_error(error.reason());
-            log::response_broken(&self.info, error);
+impl Drop for ResponseBody {
+    fn drop(&mut self) {
+        if let Some(request) = &mut self.request {
+            request.record.is_complete = self.content.is_ended();
         }
     }
 }
 
-impl ResponseBody {
+impl ResponseContent {
     pub(super) fn full(bytes: Bytes) -> Self {
         Self::Full(if bytes.is_empty() { None } else { Some(bytes) })
+    }
+
+    /// Whether all of it has been read.
+    pub(super) fn is_ended(&self) -> bool {
+        match self {
+            Self::Full(bytes) => bytes.is_none(),
+            Self::Tunnel(_) => true,
+            Self::Upstream(body) => body.is_end_stream(),
+        }
+    }
+
+    fn length(&self) -> SizeHint {
+        match self {
+            Self::Tunnel(_) => SizeHint::with_exact(0),
+            Self::Full(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64)),
+            Self::Upstream(body) => body.size_hint(),
+        }
     }
 }
 
@@ -54,8 +77,8 @@ impl ResponseBody {
 /// length that GET would have had; elsewhere there is no length without a body (RFC 9110 sections
 /// 8.6 and 9.3.2). hyper does the first for HTTP/1 alone, and a route may forward another method
 /// than the client's.
-pub(super) fn adjust_to_method(is_head: bool, response: &mut Response<ResponseBody>) {
-    if response.body().is_end_stream() {
+pub(super) fn adjust_to_method(is_head: bool, response: &mut Response<ResponseContent>) {
+    if response.body().is_ended() {
         if !is_head && response.status() != StatusCode::NOT_MODIFIED {
             let length = response.headers().get(header::CONTENT_LENGTH);
             if length.is_some_and(|length| length.as_bytes() != b"0") {
@@ -63,10 +86,10 @@ pub(super) fn adjust_to_method(is_head: bool, response: &mut Response<ResponseBo
             }
         }
     } else if is_head {
-        if let Some(length) = response.body().size_hint().exact() {
+        if let Some(length) = response.body().length().exact() {
             response.headers_mut().insert(header::CONTENT_LENGTH, HeaderValue::from(length));
         }
-        *response.body_mut() = ResponseBody::Full(None);
+        *response.body_mut() = ResponseContent::Full(None);
     }
 }
 
@@ -78,33 +101,27 @@ impl Body for ResponseBody {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, UpstreamBodyError>>> {
-        match &mut *self {
-            Self::Full(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
-            Self::Tunnel(_) => Poll::Ready(None),
-            Self::Upstream { body, observer, .. } => {
-                let polled = Pin::new(body).poll_frame(cx);
-                if let Poll::Ready(Some(Err(error))) = &polled {
-                    observer.record(error);
-                }
-                polled
+        let this = &mut *self;
+        let polled = match &mut this.content {
+            ResponseContent::Full(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
+            ResponseContent::Tunnel(_) => Poll::Ready(None),
+            ResponseContent::Upstream(body) => Pin::new(body).poll_frame(cx),
+        };
+        if let (Poll::Ready(Some(frame)), Some(request)) = (&polled, &mut this.request) {
+            match frame {
+                Ok(frame) => request.record_sent(frame.data_ref().map_or(0, Bytes::len)),
+                Err(error) => request.record_broken(error),
             }
         }
+        polled
     }
 
     fn is_end_stream(&self) -> bool {
-        match self {
-            Self::Full(bytes) => bytes.is_none(),
-            Self::Tunnel(_) => true,
-            Self::Upstream { body, .. } => body.is_end_stream(),
-        }
+        self.content.is_ended()
     }
 
     fn size_hint(&self) -> SizeHint {
-        match self {
-            Self::Tunnel(_) => SizeHint::with_exact(0),
-            Self::Full(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64)),
-            Self::Upstream { body, .. } => body.size_hint(),
-        }
+        self.content.length()
     }
 }
 
@@ -118,14 +135,14 @@ mod tests {
         length: Option<&str>,
         body: &'static str,
     ) -> (Option<String>, bool) {
-        let mut response = Response::new(ResponseBody::full(Bytes::from_static(body.as_bytes())));
+        let mut response = Response::new(ResponseContent::full(Bytes::from_static(body.as_bytes())));
         *response.status_mut() = StatusCode::from_u16(status).unwrap();
         if let Some(length) = length {
             response.headers_mut().insert(header::CONTENT_LENGTH, length.parse().unwrap());
         }
         adjust_to_method(is_head, &mut response);
         let length = response.headers().get(header::CONTENT_LENGTH);
-        (length.map(|length| length.to_str().unwrap().to_owned()), !response.body().is_end_stream())
+        (length.map(|length| length.to_str().unwrap().to_owned()), !response.body().is_ended())
     }
 
     #[test]

@@ -23,6 +23,7 @@ use crate::io::timeouts::{ClientTimeouts, ConnectionTimeouts};
 use crate::lifecycle::drain::Drain;
 use crate::lifecycle::handles::SnapshotHandle;
 use crate::observability::metrics::Counters;
+use crate::reporting::Reporter;
 use crate::runtime::descriptors::ConnectionLimits;
 use crate::tls::site_config::SiteConfigFactory;
 use crate::upstream::client::{ClientSettings, UpstreamClient};
@@ -125,6 +126,7 @@ pub struct Worker {
     pub(super) timeouts: Rc<ConnectionTimeouts>,
     pub(super) registry: Rc<ConnectionRegistry>,
     pub(super) counters: Arc<Counters>,
+    pub(super) reporter: Reporter,
     /// The settings that this core uses.
     config: RefCell<Rc<WorkerConfig>>,
     /// The snapshot that this core uses, with its generation.
@@ -159,6 +161,7 @@ impl Worker {
             request_limiter: RequestLimiter::new(config.requests_per_client),
             timeouts,
             registry: Rc::default(),
+            reporter: Reporter::new(Arc::clone(&counters)),
             counters,
             config: RefCell::new(config),
             current: RefCell::new((generation, snapshot)),

@@ -144,7 +144,7 @@ async fn run_housekeeping(worker: Rc<Worker>, heartbeat: Arc<Heartbeat>) {
         heartbeat.beat();
         runtime::sleep(heartbeat::BEAT_INTERVAL).await;
         log::log_suppressed();
-        drop(worker.snapshot());
+        worker.reporter.routes.retain_current(&worker.snapshot());
         let (hits, misses) = client_verifier::verify_cache_stats();
         counters.verify_cache_hits.set(hits);
         counters.verify_cache_misses.set(misses);

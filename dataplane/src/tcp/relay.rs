@@ -9,6 +9,7 @@
 //! the received bytes are delivered, and both sides close without a `close_notify`, so that no peer
 //! takes a part for the whole.
 
+use std::cell::Cell;
 use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
@@ -23,16 +24,19 @@ use crate::io::chunk_read::{Chunk, ChunkRead};
 use crate::lifecycle::drain::Drain;
 use crate::observability::metrics::Counter;
 use crate::reason::Reason;
+use crate::reporting::record::RelayedBytes;
 use crate::runtime::Timer;
 use crate::tls::alert::received_alert;
 
 /// Chunks that one direction moves before the worker's other connections run.
 const CHUNKS_PER_POLL: usize = 64;
 
-/// The counters of relayed bytes.
+/// The counters of relayed bytes: the worker's, and those of one relay.
 pub(crate) struct ByteCounters<'a> {
     pub(crate) to_upstream: &'a Counter,
     pub(crate) to_client: &'a Counter,
+    /// Set when the relay has ended.
+    pub(crate) relayed: Cell<RelayedBytes>,
 }
 
 /// A relay that ended before both sides had closed.
@@ -92,7 +96,7 @@ pub(crate) async fn relay(
     let mut down = OneWayCopy::new(counters.to_client);
     let mut timer = RelayTimer::start(timeouts);
     let guard = drain_limit.drain.enter();
-    poll_fn(|cx| {
+    let result = poll_fn(|cx| {
         if !timer.draining && guard.poll_stopping(cx).is_ready() {
             timer.start_drain(drain_limit.idle);
         }
@@ -112,7 +116,9 @@ pub(crate) async fn relay(
         }
         timer.poll(cx, [&up, &down]).map(Err)
     })
-    .await
+    .await;
+    counters.relayed.set(RelayedBytes { to_upstream: up.bytes, to_client: down.bytes });
+    result
 }
 
 /// The error of an upstream that has sent `received` bytes.

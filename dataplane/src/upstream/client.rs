@@ -9,8 +9,10 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use http::StatusCode;
 use model::{KeepalivePool, Node, Snapshot, Timeouts, Upstream};
 
+use super::attempts::Attempts;
 use super::balancer::Balancer;
 use super::client_tls::{Alpn, ClientTlsConfigs, ClientTlsError};
 use super::connector::{self, ConnectContext, ConnectDeadline, ConnectError, TlsParams, UpstreamStream};
@@ -105,6 +107,14 @@ impl HasReason for UpstreamError {
     }
 }
 
+impl UpstreamError {
+    /// The status of a failed attempt in `$upstream_status`: 504 where the node was too slow, else
+    /// 502. `None`: no node was dialled.
+    pub(super) fn attempt_status(&self) -> Option<StatusCode> {
+        if matches!(self, Self::Connect(_)) { self.reason().status() } else { None }
+    }
+}
+
 /// The nodes to try, one after the other, as often and as long as the upstream allows.
 pub struct NodeAttempts<'a> {
     upstream: &'a Upstream,
@@ -152,7 +162,7 @@ impl<'a> NodeAttempts<'a> {
 
 impl UpstreamClient {
     /// A new connection for a TCP stream, to the first node that accepts one. It begins with
-    /// `preamble`, before TLS.
+    /// `preamble`, before TLS. `record` gets each attempt.
     ///
     /// # Errors
     /// [`UpstreamError`] of the last attempt.
@@ -160,6 +170,7 @@ impl UpstreamClient {
         &self,
         target: &UpstreamTarget<'_>,
         preamble: Option<&[u8]>,
+        record: &mut Attempts,
     ) -> Result<UpstreamStream, UpstreamError> {
         let prepared = self.tls_configs.prepared(target.upstream);
         let config = self.tls_configs.find(target.upstream, &prepared, target.snapshot)?;
@@ -167,16 +178,22 @@ impl UpstreamClient {
         let mut last = UpstreamError::NoNode;
         while let Some(node) = attempts.next_node()? {
             let host = host_header::upstream_host(target.upstream, target.authority, node);
+            record.begin();
             let connect = async |addr: SocketAddr| {
+                record.set_addr(addr);
                 let server_name = || host_header::server_name(&host, addr.ip());
                 let tls = config.as_ref().map(|config| (&**config, Alpn::None, server_name()));
                 let max = target.upstream.keepalive.and_then(|keepalive| keepalive.max_connections);
                 self.connect_unpooled(addr, tls, target.timeouts.connect, max, preamble).await
             };
             match self.connect_node(node, node.port, connect).await {
-                Ok(stream) => return Ok(stream),
+                Ok(stream) => {
+                    record.connected(false);
+                    return Ok(stream);
+                }
                 Err(error) => last = error,
             }
+            record.failed(last.attempt_status());
             tracing::debug!(node = %node.host, error = %last, "a node failed");
         }
         Err(last)

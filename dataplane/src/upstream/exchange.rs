@@ -21,6 +21,7 @@ use http::{Extensions, HeaderMap, HeaderValue, Method, Request, Response, Status
 use model::{Node, Scheme, Timeouts, Upstream};
 
 use self::checkout::Checkout;
+use super::attempts::Attempts;
 use super::client::{NodeAttempts, UpstreamClient, UpstreamError, UpstreamTarget};
 use super::client_tls::ClientTlsConfig;
 use super::framing::{self, FramingError};
@@ -30,7 +31,6 @@ use super::pool::PoolLease;
 use super::pool::key::UpstreamProtocol;
 use super::request_body::{RequestBody, SendProgress, WaitState};
 use super::response_body::UpstreamResponseBody;
-use super::status_header::UpstreamStatus;
 use crate::http::trailers::AnnouncedTrailers;
 use crate::http::upgrade::SwitchError;
 use crate::io::coarse_timer::{CoarseTimer, CoarseTimers};
@@ -113,8 +113,7 @@ impl ExchangeError {
     pub(super) fn attempt_status(&self) -> Option<StatusCode> {
         match self {
             Self::ClientBody(_) | Self::Authority { .. } | Self::Deadline => None,
-            Self::Upstream(UpstreamError::Connect(_)) => self.reason().status(),
-            Self::Upstream(_) => None,
+            Self::Upstream(error) => error.attempt_status(),
             _ => self.reason().status(),
         }
     }
@@ -134,7 +133,7 @@ impl From<ExchangeError> for FailedAttempt {
 }
 
 impl UpstreamClient {
-    /// Sends the request and returns the response once its head has arrived. `status` records each
+    /// Sends the request and returns the response once its head has arrived. `record` gets each
     /// attempt.
     ///
     /// `request` is taken when it is sent, and put back when the node cannot have seen it. By
@@ -147,10 +146,10 @@ impl UpstreamClient {
         &self,
         target: &UpstreamTarget<'_>,
         request: &mut Option<Request<RequestBody>>,
-        status: &mut UpstreamStatus,
+        record: &mut Attempts,
     ) -> Result<Response<UpstreamResponseBody>, ExchangeError> {
         // Boxed for the same reason.
-        let mut response = Box::pin(self.try_nodes(target, request, status));
+        let mut response = Box::pin(self.try_nodes(target, request, record));
         let Some(deadline) = target.deadline else { return response.await };
         let mut timer = self.timers.after(deadline.saturating_duration_since(Instant::now()));
         // Dropping the exchange resets its stream.
@@ -165,7 +164,7 @@ impl UpstreamClient {
         &self,
         target: &UpstreamTarget<'_>,
         request: &mut Option<Request<RequestBody>>,
-        status: &mut UpstreamStatus,
+        record: &mut Attempts,
     ) -> Result<Response<UpstreamResponseBody>, ExchangeError> {
         let prepared = self.tls_configs.prepared(target.upstream);
         let protocol = protocol(target.upstream)?;
@@ -184,18 +183,18 @@ impl UpstreamClient {
                     let Some(template) = &template else { return Err(last) };
                     *request = Some(template.request());
                 }
-                let attempt = self.attempt(target, (protocol, tls_config.as_ref()), node, request, fresh);
+                record.begin();
+                let attempt =
+                    self.attempt(target, (protocol, tls_config.as_ref()), node, (request, fresh), record);
                 let failed = match attempt.await {
                     Ok(response) => {
-                        status.record_response(response.status());
+                        record.responded(response.status());
                         return Ok(response);
                     }
                     Err(failed) => failed,
                 };
                 last = failed.error;
-                if let Some(code) = last.attempt_status() {
-                    status.record_failure(code);
-                }
+                record.failed(last.attempt_status());
                 // The fault of the request, not of the node.
                 if matches!(last, ExchangeError::ClientBody(_) | ExchangeError::Authority { .. }) {
                     return Err(last);
@@ -215,8 +214,8 @@ impl UpstreamClient {
         target: &UpstreamTarget<'_>,
         (protocol, tls_config): (UpstreamProtocol, Option<&Arc<ClientTlsConfig>>),
         node: &Node,
-        request: &mut Option<Request<RequestBody>>,
-        fresh: bool,
+        (request, fresh): (&mut Option<Request<RequestBody>>, bool),
+        record: &mut Attempts,
     ) -> Result<Response<UpstreamResponseBody>, FailedAttempt> {
         let host = host_header::upstream_host(target.upstream, target.authority, node);
         let settings = self.settings.get();
@@ -232,7 +231,10 @@ impl UpstreamClient {
             fresh: fresh || keepalive.requests <= 1,
         };
         let port = node.port.or(target.upstream.scheme.default_port());
-        let checkout = async |addr: SocketAddr| self.checkout(addr, &checkout).await;
+        let checkout = async |addr: SocketAddr| {
+            record.set_addr(addr);
+            self.checkout(addr, &checkout, record).await
+        };
         match self.connect_node(node, port, checkout).await.map_err(ExchangeError::from)? {
             PoolLease::Http1(connection) => self.attempt_http1(target, connection, request, &host).await,
             // Boxed: not every request pays for the larger state.

@@ -46,6 +46,8 @@ struct ProgressState {
     waiting: Cell<WaitState>,
     failed: Cell<Option<Reason>>,
     dropped: Cell<bool>,
+    /// Bytes that the client has sent.
+    received: Cell<u64>,
 }
 
 impl SendProgress {
@@ -54,6 +56,7 @@ impl SendProgress {
             waiting: Cell::new(WaitState::Send(Instant::now())),
             failed: Cell::new(None),
             dropped: Cell::new(false),
+            received: Cell::new(0),
         }))
     }
 
@@ -79,6 +82,11 @@ impl SendProgress {
     /// Whether the upstream's connection dropped the body before its end.
     pub fn was_dropped(&self) -> bool {
         self.0.dropped.get()
+    }
+
+    /// Bytes of the body that the client has sent, and that were read.
+    pub fn received(&self) -> u64 {
+        self.0.received.get()
     }
 
     /// Why the body failed, if it did. That is the client's fault, not the upstream's.
@@ -320,6 +328,8 @@ impl<B: ClientBody> Body for RequestBody<B> {
             Poll::Ready(Some(Ok(frame))) => {
                 reader.timer = None;
                 if let Some(data) = frame.data_ref() {
+                    let received = &this.progress.0.received;
+                    received.set(received.get() + data.len() as u64);
                     match reader.left.checked_sub(data.len() as u64) {
                         Some(left) => reader.left = left,
                         None => return this.fail(Reason::BodyTooLarge),

@@ -21,6 +21,7 @@ use hyper::client::conn::http1::Connection;
 use hyper::rt::{Read, ReadBufCursor, Write};
 use model::{Node, Scheme};
 
+use super::attempts::Attempts;
 use super::client::{NodeAttempts, UpstreamClient, UpstreamError, UpstreamTarget};
 use super::client_tls::{Alpn, ClientTlsConfig};
 use super::connector::{self, UpstreamStream};
@@ -28,7 +29,6 @@ use super::exchange::{self, ExchangeError, RetryTemplate};
 use super::host_header;
 use super::request_body::RequestBody;
 use super::response_body::UpstreamResponseBody;
-use super::status_header::UpstreamStatus;
 use crate::http::upgrade;
 use crate::io::chunk_read::{Chunk, ChunkRead};
 use crate::io::flag::Flag;
@@ -49,7 +49,7 @@ pub(crate) struct UpstreamTunnel {
 }
 
 impl UpstreamClient {
-    /// Sends the handshake, and returns the response once its head has arrived. `status` records
+    /// Sends the handshake, and returns the response once its head has arrived. `record` gets
     /// each attempt.
     ///
     /// # Errors
@@ -58,7 +58,7 @@ impl UpstreamClient {
         &self,
         target: &UpstreamTarget<'_>,
         request: &Request<RequestBody>,
-        status: &mut UpstreamStatus,
+        record: &mut Attempts,
     ) -> Result<Response<UpgradeReply>, ExchangeError> {
         let prepared = self.tls_configs.prepared(target.upstream);
         let scheme = target.upstream.scheme;
@@ -72,16 +72,15 @@ impl UpstreamClient {
         let mut last = UpstreamError::NoNode.into();
         let mut attempts = NodeAttempts::new(target.upstream, &prepared.balancer);
         while let Some(node) = attempts.next_node()? {
-            match self.upgrade_at(target, tls_config.as_ref(), node, template.request()).await {
+            record.begin();
+            match self.upgrade_at(target, tls_config.as_ref(), node, template.request(), record).await {
                 Ok(response) => {
-                    status.record_response(response.status());
+                    record.responded(response.status());
                     return Ok(response);
                 }
                 Err(error) => last = error,
             }
-            if let Some(code) = last.attempt_status() {
-                status.record_failure(code);
-            }
+            record.failed(last.attempt_status());
             tracing::debug!(node = %node.host, error = %last, "a node failed");
         }
         Err(last)
@@ -93,11 +92,13 @@ impl UpstreamClient {
         tls_config: Option<&Arc<ClientTlsConfig>>,
         node: &Node,
         mut request: Request<RequestBody>,
+        record: &mut Attempts,
     ) -> Result<Response<UpgradeReply>, ExchangeError> {
         let host = host_header::upstream_host(target.upstream, target.authority, node);
         exchange::set_host(&mut request, &host);
         let own_max = target.upstream.keepalive.and_then(|keepalive| keepalive.max_connections);
         let connect = async |addr: SocketAddr| {
+            record.set_addr(addr);
             let name = || host_header::server_name(&host, addr.ip());
             let tls = tls_config.map(|tls| (&**tls, Alpn::Http1, name()));
             let max = Some(own_max.unwrap_or(self.settings.get().connections_per_node));
@@ -106,6 +107,7 @@ impl UpstreamClient {
         };
         let port = node.port.or(target.upstream.scheme.default_port());
         let (addr, mut stream) = self.connect_node(node, port, connect).await?;
+        record.connected(false);
         // The node may respond without reading everything, and close: the response counts.
         stream.socket().ignore_write_errors(true);
         if let Some(interim) = target.interim {

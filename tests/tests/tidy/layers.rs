@@ -23,6 +23,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "http",
             "upstream",
             "filters",
+            "reporting",
             "tcp",
             "proxy",
             "push_client",

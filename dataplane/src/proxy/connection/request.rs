@@ -5,7 +5,6 @@
 //! status only.
 
 use std::mem;
-use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -20,6 +19,7 @@ use model::{ProxyRewrite, RequestTarget, Snapshot, raw_path};
 use pki::Identity;
 
 use super::Connection;
+use super::active_request::ActiveRequest;
 use super::tunnel::WebSocketTunnel;
 use crate::filters::headers::{self, ForwardedContext, PeerTrust};
 use crate::filters::real_ip::ClientAddress;
@@ -37,14 +37,15 @@ use crate::io::chunk_read::ChunkRead;
 use crate::observability::HasReason;
 use crate::observability::log::{self, ClientDenial};
 use crate::proxy::request_limit::RequestPermit;
-use crate::proxy::response_body::{self, ResponseBody, ResponseObserver};
+use crate::proxy::response_body::{self, ResponseBody, ResponseContent};
 use crate::proxy::worker::WorkerConfig;
 use crate::reason::Reason;
+use crate::reporting::record::{RequestRecord, UpstreamFacts};
+use crate::upstream::attempts::X_APISIX_UPSTREAM_STATUS;
 use crate::upstream::client::UpstreamTarget;
 use crate::upstream::exchange::{self, ExchangeError};
 use crate::upstream::request_body::RequestBody;
 use crate::upstream::response_body::{UpstreamBodyError, UpstreamResponseBody};
-use crate::upstream::status_header::{UpstreamStatus, X_APISIX_UPSTREAM_STATUS};
 use crate::upstream::upgrade::UpgradeReply;
 
 impl RequestHandler for Connection {
@@ -55,11 +56,14 @@ impl RequestHandler for Connection {
     fn handle(&self, request: Request<IncomingBody>) -> impl Future<Output = Response<ResponseBody>> {
         let is_head = *request.method() == Method::HEAD;
         let is_call = grpc::is_call(&request);
+        let record = RequestRecord::new(&self.facts, &request);
+        let mut active = Box::new(ActiveRequest::new(&self.worker, &self.facts, record));
         // Not an `async fn`: its future would hold the request twice.
         async move {
             let counters = &self.worker.counters;
-            let mut response = forward(self, request, is_call).await.unwrap_or_else(|reason| {
+            let mut response = forward(self, request, is_call, &mut active).await.unwrap_or_else(|reason| {
                 counters.record_error(reason);
+                active.record.reason = Some(reason);
                 let mut response = error_response(reason, is_call);
                 if reason == Reason::Misdirected && self.is_site_removed() {
                     error_page::set_connection_close(&mut response);
@@ -68,9 +72,11 @@ impl RequestHandler for Connection {
             });
             response_body::adjust_to_method(is_head, &mut response);
             let counted = response.extensions().get().map(|CountedStatus(status)| *status);
-            counters.record_response(counted.unwrap_or_else(|| response.status()));
+            let status = counted.unwrap_or_else(|| response.status());
+            counters.record_response(status);
             response.headers_mut().insert(header::SERVER, self.server_header());
-            response
+            active.record.responded(&response, status);
+            response.map(|content| ResponseBody::new(content, active))
         }
     }
 
@@ -78,8 +84,9 @@ impl RequestHandler for Connection {
         &self,
         response: &mut Response<ResponseBody>,
     ) -> Option<(WebSocketTunnel, Option<IncomingBody>)> {
-        let ResponseBody::Tunnel(tunnel) = response.body_mut() else { return None };
-        let mut tunnel = *tunnel.take()?;
+        let (tunnel, request) = response.body_mut().take_tunnel()?;
+        let mut tunnel = *tunnel;
+        tunnel.request = request;
         let body = tunnel.body.take();
         Some((tunnel, body))
     }
@@ -99,7 +106,7 @@ impl RequestHandler for Connection {
 
     fn record_send_timeout(&self) {
         self.worker.counters.record_error(Reason::SendTimeout);
-        log::client_timed_out(&self.info, Reason::SendTimeout);
+        log::client_timed_out(&self.facts.info, Reason::SendTimeout);
     }
 }
 
@@ -107,11 +114,14 @@ impl Connection {
     /// Records a head that never becomes a request, and its response.
     fn record_rejected(&self, error: &dyn HasReason) {
         let (counters, reason) = (&self.worker.counters, error.reason());
-        log::request_rejected(&self.info, error);
+        log::request_rejected(self.facts.info, error);
         counters.record_error(reason);
+        let mut record = RequestRecord::malformed(&self.facts);
+        (record.reason, record.status) = (Some(reason), reason.status());
         if let Some(status) = reason.status() {
             counters.record_response(status);
         }
+        drop(ActiveRequest::new(&self.worker, &self.facts, record));
     }
 
     /// Whether the connection's site is gone, so that every further request is misdirected.
@@ -121,6 +131,39 @@ impl Connection {
 
     fn server_header(&self) -> HeaderValue {
         if self.worker.config().server_tokens { error_page::SERVER_WITH_VERSION } else { error_page::SERVER }
+    }
+
+    /// Checks the head of a request, and reads what it is sent by.
+    fn check_head(
+        &self,
+        parts: &mut Parts,
+        body_length: Option<u64>,
+        client: &ClientAddress,
+        is_call: bool,
+    ) -> Result<CheckedHead, Reason> {
+        let config = self.worker.config();
+        let rejected = |error: &dyn HasReason| {
+            log::request_rejected(client, error);
+            error.reason()
+        };
+        let handshake =
+            request::check(parts, body_length, config.head_limits).map_err(|error| rejected(&error))?;
+        let timeout =
+            if is_call { grpc::timeout(&parts.headers).map_err(|error| rejected(&error))? } else { None };
+        let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+        let target = request::parse_target(parts.version, &parts.uri, &parts.headers, config.path_options)
+            .map_err(|error| rejected(&error))?;
+        Ok(CheckedHead { handshake, deadline, target })
+    }
+
+    /// The client for the record of a request: as its site verified it, and for a denied request as
+    /// the connection did.
+    fn client_of_record(&self, verification: &Result<ClientVerification, Reason>) -> ClientVerification {
+        match (verification, &self.client_auth) {
+            (Ok(client), _) => client.clone(),
+            (Err(_), Some(client_auth)) => client_auth.verification().clone(),
+            (Err(_), None) => ClientVerification::NotRequested,
+        }
     }
 
     /// Checks whether the client may request this target under the current policies.
@@ -164,7 +207,7 @@ impl Connection {
                 let of_peer = self.peer_requests.get_or_init(|| {
                     let trust = self.peer_trust();
                     let is_shared = trust.forwarded || trust.address || self.is_unnamed_client();
-                    (!is_shared).then(|| limiter.client(self.info.peer.ip()))
+                    (!is_shared).then(|| limiter.client(self.facts.info.peer.ip()))
                 });
                 let Some(requests) = of_peer else { return Ok(None) };
                 requests
@@ -179,9 +222,9 @@ impl Connection {
     /// Whether a trusted proxy of TCP connections has not named its client.
     fn is_unnamed_client(&self) -> bool {
         let config = self.worker.config();
-        let peer = self.info.direct_peer.ip().to_canonical();
-        self.info.listener.proxy_protocol
-            && !self.info.is_proxied()
+        let peer = self.facts.info.direct_peer.ip().to_canonical();
+        self.facts.info.listener.proxy_protocol
+            && !self.facts.info.is_proxied()
             && config.real_ip.as_ref().is_some_and(|real_ip| real_ip.reads_proxy_protocol_from(peer))
     }
 
@@ -190,8 +233,8 @@ impl Connection {
     fn peer_trust(&self) -> PeerTrust {
         let config = self.worker.config();
         PeerTrust::of(
-            self.info.peer.ip(),
-            self.info.direct_peer.ip(),
+            self.facts.info.peer.ip(),
+            self.facts.info.direct_peer.ip(),
             config.trusted_addresses.as_deref(),
             config.real_ip.as_ref(),
         )
@@ -214,12 +257,21 @@ impl Connection {
     }
 }
 
+/// The head of a request that is well-formed.
+struct CheckedHead {
+    handshake: Option<WebSocketHandshake>,
+    /// Of a gRPC call.
+    deadline: Option<Instant>,
+    target: RequestTarget,
+}
+
 /// Forwards a request to its upstream.
 async fn forward(
     connection: &Connection,
     request: Request<IncomingBody>,
     is_call: bool,
-) -> Result<Response<ResponseBody>, Reason> {
+    active: &mut ActiveRequest,
+) -> Result<Response<ResponseContent>, Reason> {
     let worker = &connection.worker;
     let config = worker.config();
     let snapshot = worker.snapshot();
@@ -227,20 +279,19 @@ async fn forward(
     // Before the first check: the body of a request that is denied is read and discarded.
     let interim = body.interim().cloned();
     let mut body = RequestBody::new(body, config.body_max, config.body_timeout);
+    active.record.request_body = Some(body.progress());
     // From the headers as the client sent them.
-    let client = ClientAddress::resolve(&connection.info, config.real_ip.as_ref(), &parts.headers);
-    let rejected = |error: &dyn HasReason| {
-        log::request_rejected(client, error);
-        error.reason()
+    let client = ClientAddress::resolve(&connection.facts.info, config.real_ip.as_ref(), &parts.headers);
+    active.record.client_addr = client.info.peer;
+    let checked = connection.check_head(&mut parts, body.size_hint().exact(), &client, is_call);
+    let verification = match &checked {
+        Ok(head) => connection.authorize(&snapshot, &head.target, &client),
+        Err(reason) => Err(*reason),
     };
-    let handshake = request::check(&mut parts, body.size_hint().exact(), config.head_limits)
-        .map_err(|error| rejected(&error))?;
-    let deadline =
-        if is_call { grpc::timeout(&parts.headers).map_err(|error| rejected(&error))? } else { None };
-    let deadline = deadline.and_then(|timeout| Instant::now().checked_add(timeout));
-    let target = request::parse_target(parts.version, &parts.uri, &parts.headers, config.path_options)
-        .map_err(|error| rejected(&error))?;
-    let verification = connection.authorize(&snapshot, &target, &client)?;
+    active.record.client = connection.client_of_record(&verification);
+    let target = checked.as_ref().ok().map(|head| &head.target);
+    worker.reporter.request_begun(&mut active.record, &connection.facts, &parts, target);
+    let (CheckedHead { handshake, deadline, target }, verification) = (checked?, verification?);
     let expects_continue = !body.is_empty() && request::expects_continue(&parts.headers);
     // Before the first use of a header: a spoofed one must not even select a route.
     let forwarded = connection.forwarded_context(&config, &target, &client);
@@ -255,22 +306,26 @@ async fn forward(
         takes_trailers: takes_trailers && parts.version == Version::HTTP_11,
         deadline,
     };
-    let destination = checked.find_destination(&parts)?;
+    let destination = checked.find_destination(&parts, &mut active.record)?;
     if let Some(handshake) = handshake.filter(|_| !destination.enable_websocket) {
-        return Err(rejected(&request::refused(handshake)));
+        let error = request::refused(handshake);
+        log::request_rejected(client, &error);
+        return Err(error.reason());
     }
     if config.body_max > 0 && content_length(&parts.headers).is_some_and(|length| length > config.body_max) {
         return Err(Reason::BodyTooLarge);
     }
     let path = checked.rewrite(&mut parts, &destination)?;
-    let permit = connection.acquire_permit(&client)?;
+    active.record.upstream = Some(UpstreamFacts { scheme: destination.upstream.scheme, uri: path.clone() });
+    active.permit = connection.acquire_permit(&client)?;
     if let Some(handshake) = handshake {
         // Boxed: rare, and large.
         return Ok(Box::pin(checked.open_web_socket(
             &destination,
             handshake,
             (parts, path),
-            (body, interim.as_ref(), permit),
+            (body, interim.as_ref()),
+            &mut active.record,
         ))
         .await);
     }
@@ -279,7 +334,7 @@ async fn forward(
         body.wait_for_continue(interim.clone());
     }
     let mut request = Some(exchange::upstream_request(parts, path, body));
-    Ok(checked.send(&destination, &mut request, interim.as_ref(), permit).await)
+    Ok(checked.send(&destination, &mut request, interim.as_ref(), &mut active.record).await)
 }
 
 /// A request whose client is authorized.
@@ -305,19 +360,20 @@ impl<'a> CheckedRequest<'a> {
             parts,
             target: self.target,
             info: &self.client.info,
-            tls: self.connection.sni().zip(self.connection.tls_params.as_ref()),
+            tls: self.connection.facts.tls.get().map(|tls| (&tls.sni, &tls.params)),
             client: self.verification,
         }
     }
 
     /// Finds the destination, and checks the allow-list of its route.
-    fn find_destination(&self, parts: &Parts) -> Result<Destination<'a>, Reason> {
+    fn find_destination(&self, parts: &Parts, record: &mut RequestRecord) -> Result<Destination<'a>, Reason> {
         let (context, target) = (self.context(parts), self.target);
         let peer = self.client.info.peer.ip();
         let destination = destination::find(self.snapshot, target, parts.method.as_str(), peer, &context)
             .inspect_err(|&reason| {
                 log::no_destination(self.client, reason, target.host.as_ref(), &target.path)
             })?;
+        record.route = Some(self.connection.worker.reporter.routes.route(destination.route));
         identity::check_allow_list(destination.client_identity, self.verification).inspect_err(|_| {
             let identity = self.verification.identity();
             let leaf = identity.map(|identity| identity.certificate().der());
@@ -333,12 +389,12 @@ impl<'a> CheckedRequest<'a> {
         destination: &Destination<'_>,
         request: &mut Option<Request<RequestBody>>,
         interim: Option<&InterimResponses>,
-        permit: Option<RequestPermit>,
-    ) -> Response<ResponseBody> {
+        record: &mut RequestRecord,
+    ) -> Response<ResponseContent> {
         let target = self.upstream_target(destination, interim);
-        let mut status = UpstreamStatus::default();
-        let result = self.connection.worker.upstreams.send_request(&target, request, &mut status).await;
-        self.respond(destination, result, &status, |response| self.client_response(response, permit))
+        let upstreams = &self.connection.worker.upstreams;
+        let result = upstreams.send_request(&target, request, &mut record.attempts).await;
+        self.respond(destination, result, record, |response| self.client_response(response))
     }
 
     /// Performs the handshake of a WebSocket with its upstream.
@@ -347,25 +403,26 @@ impl<'a> CheckedRequest<'a> {
         destination: &Destination<'_>,
         handshake: WebSocketHandshake,
         (mut parts, path): (Parts, PathAndQuery),
-        (mut body, interim, permit): (RequestBody, Option<&InterimResponses>, Option<RequestPermit>),
-    ) -> Response<ResponseBody> {
+        (mut body, interim): (RequestBody, Option<&InterimResponses>),
+        record: &mut RequestRecord,
+    ) -> Response<ResponseContent> {
         handshake.set_request_fields(&mut parts.headers);
         let request = exchange::upstream_request(parts, path, RequestBody::empty());
         let target = self.upstream_target(destination, interim);
-        let mut status = UpstreamStatus::default();
-        let result = self.connection.worker.upstreams.request_upgrade(&target, &request, &mut status).await;
-        self.respond(destination, result, &status, |response| {
+        let upstreams = &self.connection.worker.upstreams;
+        let result = upstreams.request_upgrade(&target, &request, &mut record.attempts).await;
+        self.respond(destination, result, record, |response| {
             let (head, reply) = response.into_parts();
             let upstream = match reply {
                 UpgradeReply::Switched(upstream) => *upstream,
                 UpgradeReply::Refused(body) => {
-                    return self.client_response(Response::from_parts(head, body), permit);
+                    return self.client_response(Response::from_parts(head, body));
                 }
             };
             let (timeouts, route) = (target.timeouts, destination.route.id.clone());
             let body = body.take_incoming();
-            let tunnel = WebSocketTunnel { upstream, body, timeouts, route, _permit: permit };
-            let mut response = Response::from_parts(head, ResponseBody::Tunnel(Some(Box::new(tunnel))));
+            let tunnel = WebSocketTunnel { upstream, body, timeouts, route, request: None };
+            let mut response = Response::from_parts(head, ResponseContent::Tunnel(Some(Box::new(tunnel))));
             headers::prepare_response(response.headers_mut(), false);
             handshake.set_response_head(&mut response);
             response
@@ -390,9 +447,9 @@ impl<'a> CheckedRequest<'a> {
         &self,
         destination: &Destination<'_>,
         result: Result<Response<B>, ExchangeError>,
-        status: &UpstreamStatus,
-        make: impl FnOnce(Response<B>) -> Response<ResponseBody>,
-    ) -> Response<ResponseBody> {
+        record: &mut RequestRecord,
+        make: impl FnOnce(Response<B>) -> Response<ResponseContent>,
+    ) -> Response<ResponseContent> {
         let (client, route) = (self.client, &destination.route.id);
         let config = self.connection.worker.config();
         let checked = match result {
@@ -411,10 +468,11 @@ impl<'a> CheckedRequest<'a> {
             Ok(response) => make(response),
             Err(reason) => {
                 self.connection.worker.counters.record_error(reason);
+                record.reason = Some(reason);
                 error_response(reason, self.is_call)
             }
         };
-        if let Some(status) = status.header_value(config.show_upstream_status) {
+        if let Some(status) = record.attempts.status_header(config.show_upstream_status) {
             response.headers_mut().insert(X_APISIX_UPSTREAM_STATUS, status);
         }
         response
@@ -472,14 +530,8 @@ impl<'a> CheckedRequest<'a> {
     }
 
     /// An upstream's response as the client's.
-    fn client_response(
-        &self,
-        response: Response<UpstreamResponseBody>,
-        permit: Option<RequestPermit>,
-    ) -> Response<ResponseBody> {
-        let Connection { worker, info, .. } = self.connection;
-        let observer = ResponseObserver { worker: Rc::clone(worker), info: Rc::clone(info) };
-        let mut response = response.map(|body| ResponseBody::Upstream { body, observer, _permit: permit });
+    fn client_response(&self, response: Response<UpstreamResponseBody>) -> Response<ResponseContent> {
+        let mut response = response.map(ResponseContent::Upstream);
         headers::prepare_response(response.headers_mut(), self.takes_trailers);
         response
     }
@@ -490,9 +542,9 @@ impl<'a> CheckedRequest<'a> {
     }
 }
 
-fn error_response(reason: Reason, is_call: bool) -> Response<ResponseBody> {
+fn error_response(reason: Reason, is_call: bool) -> Response<ResponseContent> {
     let response = if is_call { grpc::error_response(reason) } else { error_page::error_response(reason) };
-    response.map(ResponseBody::full)
+    response.map(ResponseContent::full)
 }
 
 fn content_length(headers: &HeaderMap) -> Option<u64> {

@@ -3,6 +3,9 @@
 //! Invariant: on a listener that reads the SNI, what is passed on undecrypted has the name of no
 //! site with a client policy, under the very snapshot that selects its route.
 
+use std::cell::Cell;
+
+use model::admission::ClientVerification;
 use model::{HostName, StreamQuery};
 
 use crate::io::buffered::BufferedSocket;
@@ -13,8 +16,9 @@ use crate::observability::log;
 use crate::proxy::client_auth::ClientAuthState;
 use crate::proxy::worker::Worker;
 use crate::reason::Reason;
+use crate::reporting::record::{ConnectionFacts, TcpRecord};
 use crate::tcp::relay::{self, ByteCounters, DrainLimit, RelayIo};
-use crate::tcp::{self, TcpFailure, TcpProxyError};
+use crate::tcp::{self, TcpProxyError};
 use crate::tls::failure::HandshakeFailure;
 use crate::tls::sni_reader;
 use crate::upstream::client::UpstreamTarget;
@@ -59,27 +63,43 @@ impl<'a> TcpClient<'a> {
             Self::Passed(sni) => sni,
         }
     }
+
+    fn verification(self) -> ClientVerification {
+        match self {
+            Self::Terminated(client_auth) => client_auth.verification().clone(),
+            Self::Plain | Self::Passed(_) => ClientVerification::NotRequested,
+        }
+    }
 }
 
 /// Serves a TCP connection: relays it to its upstream, or closes it.
 pub(super) async fn serve(
     worker: &Worker,
     mut stream: impl RelayIo,
-    info: &ConnectionInfo,
+    facts: &ConnectionFacts,
     client: TcpClient<'_>,
 ) {
-    if let Err(failure) = proxy_tcp(worker, &mut stream, info, client).await {
-        let reason = failure.error.reason();
-        if let Some(reason) = reason {
-            worker.counters.record_error(reason);
-        }
-        log::tcp_failed(info, info.local, client.sni(), failure.route.as_ref(), reason, &failure.error);
-        // Without a shutdown, so that the client sees a truncated connection.
-        if matches!(failure.error, TcpProxyError::Relay(_)) {
-            return;
+    let mut record = TcpRecord::new(client.sni(), client.verification());
+    let result = proxy_tcp(worker, &mut stream, &facts.info, client, &mut record).await;
+    record.total = facts.accepted.elapsed();
+    let mut is_relay_broken = false;
+    match &result {
+        Ok(()) => record.is_complete = true,
+        Err(error) => {
+            record.reason = error.reason();
+            if let Some(reason) = record.reason {
+                worker.counters.record_error(reason);
+            }
+            let info = &facts.info;
+            log::tcp_failed(info, info.local, client.sni(), record.route.as_ref(), record.reason, error);
+            is_relay_broken = matches!(error, TcpProxyError::Relay(_));
         }
     }
-    lingering_close(&mut stream, LingerLimits::CONNECTION).await;
+    worker.reporter.tcp_ended(&record, facts);
+    // Else without a shutdown, so that the client sees a truncated connection.
+    if !is_relay_broken {
+        lingering_close(&mut stream, LingerLimits::CONNECTION).await;
+    }
 }
 
 /// Relays a TCP connection to its upstream: client check, route, upstream, relay.
@@ -88,8 +108,9 @@ async fn proxy_tcp(
     stream: &mut impl RelayIo,
     info: &ConnectionInfo,
     client: TcpClient<'_>,
-) -> Result<(), TcpFailure> {
-    let denied = |reason| TcpFailure { route: None, error: TcpProxyError::Denied(reason) };
+    record: &mut TcpRecord,
+) -> Result<(), TcpProxyError> {
+    let denied = TcpProxyError::Denied;
     let snapshot = worker.snapshot();
     match client {
         TcpClient::Plain => {}
@@ -98,37 +119,37 @@ async fn proxy_tcp(
     }
     let query = StreamQuery { sni: client.sni(), remote: info.peer.ip(), server: info.local };
     let route = tcp::find_route(&snapshot, &query).map_err(denied)?;
-    let failed = |error| TcpFailure { route: Some(route.id.clone()), error };
+    record.route = Some(route.id.clone());
     // The route may have changed since it decided about the connection's TLS.
     if info.listener.protocol == ListenerProtocol::Tcp(TcpMode::ByRoute)
         && route.tls_passthrough != matches!(client, TcpClient::Passed(_))
     {
-        return Err(failed(TcpProxyError::Denied(Reason::PassthroughDenied)));
+        return Err(denied(Reason::PassthroughDenied));
     }
-    let destination = tcp::find_destination(&snapshot, route, &query)
-        .map_err(|reason| failed(TcpProxyError::Denied(reason)))?;
+    let destination = tcp::find_destination(&snapshot, route, &query).map_err(denied)?;
     let (upstream, timeouts) = (destination.upstream, destination.timeouts);
     // The upstream's scheme may have changed since the route was written.
     if matches!(client, TcpClient::Passed(_)) && upstream.scheme.is_encrypted() {
-        return Err(failed(TcpProxyError::Denied(Reason::PassthroughDenied)));
+        return Err(denied(Reason::PassthroughDenied));
     }
     let authority = Some(destination.authority);
     let target =
         UpstreamTarget { snapshot: &snapshot, upstream, timeouts, authority, interim: None, deadline: None };
     let header = info.listener.proxy_protocol_to_upstream;
     let header = header.map(|version| proxy_protocol::write(version, info.peer, info.local));
-    let connected = Box::pin(worker.upstreams.connect(&target, header.as_deref())).await;
-    let mut upstream = connected.map_err(|error| failed(error.into()))?;
+    let connecting = worker.upstreams.connect(&target, header.as_deref(), &mut record.attempts);
+    let mut upstream = Box::pin(connecting).await?;
     let counters = &worker.counters;
     counters.tcp_connections.inc();
-    let route = route.id.clone();
     // The relay may run for days; it does not need the snapshot.
     drop(snapshot);
     let bytes = ByteCounters {
         to_upstream: &counters.tcp_bytes_to_upstream,
         to_client: &counters.tcp_bytes_to_client,
+        relayed: Cell::default(),
     };
     let limit = DrainLimit { drain: &worker.drain, idle: worker.config().drain_idle_timeout };
     let relayed = relay::relay(stream, &mut upstream, &timeouts, &bytes, &limit).await;
-    relayed.map_err(|error| TcpFailure { route: Some(route), error: error.into() })
+    record.relayed = bytes.relayed.get();
+    Ok(relayed?)
 }

@@ -10,6 +10,7 @@ use model::KeepalivePool;
 use rustls::pki_types::ServerName;
 
 use crate::observability::HasReason;
+use crate::upstream::attempts::Attempts;
 use crate::upstream::client::{ClientSettings, UpstreamClient};
 use crate::upstream::client_tls::{Alpn, ClientTlsConfig};
 use crate::upstream::connector::{
@@ -39,6 +40,7 @@ impl UpstreamClient {
         &self,
         addr: SocketAddr,
         checkout: &Checkout<'_>,
+        record: &mut Attempts,
     ) -> Result<PoolLease, ConnectError> {
         let tls = checkout.tls_config.map(|tls| (tls, host_header::server_name(checkout.host, addr.ip())));
         let generation = |(tls, name): &(&Arc<ClientTlsConfig>, ServerName<'_>)| {
@@ -47,6 +49,7 @@ impl UpstreamClient {
         let key = ConnectionKey { protocol: checkout.protocol, tls: tls.as_ref().map(generation) };
         let node = self.pool.node(addr, checkout.max_connections);
         if let Some(lease) = self.pool.checkout(&node, &key, checkout.keepalive, checkout.fresh) {
+            record.connected(true);
             return Ok(lease);
         }
         let alpn = match checkout.protocol {
@@ -56,7 +59,9 @@ impl UpstreamClient {
         };
         let tls = tls.map(|(tls, name)| (&**tls, alpn, name));
         // Boxed: rare, and large.
-        Box::pin(self.wait_or_connect(&node, key, tls, checkout)).await
+        let lease = Box::pin(self.wait_or_connect(&node, key, tls, checkout)).await?;
+        record.connected(false);
+        Ok(lease)
     }
 
     /// Opens a connection, or waits for one: where the node has as many as it may have, or where

@@ -182,8 +182,8 @@ async fn send(client: &UpstreamClient, upstream: &Upstream, method: Method) -> R
         deadline: None,
         interim: None,
     };
-    let mut status = UpstreamStatus::default();
-    let response = client.send_request(&target, &mut Some(request(method)), &mut status).await;
+    let mut attempts = Attempts::default();
+    let response = client.send_request(&target, &mut Some(request(method)), &mut attempts).await;
     let response = response.map_err(|error| error.reason())?;
     assert!(response.status().is_success());
     let body = response.into_body().collect().await.map_err(|_| Reason::UpstreamClosed)?;
