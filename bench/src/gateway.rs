@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use dataplane::testing::config;
 use dataplane::testing::lifecycle::handles::{SnapshotHandle, TicketRingHandle};
+use dataplane::testing::observability::metrics::series::SeriesTable;
 use dataplane::testing::proxy::worker::SharedState;
 use dataplane::testing::tls::site_config::{self, SiteConfigFactory};
 use dataplane::testing::upstream::{ClientTlsConfigs, Resolver, TrustDefaults};
@@ -64,6 +65,7 @@ pub fn shared(
         ),
         upstream_tls: Arc::new(upstream_tls),
         resolver: Resolver::start().expect("the resolver's threads"),
+        series: Arc::new(SeriesTable::new(settings.countersign.metrics)),
         config: Arc::new(config::worker_config(&settings).expect("good settings")).into(),
     })
 }

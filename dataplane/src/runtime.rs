@@ -21,8 +21,8 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-pub(crate) use self::driver::pin_to_cpu;
 pub use self::driver::{Driver, block_on, spawn};
+pub(crate) use self::driver::{pin_to_cpu, thread_cpu_time};
 pub use self::socket::{Listener, Reader, ShutdownHandle, Writer};
 pub(crate) use self::socket::{ReadHalf, Socket, WriteHalf};
 

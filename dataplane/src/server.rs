@@ -339,12 +339,13 @@ impl PreparedServer {
             drained.blocking_recv();
         }
         let counters = threads.iter().map(|worker| Arc::clone(&worker.counters)).collect();
-        let metrics = Arc::new(Metrics::new(counters));
+        let metrics = Arc::new(Metrics::new(counters, Arc::clone(&self.shared.series)));
         let status_socket = status.as_ref().map(StatusListener::try_clone).transpose()?;
         let content = StatusContent {
             heartbeats: Arc::clone(&self.heartbeats),
             sync: Arc::clone(&self.sync_status),
             metrics: Arc::clone(&metrics),
+            driver: driver.name(),
             certificates: &self.push_client.certificates,
             upgrades: &self.upgrades,
             shutdown,

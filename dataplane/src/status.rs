@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use conf::Settings;
 use mtls::CertificateMonitor;
+use prometheus_client::metrics::info::Info;
 use serde_json::Value;
 use telemetry::reloads::ReloadMetrics;
 use telemetry::status::{StatusListener, StatusServer};
@@ -46,6 +47,8 @@ pub(crate) struct StatusContent<'a> {
     pub(crate) heartbeats: Arc<Heartbeats>,
     pub(crate) sync: Arc<SyncStatus>,
     pub(crate) metrics: Arc<Metrics>,
+    /// Of the workers.
+    pub(crate) driver: &'static str,
     pub(crate) certificates: &'a CertificateMonitor,
     pub(crate) upgrades: &'a Arc<Upgrades>,
     pub(crate) shutdown: ShutdownWatch,
@@ -56,9 +59,11 @@ pub(crate) struct StatusContent<'a> {
 /// # Errors
 /// When the system gives no thread.
 pub(crate) fn serve(listener: StatusListener, content: StatusContent<'_>) -> std::io::Result<StatusServer> {
-    let StatusContent { heartbeats, sync, metrics, certificates, upgrades, shutdown } = content;
+    let StatusContent { heartbeats, sync, metrics, driver, certificates, upgrades, shutdown } = content;
     let mut status = StatusPage::new(heartbeats);
     status.add_build_info(env!("CARGO_PKG_VERSION"), process::COMMIT);
+    let help = "The kernel interface of the workers' I/O: io_uring, or epoll";
+    status.registry().register("runtime", help, Info::new(vec![("driver", driver)]));
     metrics.register(status.registry());
     status.registry().register_collector(Box::new(SyncMetrics(Arc::clone(&sync))));
     status.registry().register_collector(Box::new(ReloadMetrics));

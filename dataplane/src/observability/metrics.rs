@@ -1,79 +1,35 @@
 //! Metrics: one set of counters a worker, summed when `/metrics` is read.
 //!
-//! Invariants: only its own worker writes a counter, so that no two cores write one cache line;
-//! labels come from closed lists, and a series is exported under its own label or not at all.
+//! `counter` and `histogram` are what is counted with, `series` has the metrics of single routes
+//! and sites, and `collector` encodes all. Invariants: only its own worker writes a counter, so
+//! that no two cores write one cache line; labels come from closed lists, and a series is exported
+//! under its own label or not at all.
+
+mod collector;
+pub mod counter;
+pub mod histogram;
+pub mod series;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use pki::VerifyReason;
-use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric};
-use prometheus_client::metrics::MetricType;
-use prometheus_client::metrics::counter::ConstCounter;
-use prometheus_client::metrics::gauge::ConstGauge;
-use prometheus_client::registry::{Registry, Unit};
+use prometheus_client::registry::Registry;
 
+use self::collector::MetricsCollector;
+pub(crate) use self::collector::encode_family;
+use self::counter::{CodeCounters, Counter, Gauge};
+use self::histogram::{Histogram, HistogramTotals};
+use self::series::SeriesTable;
 use super::TicketRejection;
 use crate::reason::Reason;
 
-/// A monotonic counter of one worker.
-#[derive(Debug, Default)]
-pub struct Counter(AtomicU64);
-
-impl Counter {
-    pub fn inc(&self) {
-        self.inc_by(1);
-    }
-
-    pub fn inc_by(&self, n: u64) {
-        self.0.fetch_add(n, Ordering::Relaxed);
-    }
-
-    /// Takes over a total that is counted elsewhere.
-    pub fn set(&self, total: u64) {
-        self.0.store(total, Ordering::Relaxed);
-    }
-
-    pub fn get(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
-    }
-}
-
-/// A gauge of one worker.
-#[derive(Debug, Default)]
-pub struct Gauge(AtomicU64);
-
-impl Gauge {
-    /// Adds one until the guard is dropped.
-    pub fn track(&self) -> GaugeGuard<'_> {
-        self.0.fetch_add(1, Ordering::Relaxed);
-        GaugeGuard(self)
-    }
-
-    pub fn set(&self, value: u64) {
-        self.0.store(value, Ordering::Relaxed);
-    }
-
-    pub fn get(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
-    }
-}
-
-/// One tracked item of a [`Gauge`].
-#[must_use = "dropping the guard ends the tracking"]
-#[derive(Debug)]
-pub struct GaugeGuard<'a>(&'a Gauge);
-
-impl Drop for GaugeGuard<'_> {
-    fn drop(&mut self) {
-        self.0.0.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
 /// The metrics of one worker.
-#[derive(Debug)]
+#[derive(Debug, Default)]
+#[repr(align(128))] // so that its lines belong to one core
 pub struct Counters {
+    /// The number of the worker, which has its parts of series by it.
+    worker: usize,
     /// Accepted client connections.
     pub connections: Counter,
     pub connections_active: Gauge,
@@ -101,59 +57,92 @@ pub struct Counters {
     pub websocket_bytes_to_client: Counter,
     /// By status class, 1xx to 5xx.
     responses: [Counter; 5],
-    /// By [`Reason`].
-    errors: Box<[Counter]>,
-    /// By [`VerifyReason`]; each of them also counts in `errors`.
-    certificate_rejections: Box<[Counter]>,
+    /// Requests that have ended, by status code.
+    pub requests: CodeCounters,
+    pub requests_active: Gauge,
+    pub request_duration: Histogram,
+    /// Bytes of heads and bodies of requests.
+    pub http_received_bytes: Counter,
+    /// Bytes of heads and bodies of responses.
+    pub http_sent_bytes: Counter,
+    /// By resumption.
+    handshake_duration: [Histogram; 2],
+    errors: ByReason,
+    /// Each of them also counts in `errors`.
+    certificate_rejections: ByVerifyReason,
     /// TLS handshakes with upstreams: verified in full and resumed, unverified in full and resumed.
     upstream_handshakes: [Counter; 4],
     pub upstream_idle: Gauge,
     pub upstream_active: Gauge,
     /// Requests that wait for a connection to their node.
     pub upstream_queued: Gauge,
+    /// New connections to nodes, by whether TLS is part of them.
+    upstream_connect_duration: [Histogram; 2],
+    /// From the head of a request to that of the node's response.
+    pub upstream_first_byte_duration: Histogram,
+    /// Attempts after the first of a request or TCP connection.
+    pub upstream_retries: Counter,
+    /// Requests that found an open connection.
+    pub upstream_pool_hits: Counter,
+    /// Requests that had a connection opened.
+    pub upstream_pool_misses: Counter,
+    /// Waits for a connection, because the node had as many as it may have.
+    pub upstream_queue_duration: Histogram,
+    /// CPU time of the worker's thread, in nanoseconds.
+    pub cpu_nanos: Counter,
     pub verify_cache_hits: Counter,
     pub verify_cache_misses: Counter,
 }
 
-impl Default for Counters {
+/// A counter for each [`Reason`].
+#[derive(Debug)]
+struct ByReason(Box<[Counter]>);
+
+impl Default for ByReason {
     fn default() -> Self {
-        Self {
-            connections: Counter::default(),
-            connections_active: Gauge::default(),
-            workers_full: Gauge::default(),
-            accept_errors: Counter::default(),
-            proxy_headers_trusted: Counter::default(),
-            proxy_headers_ignored: Counter::default(),
-            handshakes_full: Counter::default(),
-            handshakes_resumed: Counter::default(),
-            tickets_rejected: Default::default(),
-            tcp_connections: Counter::default(),
-            tcp_bytes_to_upstream: Counter::default(),
-            tcp_bytes_to_client: Counter::default(),
-            websockets: Counter::default(),
-            websockets_active: Gauge::default(),
-            websocket_bytes_to_upstream: Counter::default(),
-            websocket_bytes_to_client: Counter::default(),
-            responses: Default::default(),
-            errors: Reason::ALL.iter().map(|_| Counter::default()).collect(),
-            certificate_rejections: VerifyReason::ALL.iter().map(|_| Counter::default()).collect(),
-            upstream_handshakes: Default::default(),
-            upstream_idle: Gauge::default(),
-            upstream_active: Gauge::default(),
-            upstream_queued: Gauge::default(),
-            verify_cache_hits: Counter::default(),
-            verify_cache_misses: Counter::default(),
-        }
+        Self(Reason::ALL.iter().map(|_| Counter::default()).collect())
+    }
+}
+
+/// A counter for each [`VerifyReason`].
+#[derive(Debug)]
+struct ByVerifyReason(Box<[Counter]>);
+
+impl Default for ByVerifyReason {
+    fn default() -> Self {
+        Self(VerifyReason::ALL.iter().map(|_| Counter::default()).collect())
     }
 }
 
 impl Counters {
+    /// The metrics of the worker with this number.
+    pub fn of_worker(worker: usize) -> Self {
+        Self { worker, ..Self::default() }
+    }
+
+    /// The number of the worker.
+    pub fn worker(&self) -> usize {
+        self.worker
+    }
+
     pub fn record_response(&self, status: http::StatusCode) {
         inc_at(&self.responses, usize::from(status.as_u16() / 100).saturating_sub(1));
     }
 
     pub fn record_handshake(&self, resumed: bool) {
         if resumed { &self.handshakes_resumed } else { &self.handshakes_full }.inc();
+    }
+
+    /// Counts how long a completed handshake took.
+    pub fn record_handshake_duration(&self, resumed: bool, duration: Duration) {
+        let [full, of_resumed] = &self.handshake_duration;
+        if resumed { of_resumed } else { full }.observe(duration);
+    }
+
+    /// Counts how long a new connection to a node took, with its handshake where it has TLS.
+    pub fn record_upstream_connect(&self, is_encrypted: bool, duration: Duration) {
+        let [plain, encrypted] = &self.upstream_connect_duration;
+        if is_encrypted { encrypted } else { plain }.observe(duration);
     }
 
     /// Counts a handshake with an upstream.
@@ -174,11 +163,11 @@ impl Counters {
 
     /// Counts a connection or request that ended for `reason`.
     pub fn record_error(&self, reason: Reason) {
-        inc_at(&self.errors, reason.index());
+        inc_at(&self.errors.0, reason.index());
     }
 
     pub fn record_certificate_rejection(&self, reason: VerifyReason) {
-        inc_at(&self.certificate_rejections, reason.index());
+        inc_at(&self.certificate_rejections.0, reason.index());
     }
 }
 
@@ -191,6 +180,7 @@ fn inc_at(counters: &[Counter], index: usize) {
 /// The metrics of all workers.
 pub struct Metrics {
     workers: Vec<Arc<Counters>>,
+    series: Arc<SeriesTable>,
 }
 
 impl std::fmt::Debug for Metrics {
@@ -200,8 +190,13 @@ impl std::fmt::Debug for Metrics {
 }
 
 impl Metrics {
-    pub fn new(workers: Vec<Arc<Counters>>) -> Self {
-        Self { workers }
+    pub fn new(workers: Vec<Arc<Counters>>, series: Arc<SeriesTable>) -> Self {
+        Self { workers, series }
+    }
+
+    /// The metrics of single routes and sites.
+    pub fn series(&self) -> &SeriesTable {
+        &self.series
     }
 
     /// Adds them to the registry that `/metrics` encodes.
@@ -226,142 +221,12 @@ impl Metrics {
     fn sum_at(&self, family: impl Fn(&Counters) -> &[Counter], index: usize) -> u64 {
         self.workers.iter().filter_map(|counters| family(counters).get(index)).map(Counter::get).sum()
     }
-}
 
-#[derive(Debug)]
-struct MetricsCollector(Arc<Metrics>);
-
-impl Collector for MetricsCollector {
-    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
-        let out = &mut encoder;
-        self.encode_connections(out)?;
-        self.encode_tls(out)?;
-        self.encode_websockets(out)?;
-        self.encode_requests(out)
+    fn sum_histogram(&self, histogram: impl Fn(&Counters) -> &Histogram) -> HistogramTotals {
+        let mut totals = HistogramTotals::default();
+        self.workers.iter().for_each(|counters| totals.add(histogram(counters)));
+        totals
     }
-}
-
-impl MetricsCollector {
-    fn encode_connections(&self, out: &mut DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
-        let metrics = &self.0;
-        let help = "Client connections accepted";
-        encode_counter(out, "client_connections", help, metrics.sum(|c| &c.connections))?;
-        let help = "Client connections open";
-        encode_gauge(out, "client_connections_active", help, metrics.sum_gauge(|c| &c.connections_active))?;
-        let help = "Workers that are at their limit of client connections and accept none";
-        encode_gauge(out, "workers_full", help, metrics.sum_gauge(|c| &c.workers_full))?;
-        let help = "Failed accepts: no descriptor or memory left, for example";
-        encode_counter(out, "accept_errors", help, metrics.sum(|c| &c.accept_errors))?;
-        let headers = [
-            ([("trusted", "true")], metrics.sum(|c| &c.proxy_headers_trusted)),
-            ([("trusted", "false")], metrics.sum(|c| &c.proxy_headers_ignored)),
-        ];
-        let help = "PROXY protocol headers read, by whether the peer is in real_ip_from";
-        encode_family(out, "proxy_protocol_headers", help, headers)?;
-        let help = "TCP connections that reached an upstream";
-        encode_counter(out, "tcp_connections", help, metrics.sum(|c| &c.tcp_connections))?;
-        let bytes = [
-            ([("direction", "to_upstream")], metrics.sum(|c| &c.tcp_bytes_to_upstream)),
-            ([("direction", "to_client")], metrics.sum(|c| &c.tcp_bytes_to_client)),
-        ];
-        encode_family(out, "tcp_bytes", "Bytes of TCP connections, by direction", bytes)
-    }
-
-    fn encode_tls(&self, out: &mut DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
-        let metrics = &self.0;
-        let handshakes = [
-            ([("resumed", "false")], metrics.sum(|c| &c.handshakes_full)),
-            ([("resumed", "true")], metrics.sum(|c| &c.handshakes_resumed)),
-        ];
-        encode_family(out, "tls_handshakes", "TLS handshakes completed, by resumption", handshakes)?;
-        let tickets = TicketRejection::ALL.map(|rejection| {
-            let count = metrics.sum_at(|c| &c.tickets_rejected, rejection.index());
-            ([("reason", rejection.label())], count)
-        });
-        let help = "Session tickets rejected, which led to a full handshake";
-        encode_family(out, "tls_tickets_rejected", help, tickets)?;
-        let help = "Client chains found in the cache of verified chains";
-        encode_counter(out, "verify_cache_hits", help, metrics.sum(|c| &c.verify_cache_hits))?;
-        let help = "Client chains verified in full";
-        encode_counter(out, "verify_cache_misses", help, metrics.sum(|c| &c.verify_cache_misses))?;
-        let certificates = VerifyReason::ALL.iter().map(|reason| {
-            let count = metrics.sum_at(|c| &c.certificate_rejections, reason.index());
-            ([("reason", reason.as_str())], count)
-        });
-        encode_family(out, "client_certificate_rejections", "Client certificates rejected", certificates)
-    }
-
-    fn encode_websockets(&self, out: &mut DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
-        let metrics = &self.0;
-        encode_counter(out, "websockets", "WebSockets opened", metrics.sum(|c| &c.websockets))?;
-        let help = "WebSockets open";
-        encode_gauge(out, "websockets_active", help, metrics.sum_gauge(|c| &c.websockets_active))?;
-        let bytes = [
-            ([("direction", "to_upstream")], metrics.sum(|c| &c.websocket_bytes_to_upstream)),
-            ([("direction", "to_client")], metrics.sum(|c| &c.websocket_bytes_to_client)),
-        ];
-        encode_family(out, "websocket_bytes", "Bytes of WebSockets, by direction", bytes)
-    }
-
-    fn encode_requests(&self, out: &mut DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
-        let metrics = &self.0;
-        let classes = ["1xx", "2xx", "3xx", "4xx", "5xx"].into_iter().enumerate();
-        let responses =
-            classes.map(|(index, class)| ([("code_class", class)], metrics.sum_at(|c| &c.responses, index)));
-        encode_family(out, "http_responses", "HTTP responses sent, by class of the status code", responses)?;
-        let kinds = [("true", "false"), ("true", "true"), ("false", "false"), ("false", "true")];
-        let handshakes = kinds.into_iter().enumerate().map(|(index, (verified, resumed))| {
-            let count = metrics.sum_at(|c| &c.upstream_handshakes, index);
-            ([("verified", verified), ("resumed", resumed)], count)
-        });
-        let help = "TLS handshakes with upstreams, by verification of the server and resumption";
-        encode_family(out, "upstream_tls_handshakes", help, handshakes)?;
-        let help = "Upstream connections that are idle in the pools";
-        encode_gauge(out, "upstream_connections_idle", help, metrics.sum_gauge(|c| &c.upstream_idle))?;
-        let help = "Upstream connections that serve a request";
-        encode_gauge(out, "upstream_connections_active", help, metrics.sum_gauge(|c| &c.upstream_active))?;
-        let help = "Requests that wait because their node has as many connections as it may have";
-        encode_gauge(out, "upstream_requests_queued", help, metrics.sum_gauge(|c| &c.upstream_queued))?;
-        let errors = Reason::ALL.iter().map(|reason| {
-            let count = metrics.sum_at(|c| &c.errors, reason.index());
-            ([("reason", reason.label())], count)
-        });
-        encode_family(out, "errors", "Connections and requests rejected, denied or failed", errors)
-    }
-}
-
-fn encode_counter(
-    out: &mut DescriptorEncoder<'_>,
-    name: &str,
-    help: &str,
-    value: u64,
-) -> Result<(), std::fmt::Error> {
-    let metric = ConstCounter::new(value);
-    metric.encode(out.encode_descriptor(name, help, None::<&Unit>, metric.metric_type())?)
-}
-
-fn encode_gauge(
-    out: &mut DescriptorEncoder<'_>,
-    name: &str,
-    help: &str,
-    value: u64,
-) -> Result<(), std::fmt::Error> {
-    let metric = ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX));
-    metric.encode(out.encode_descriptor(name, help, None::<&Unit>, metric.metric_type())?)
-}
-
-/// Encodes a counter with one series for each label value.
-pub(crate) fn encode_family<L: EncodeLabelSet>(
-    out: &mut DescriptorEncoder<'_>,
-    name: &str,
-    help: &str,
-    series: impl IntoIterator<Item = (L, u64)>,
-) -> Result<(), std::fmt::Error> {
-    let mut family = out.encode_descriptor(name, help, None, MetricType::Counter)?;
-    for (labels, value) in series {
-        ConstCounter::new(value).encode(family.encode_family(&labels)?)?;
-    }
-    Ok(())
 }
 
 #[cfg(test)]
@@ -370,7 +235,8 @@ mod tests {
 
     fn encoded(workers: Vec<Arc<Counters>>) -> String {
         let mut registry = Registry::with_prefix("countersign");
-        Arc::new(Metrics::new(workers)).register(&mut registry);
+        let series = Arc::new(SeriesTable::new(conf::MetricsSettings::default()));
+        Arc::new(Metrics::new(workers, series)).register(&mut registry);
         let mut text = String::new();
         prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
         text
@@ -415,14 +281,5 @@ mod tests {
                 format!("countersign_client_certificate_rejections_total{{reason=\"{reason}\"}} {count}");
             assert!(text.contains(&line), "{line}\n{text}");
         }
-    }
-
-    #[test]
-    fn a_gauge_counts_until_its_guard_is_dropped() {
-        let gauge = Gauge::default();
-        let guards = [gauge.track(), gauge.track()];
-        assert_eq!(gauge.get(), 2);
-        drop(guards);
-        assert_eq!(gauge.get(), 0);
     }
 }

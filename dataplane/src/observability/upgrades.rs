@@ -6,7 +6,8 @@ use process::handover::Generations;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::DescriptorEncoder;
 
-use super::metrics::{Counter, encode_family};
+use super::metrics::counter::Counter;
+use super::metrics::encode_family;
 
 /// This process's place in the chain of upgrades.
 #[derive(Debug)]

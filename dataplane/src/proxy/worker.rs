@@ -23,6 +23,7 @@ use crate::io::timeouts::{ClientTimeouts, ConnectionTimeouts};
 use crate::lifecycle::drain::Drain;
 use crate::lifecycle::handles::SnapshotHandle;
 use crate::observability::metrics::Counters;
+use crate::observability::metrics::series::SeriesTable;
 use crate::reporting::Reporter;
 use crate::runtime::descriptors::ConnectionLimits;
 use crate::tls::site_config::SiteConfigFactory;
@@ -47,6 +48,8 @@ pub struct SharedState {
     pub upstream_tls: Arc<ClientTlsConfigs>,
     /// Resolves the names of upstream nodes.
     pub resolver: Resolver,
+    /// The metrics of single routes and sites.
+    pub series: Arc<SeriesTable>,
     /// The current settings. A worker takes them at its start and with
     /// [`WorkerCommand::Configure`].
     pub config: ArcSwap<WorkerConfig>,

@@ -146,6 +146,9 @@ async fn run_housekeeping(worker: Rc<Worker>, heartbeat: Arc<Heartbeat>) {
         log::log_suppressed();
         worker.reporter.routes.retain_current(&worker.snapshot());
         let (hits, misses) = client_verifier::verify_cache_stats();
+        if let Some(time) = runtime::thread_cpu_time() {
+            counters.cpu_nanos.set(time.as_nanos().try_into().unwrap_or(u64::MAX));
+        }
         counters.verify_cache_hits.set(hits);
         counters.verify_cache_misses.set(misses);
         counters.upstream_idle.set(worker.upstreams.pool.idle_count() as u64);

@@ -1,7 +1,10 @@
 //! The driver of a worker's thread, and the tasks on it.
 
 use std::future::Future;
+use std::time::Duration;
 use std::{fmt, io};
+
+use nix::time::{ClockId, clock_gettime};
 
 /// Entries of a worker's submission queue. A full queue is submitted early, so this bounds the size
 /// of a batch, not the load.
@@ -116,6 +119,12 @@ pub fn block_on<F: Future>(driver: &Driver, main: impl FnOnce() -> F) -> io::Res
 /// The CPU does not exist, or the process may not use it.
 pub(crate) fn pin_to_cpu(cpu: usize) -> io::Result<()> {
     monoio::utils::bind_to_cpu_set([cpu]).map_err(|error| io::Error::other(error.to_string()))
+}
+
+/// The CPU time that the calling thread has used. `None`: the kernel has no such clock.
+pub(crate) fn thread_cpu_time() -> Option<Duration> {
+    let time = clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).ok()?;
+    Some(Duration::from(time))
 }
 
 /// Spawns a detached task on the calling worker.

@@ -59,6 +59,7 @@ impl RunningServer {
             tracing::warn!("{warning}");
         }
         self.shared.config.store(Arc::new(config));
+        self.shared.series.configure(settings.countersign.metrics);
         self.shared.upstream_tls.set_defaults(trust, || Arc::clone(&self.shared.snapshot.load()));
         self.read_files.send_modify(|count| *count = count.wrapping_add(1));
         self.settings = settings;

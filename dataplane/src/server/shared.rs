@@ -10,6 +10,7 @@ use conf::Settings;
 
 use crate::config::{self, SettingsError};
 use crate::lifecycle::handles::{SnapshotHandle, TicketRingHandle};
+use crate::observability::metrics::series::SeriesTable;
 use crate::proxy::worker::{SharedState, WorkerConfig};
 use crate::runtime::descriptors::{self, ConnectionLimits};
 use crate::tls::site_config::{self, SiteConfigFactory};
@@ -76,6 +77,7 @@ pub(super) fn shared_state(
             .with_ciphers(settings.apisix.ssl.ciphers.clone()),
         upstream_tls: Arc::new(upstream_tls),
         resolver: Resolver::start().context("cannot start the resolver's threads")?,
+        series: Arc::new(SeriesTable::new(settings.countersign.metrics)),
         config: ArcSwap::from_pointee(config),
     }))
 }

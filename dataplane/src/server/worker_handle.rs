@@ -38,7 +38,7 @@ impl WorkerThread {
     /// When the system gives no thread.
     pub(super) fn start(start: WorkerStart<'_>) -> anyhow::Result<Self> {
         let WorkerStart { position: (index, workers), shared, listeners, driver, heartbeats, .. } = start;
-        let counters = Arc::new(Counters::default());
+        let counters = Arc::new(Counters::of_worker(index));
         let (commands, received) = mpsc::unbounded_channel();
         let cores = thread::available_parallelism().map_or(1, usize::from);
         let init = WorkerInit {

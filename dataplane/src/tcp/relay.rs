@@ -22,7 +22,7 @@ use model::Timeouts;
 
 use crate::io::chunk_read::{Chunk, ChunkRead};
 use crate::lifecycle::drain::Drain;
-use crate::observability::metrics::Counter;
+use crate::observability::metrics::counter::Counter;
 use crate::reason::Reason;
 use crate::reporting::record::RelayedBytes;
 use crate::runtime::Timer;

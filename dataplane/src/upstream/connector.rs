@@ -110,6 +110,11 @@ impl ConnectDeadline {
         Self { started: Instant::now(), within }
     }
 
+    /// The time since its start.
+    pub(crate) fn elapsed(self) -> Duration {
+        self.started.elapsed()
+    }
+
     /// Limits the time of `future` by what is left; `error` gets the whole time.
     pub(crate) async fn limit<F: Future>(
         self,
@@ -165,8 +170,13 @@ async fn connect_with_alpn(
         .limit(context.permits.acquire(), |within| ConnectError::ConnectionLimit { addr, within })
         .await?;
     let places = Places { _permit: permit, slot };
+    let (is_encrypted, started) = (tls.is_some(), Instant::now());
     let connecting = connect_tcp_and_tls(addr, tls, &context.counters, places, preamble);
-    deadline.limit(connecting, |within| ConnectError::Timeout { addr, within }).await?
+    let connected = deadline.limit(connecting, |within| ConnectError::Timeout { addr, within }).await?;
+    if connected.is_ok() {
+        context.counters.record_upstream_connect(is_encrypted, started.elapsed());
+    }
+    connected
 }
 
 /// How requests are sent on a new connection.

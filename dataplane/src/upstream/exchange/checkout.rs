@@ -50,6 +50,7 @@ impl UpstreamClient {
         let node = self.pool.node(addr, checkout.max_connections);
         if let Some(lease) = self.pool.checkout(&node, &key, checkout.keepalive, checkout.fresh) {
             record.connected(true);
+            self.connect_context.counters.upstream_pool_hits.inc();
             return Ok(lease);
         }
         let alpn = match checkout.protocol {
@@ -79,10 +80,22 @@ impl UpstreamClient {
             // It waited for a connection that another request opens.
             false => ConnectError::Timeout { addr: node.addr, within },
         };
-        match deadline.limit(node.wait(&key, checkout.fresh), limited).await? {
-            Grant::Available(available) => Ok(self.pool.check_out(node, key, checkout.keepalive, available)),
+        let counters = &self.connect_context.counters;
+        let is_queued = node.is_full();
+        let granted = deadline.limit(node.wait(&key, checkout.fresh), limited).await;
+        if is_queued {
+            counters.upstream_queue_duration.observe(deadline.elapsed());
+        }
+        match granted? {
+            Grant::Available(available) => {
+                counters.upstream_pool_hits.inc();
+                Ok(self.pool.check_out(node, key, checkout.keepalive, available))
+            }
             Grant::Failed(error) => Err(ConnectError::Shared(error)),
-            Grant::Dial(dial) => self.connect_http(dial, node, key, tls, (deadline, checkout)).await,
+            Grant::Dial(dial) => {
+                counters.upstream_pool_misses.inc();
+                self.connect_http(dial, node, key, tls, (deadline, checkout)).await
+            }
         }
     }
 
