@@ -5,6 +5,7 @@
 
 #![allow(dead_code, reason = "until all facts of a record are reported")]
 
+mod metrics;
 pub(crate) mod record;
 pub(crate) mod routes;
 
@@ -13,21 +14,23 @@ use std::sync::Arc;
 use http::request::Parts;
 use model::RequestTarget;
 
+use self::metrics::RequestMetrics;
 use self::record::{ConnectionFacts, HandshakeRecord, RequestRecord, TcpRecord, TlsFacts};
 use self::routes::RouteTable;
 use crate::observability::metrics::Counters;
+use crate::observability::metrics::series::SeriesTable;
 
 /// The reporter of one worker.
 pub(crate) struct Reporter {
-    pub(crate) counters: Arc<Counters>,
+    metrics: RequestMetrics,
     /// The routes and sites that this worker has served.
     pub(crate) routes: RouteTable,
 }
 
 impl Reporter {
-    /// A reporter that adds to these counters.
-    pub(crate) fn new(counters: Arc<Counters>) -> Self {
-        Self { counters, routes: RouteTable::default() }
+    /// A reporter that adds to these counters and series.
+    pub(crate) fn new(counters: Arc<Counters>, series: Arc<SeriesTable>) -> Self {
+        Self { metrics: RequestMetrics::new(counters, series), routes: RouteTable::default() }
     }
 
     /// The head of a request is there, as the client sent it. `target` is missing where the head
@@ -44,21 +47,23 @@ impl Reporter {
 
     /// A request has ended: its response went out, or its client went away.
     pub(crate) fn request_ended(&self, record: &mut RequestRecord, connection: &ConnectionFacts) {
-        let _ = (record, connection);
+        self.metrics.request_ended(record, connection);
     }
 
     /// A TCP connection has ended.
     pub(crate) fn tcp_ended(&self, record: &TcpRecord, connection: &ConnectionFacts) {
-        let _ = (record, connection);
+        let _ = connection;
+        self.metrics.tcp_ended(record);
     }
 
     /// A TLS handshake was completed.
     pub(crate) fn handshake_completed(&self, tls: &TlsFacts) {
-        self.counters.record_handshake(tls.params.resumed);
+        self.metrics.handshake_completed(tls);
     }
 
     /// A TLS handshake was refused, or failed.
     pub(crate) fn handshake_refused(&self, record: &HandshakeRecord<'_>, connection: &ConnectionFacts) {
-        let _ = (record, connection);
+        let _ = connection;
+        self.metrics.handshake_refused(record);
     }
 }

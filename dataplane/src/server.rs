@@ -339,7 +339,11 @@ impl PreparedServer {
             drained.blocking_recv();
         }
         let counters = threads.iter().map(|worker| Arc::clone(&worker.counters)).collect();
-        let metrics = Arc::new(Metrics::new(counters, Arc::clone(&self.shared.series)));
+        let metrics = Arc::new(Metrics::new(
+            counters,
+            Arc::clone(&self.shared.series),
+            Arc::clone(&self.shared.snapshot),
+        ));
         let status_socket = status.as_ref().map(StatusListener::try_clone).transpose()?;
         let content = StatusContent {
             heartbeats: Arc::clone(&self.heartbeats),

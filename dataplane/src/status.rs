@@ -8,7 +8,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 
 use conf::Settings;
-use mtls::CertificateMonitor;
+use mtls::{CertificateMonitor, SnapshotExpiry};
 use prometheus_client::metrics::info::Info;
 use serde_json::Value;
 use telemetry::reloads::ReloadMetrics;
@@ -65,6 +65,9 @@ pub(crate) fn serve(listener: StatusListener, content: StatusContent<'_>) -> std
     let help = "The kernel interface of the workers' I/O: io_uring, or epoll";
     status.registry().register("runtime", help, Info::new(vec![("driver", driver)]));
     metrics.register(status.registry());
+    let (of, max) = (Arc::clone(&metrics), Arc::clone(&metrics));
+    let expiry = SnapshotExpiry::new("served", move || of.snapshot(), move || max.series_max());
+    status.registry().register_collector(Box::new(expiry));
     status.registry().register_collector(Box::new(SyncMetrics(Arc::clone(&sync))));
     status.registry().register_collector(Box::new(ReloadMetrics));
     status.registry().register_collector(Box::new(certificates.clone()));

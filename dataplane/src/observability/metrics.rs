@@ -13,6 +13,7 @@ pub mod series;
 use std::sync::Arc;
 use std::time::Duration;
 
+use model::Snapshot;
 use pki::VerifyReason;
 use prometheus_client::registry::Registry;
 
@@ -22,6 +23,7 @@ use self::counter::{CodeCounters, Counter, Gauge};
 use self::histogram::{Histogram, HistogramTotals};
 use self::series::SeriesTable;
 use super::TicketRejection;
+use crate::lifecycle::handles::SnapshotHandle;
 use crate::reason::Reason;
 
 /// The metrics of one worker.
@@ -181,6 +183,7 @@ fn inc_at(counters: &[Counter], index: usize) {
 pub struct Metrics {
     workers: Vec<Arc<Counters>>,
     series: Arc<SeriesTable>,
+    snapshot: Arc<SnapshotHandle>,
 }
 
 impl std::fmt::Debug for Metrics {
@@ -190,12 +193,23 @@ impl std::fmt::Debug for Metrics {
 }
 
 impl Metrics {
-    pub fn new(workers: Vec<Arc<Counters>>, series: Arc<SeriesTable>) -> Self {
-        Self { workers, series }
+    pub fn new(workers: Vec<Arc<Counters>>, series: Arc<SeriesTable>, snapshot: Arc<SnapshotHandle>) -> Self {
+        Self { workers, series, snapshot }
     }
 
-    /// The metrics of single routes and sites.
+    /// The snapshot that is served.
+    pub fn snapshot(&self) -> Arc<Snapshot> {
+        Arc::clone(&self.snapshot.load())
+    }
+
+    /// The most routes, or sites, with series of their own.
+    pub fn series_max(&self) -> usize {
+        self.series.max()
+    }
+
+    /// The metrics of the routes and sites in the current snapshot.
     pub fn series(&self) -> &SeriesTable {
+        self.series.retain(&self.snapshot.load());
         &self.series
     }
 
@@ -236,7 +250,8 @@ mod tests {
     fn encoded(workers: Vec<Arc<Counters>>) -> String {
         let mut registry = Registry::with_prefix("countersign");
         let series = Arc::new(SeriesTable::new(conf::MetricsSettings::default()));
-        Arc::new(Metrics::new(workers, series)).register(&mut registry);
+        let snapshot = Arc::new(SnapshotHandle::new(Arc::default()));
+        Arc::new(Metrics::new(workers, series, snapshot)).register(&mut registry);
         let mut text = String::new();
         prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
         text

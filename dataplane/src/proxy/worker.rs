@@ -164,7 +164,7 @@ impl Worker {
             request_limiter: RequestLimiter::new(config.requests_per_client),
             timeouts,
             registry: Rc::default(),
-            reporter: Reporter::new(Arc::clone(&counters)),
+            reporter: Reporter::new(Arc::clone(&counters), Arc::clone(&shared.series)),
             counters,
             config: RefCell::new(config),
             current: RefCell::new((generation, snapshot)),

@@ -12,10 +12,13 @@ use std::sync::{Arc, Weak};
 use foldhash::fast::RandomState;
 use model::{Id, Route, Snapshot, Ssl};
 
+use crate::observability::metrics::series::{RouteRecorder, SeriesSlot, SiteCounters};
+
 /// A route, for reports.
 #[derive(Debug)]
 pub(crate) struct RouteEntry {
     pub(crate) route: Arc<Route>,
+    pub(super) series: SeriesSlot<RouteRecorder>,
 }
 
 /// A site, for reports.
@@ -25,6 +28,7 @@ pub(crate) struct SiteEntry {
     /// Weak: connections keep their entry, and the private key of a site that is gone must not
     /// stay in memory for them.
     ssl: Weak<Ssl>,
+    pub(super) series: SeriesSlot<Arc<SiteCounters>>,
 }
 
 impl RouteEntry {
@@ -56,16 +60,19 @@ impl RouteTable {
     pub(crate) fn route(&self, route: &Arc<Route>) -> Rc<RouteEntry> {
         let mut routes = self.routes.borrow_mut();
         let entry = routes.entry(Arc::as_ptr(route).addr());
-        Rc::clone(entry.or_insert_with(|| Rc::new(RouteEntry { route: Arc::clone(route) })))
+        Rc::clone(entry.or_insert_with(|| {
+            Rc::new(RouteEntry { route: Arc::clone(route), series: SeriesSlot::default() })
+        }))
     }
 
     /// The entry of a site.
     pub(crate) fn site(&self, ssl: &Arc<Ssl>) -> Rc<SiteEntry> {
         let mut sites = self.sites.borrow_mut();
         let entry = sites.entry(Arc::as_ptr(ssl).addr());
-        Rc::clone(
-            entry.or_insert_with(|| Rc::new(SiteEntry { id: ssl.id.clone(), ssl: Arc::downgrade(ssl) })),
-        )
+        Rc::clone(entry.or_insert_with(|| {
+            let (id, ssl) = (ssl.id.clone(), Arc::downgrade(ssl));
+            Rc::new(SiteEntry { id, ssl, series: SeriesSlot::default() })
+        }))
     }
 
     /// Removes the entries whose resource is not this snapshot's.

@@ -37,8 +37,9 @@ impl Collector for MetricsCollector {
         self.encode_requests(out)?;
         self.encode_upstream(out)?;
         self.encode_workers(out)?;
-        self.encode_routes(out)?;
-        self.encode_sites(out)
+        let series = self.0.series();
+        encode_routes(out, &series.routes())?;
+        encode_sites(out, &series.sites())
     }
 }
 
@@ -188,67 +189,65 @@ impl MetricsCollector {
         }
         Ok(())
     }
+}
 
-    fn encode_routes(&self, out: &mut DescriptorEncoder<'_>) -> fmt::Result {
-        let routes = self.0.series.routes();
-        let requests = routes.iter().flat_map(|(route, totals)| {
-            let labels = |code| [("route", route.clone()), ("code", code_label(code))];
-            totals.by_code().into_iter().map(move |(code, count)| (labels(code), count))
-        });
-        encode_family(
-            out,
-            "route_requests",
-            "HTTP requests of a route that have ended, by status code",
-            requests,
-        )?;
-        let errors = routes.iter().flat_map(|(route, totals)| {
-            let labels = move |reason: Reason| [("route", route.as_str()), ("reason", reason.label())];
-            totals.errors.iter().map(move |(reason, count)| (labels(*reason), *count))
-        });
-        encode_family(out, "route_errors", "HTTP requests of a route that were denied or failed", errors)?;
-        let counters: [RouteMetric<u64>; 2] = [
-            ("route_received_bytes", "Bytes of the HTTP requests of a route", |totals| totals.received_bytes),
-            ("route_sent_bytes", "Bytes of the HTTP responses of a route", |totals| totals.sent_bytes),
-        ];
-        for (name, help, value) in counters {
-            let series = routes.iter().map(|(route, totals)| ([("route", route.as_str())], value(totals)));
-            encode_family(out, name, help, series)?;
-        }
-        let histograms: [RouteMetric<HistogramTotals>; 2] = [
-            (
-                "route_request_duration_seconds",
-                "Time from the head of an HTTP request of a route to the end of its response",
-                |totals| totals.request_duration.clone(),
-            ),
-            (
-                "route_upstream_duration_seconds",
-                "Time that the nodes of a route took for an HTTP request",
-                |totals| totals.upstream_duration.clone(),
-            ),
-        ];
-        for (name, help, value) in histograms {
-            let series = routes.iter().map(|(route, totals)| ([("route", route.as_str())], value(totals)));
-            encode_histograms(out, name, help, series)?;
-        }
-        Ok(())
+fn encode_routes(out: &mut DescriptorEncoder<'_>, routes: &[(String, RouteTotals)]) -> fmt::Result {
+    let requests = routes.iter().flat_map(|(route, totals)| {
+        let labels = |code| [("route", route.clone()), ("code", code_label(code))];
+        totals.by_code().into_iter().map(move |(code, count)| (labels(code), count))
+    });
+    encode_family(
+        out,
+        "route_requests",
+        "HTTP requests of a route that have ended, by status code",
+        requests,
+    )?;
+    let errors = routes.iter().flat_map(|(route, totals)| {
+        let labels = move |reason: Reason| [("route", route.as_str()), ("reason", reason.label())];
+        totals.errors.iter().map(move |(reason, count)| (labels(*reason), *count))
+    });
+    encode_family(out, "route_errors", "HTTP requests of a route that were denied or failed", errors)?;
+    let counters: [RouteMetric<u64>; 2] = [
+        ("route_received_bytes", "Bytes of the HTTP requests of a route", |totals| totals.received_bytes),
+        ("route_sent_bytes", "Bytes of the HTTP responses of a route", |totals| totals.sent_bytes),
+    ];
+    for (name, help, value) in counters {
+        let series = routes.iter().map(|(route, totals)| ([("route", route.as_str())], value(totals)));
+        encode_family(out, name, help, series)?;
     }
+    let histograms: [RouteMetric<HistogramTotals>; 2] = [
+        (
+            "route_request_duration_seconds",
+            "Time from the head of an HTTP request of a route to the end of its response",
+            |totals| totals.request_duration.clone(),
+        ),
+        (
+            "route_upstream_duration_seconds",
+            "Time that the nodes of a route took for an HTTP request",
+            |totals| totals.upstream_duration.clone(),
+        ),
+    ];
+    for (name, help, value) in histograms {
+        let series = routes.iter().map(|(route, totals)| ([("route", route.as_str())], value(totals)));
+        encode_histograms(out, name, help, series)?;
+    }
+    Ok(())
+}
 
-    fn encode_sites(&self, out: &mut DescriptorEncoder<'_>) -> fmt::Result {
-        let sites = self.0.series.sites();
-        let results: [SiteResult; 3] = [
-            ("full", |totals| totals.handshakes_full),
-            ("resumed", |totals| totals.handshakes_resumed),
-            ("rejected", |totals| totals.handshakes_rejected),
-        ];
-        let handshakes = sites.iter().flat_map(|(site, totals)| {
-            results
-                .iter()
-                .map(move |(result, count)| ([("site", site.as_str()), ("result", *result)], count(totals)))
-        });
-        encode_family(out, "site_tls_handshakes", "TLS handshakes of a site, by result", handshakes)?;
-        let requests = sites.iter().map(|(site, totals)| ([("site", site.as_str())], totals.requests));
-        encode_family(out, "site_requests", "HTTP requests on the connections of a site", requests)
-    }
+fn encode_sites(out: &mut DescriptorEncoder<'_>, sites: &[(String, SiteTotals)]) -> fmt::Result {
+    let results: [SiteResult; 3] = [
+        ("full", |totals| totals.handshakes_full),
+        ("resumed", |totals| totals.handshakes_resumed),
+        ("rejected", |totals| totals.handshakes_rejected),
+    ];
+    let handshakes = sites.iter().flat_map(|(site, totals)| {
+        results
+            .iter()
+            .map(move |(result, count)| ([("site", site.as_str()), ("result", *result)], count(totals)))
+    });
+    encode_family(out, "site_tls_handshakes", "TLS handshakes of a site, by result", handshakes)?;
+    let requests = sites.iter().map(|(site, totals)| ([("site", site.as_str())], totals.requests));
+    encode_family(out, "site_requests", "HTTP requests on the connections of a site", requests)
 }
 
 /// The label of a status code; `None`: of those beyond 599.

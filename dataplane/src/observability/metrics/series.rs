@@ -6,7 +6,7 @@
 //! series of their own; further ones count under [`OTHER`]. Labels are ids of resources, status
 //! codes, reasons and addresses of nodes: nothing that a client sends becomes one.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -255,6 +255,13 @@ impl<C: Default> Family<C> {
         }
     }
 
+    /// Removes the series of other ids. `true`: there were some.
+    fn retain(&mut self, is_current: impl Fn(&Id) -> bool) -> bool {
+        let before = self.by_id.len();
+        self.by_id.retain(|id, _| is_current(id));
+        self.by_id.len() < before
+    }
+
     /// Every series, sorted by its id; the last one is that of all others.
     fn all(&self) -> Vec<(String, Parts<C>)> {
         let mut all: Vec<_> = self.by_id.iter().map(|(id, parts)| (id.to_string(), parts.clone())).collect();
@@ -269,7 +276,8 @@ impl<C: Default> Family<C> {
 pub struct SeriesTable {
     routes: Mutex<Family<RouteCounters>>,
     sites: Mutex<Family<SiteCounters>>,
-    /// Counts the changes of settings, after which a worker gets its parts again.
+    /// Grows when series are removed: a worker's parts of them count no more, and others may have
+    /// the room.
     generation: AtomicU64,
 }
 
@@ -279,7 +287,7 @@ impl SeriesTable {
         let table = Self {
             routes: Mutex::new(Family::new()),
             sites: Mutex::new(Family::new()),
-            generation: AtomicU64::new(0),
+            generation: AtomicU64::new(1),
         };
         table.configure(settings);
         table
@@ -292,25 +300,26 @@ impl SeriesTable {
         self.generation.fetch_add(1, Ordering::Release);
     }
 
-    /// Grows with each change of settings: recorders from before it count for nothing.
-    pub fn generation(&self) -> u64 {
-        self.generation.load(Ordering::Acquire)
+    /// The most routes, or sites, with series of their own.
+    pub fn max(&self) -> usize {
+        lock(&self.sites).max
     }
 
-    /// A worker's part of a route's series. `None`: routes have no series.
-    pub fn route(&self, id: &Id, worker: usize) -> Option<RouteRecorder> {
+    fn route(&self, id: &Id, worker: usize) -> Option<RouteRecorder> {
         lock(&self.routes).part(id, worker).map(RouteRecorder::new)
     }
 
-    /// A worker's part of a site's series. `None`: sites have no series.
-    pub fn site(&self, id: &Id, worker: usize) -> Option<Arc<SiteCounters>> {
+    fn site(&self, id: &Id, worker: usize) -> Option<Arc<SiteCounters>> {
         lock(&self.sites).part(id, worker)
     }
 
     /// Removes the series of routes and sites that a snapshot has no more.
     pub fn retain(&self, snapshot: &Snapshot) {
-        lock(&self.routes).by_id.retain(|id, _| snapshot.route(id).is_some());
-        lock(&self.sites).by_id.retain(|id, _| snapshot.ssl(id).is_some());
+        let is_removed = lock(&self.routes).retain(|id| snapshot.route(id).is_some())
+            | lock(&self.sites).retain(|id| snapshot.ssl(id).is_some());
+        if is_removed {
+            self.generation.fetch_add(1, Ordering::Release);
+        }
     }
 
     /// Every route's series by the route's id, sorted, and that of all others ([`OTHER`]).
@@ -321,6 +330,64 @@ impl SeriesTable {
     /// As [`Self::routes`], of sites.
     pub fn sites(&self) -> Vec<(String, SiteTotals)> {
         totals(lock(&self.sites).all(), SiteTotals::add)
+    }
+}
+
+/// A worker's access to the table.
+#[derive(Debug)]
+pub struct WorkerSeries {
+    table: Arc<SeriesTable>,
+    worker: usize,
+}
+
+/// A worker's part of the series of one route or site, once it is needed.
+#[derive(Debug)]
+pub struct SeriesSlot<T> {
+    /// Of the table when `part` was taken from it; 0: never.
+    generation: Cell<u64>,
+    part: RefCell<Option<T>>,
+}
+
+impl<T> Default for SeriesSlot<T> {
+    fn default() -> Self {
+        Self { generation: Cell::new(0), part: RefCell::new(None) }
+    }
+}
+
+impl<T> SeriesSlot<T> {
+    fn with(&self, generation: u64, take: impl FnOnce() -> Option<T>, record: impl FnOnce(&T)) {
+        let mut part = self.part.borrow_mut();
+        if self.generation.get() != generation {
+            self.generation.set(generation);
+            *part = take();
+        }
+        if let Some(part) = &*part {
+            record(part);
+        }
+    }
+}
+
+impl WorkerSeries {
+    /// Access of the worker with this number.
+    pub fn new(table: Arc<SeriesTable>, worker: usize) -> Self {
+        Self { table, worker }
+    }
+
+    /// Records in a route's series, where routes have series.
+    pub fn with_route(&self, slot: &SeriesSlot<RouteRecorder>, id: &Id, record: impl FnOnce(&RouteRecorder)) {
+        let generation = self.table.generation.load(Ordering::Acquire);
+        slot.with(generation, || self.table.route(id, self.worker), record);
+    }
+
+    /// Records in a site's series, where sites have series.
+    pub fn with_site(
+        &self,
+        slot: &SeriesSlot<Arc<SiteCounters>>,
+        id: &Id,
+        record: impl FnOnce(&SiteCounters),
+    ) {
+        let generation = self.table.generation.load(Ordering::Acquire);
+        slot.with(generation, || self.table.site(id, self.worker), |part| record(part));
     }
 }
 
@@ -439,11 +506,30 @@ mod tests {
         assert_eq!(names(&table), ["0", "1", OTHER]);
         table.route(&id(4), 0).unwrap().record(&request(200, None));
         assert_eq!(names(&table), ["0", "1", "4", OTHER], "there is room again");
-        let generation = table.generation();
         table.configure(settings(3));
         assert_eq!(names(&table).len(), 4, "nothing has changed");
         table.configure(MetricsSettings { by_route: false, ..settings(3) });
         assert!(names(&table).is_empty() && table.route(&id(1), 0).is_none());
-        assert!(table.site(&id(1), 0).is_some() && table.generation() > generation);
+        assert!(table.site(&id(1), 0).is_some());
+    }
+
+    #[test]
+    fn a_worker_takes_its_parts_again_when_series_go() {
+        let table = Arc::new(SeriesTable::new(settings(1)));
+        let series = WorkerSeries::new(Arc::clone(&table), 0);
+        let slots = [SeriesSlot::default(), SeriesSlot::default()];
+        let count = |number: usize| {
+            series.with_route(&slots[number], &id(number), |route| route.record(&request(200, None)));
+        };
+        let counted = || table.routes().into_iter().map(|(name, t)| (name, t.request_duration.count()));
+        for number in [1, 0, 0] {
+            count(number);
+        }
+        assert_eq!(counted().collect::<Vec<_>>(), [("1".to_owned(), 1), (OTHER.to_owned(), 2)]);
+        table.retain(&snapshot(1));
+        for number in [0, 0, 0] {
+            count(number);
+        }
+        assert_eq!(counted().collect::<Vec<_>>(), [("0".to_owned(), 3), (OTHER.to_owned(), 2)]);
     }
 }

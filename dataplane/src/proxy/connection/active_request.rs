@@ -22,6 +22,7 @@ pub(in crate::proxy) struct ActiveRequest {
 
 impl ActiveRequest {
     pub(super) fn new(worker: &Rc<Worker>, connection: &Rc<ConnectionFacts>, record: RequestRecord) -> Self {
+        worker.counters.requests_active.inc();
         Self { worker: Rc::clone(worker), connection: Rc::clone(connection), record, permit: None }
     }
 
@@ -43,6 +44,7 @@ impl ActiveRequest {
 impl Drop for ActiveRequest {
     fn drop(&mut self) {
         self.record.total = self.record.started.elapsed();
+        self.worker.counters.requests_active.dec();
         self.worker.reporter.request_ended(&mut self.record, &self.connection);
     }
 }
