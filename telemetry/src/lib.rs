@@ -9,6 +9,7 @@
 
 pub mod heartbeat;
 pub mod log;
+mod process_metrics;
 pub mod reloads;
 pub mod service;
 pub mod status;

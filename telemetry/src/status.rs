@@ -19,7 +19,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use prometheus_client::collector::Collector;
-use prometheus_client::encoding::text::encode;
+use prometheus_client::encoding::text::{encode_eof, encode_registry};
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
@@ -31,6 +31,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
+use crate::process_metrics::ProcessMetrics;
 use crate::{Heartbeats, log};
 
 /// Pause before the next accept when the process has no descriptors left.
@@ -56,6 +57,8 @@ pub struct StatusPage {
     fields: Vec<(&'static str, FieldFn)>,
     readiness_checks: Vec<ReadinessCheck>,
     registry: Registry,
+    /// Metrics without our prefix.
+    process: Registry,
 }
 
 impl fmt::Debug for StatusPage {
@@ -69,7 +72,9 @@ impl StatusPage {
     pub fn new(heartbeats: Arc<Heartbeats>) -> Self {
         let mut registry = Registry::with_prefix("countersign");
         registry.register_collector(Box::new(ProcessCollector(Arc::clone(&heartbeats))));
-        Self { heartbeats, fields: Vec::new(), readiness_checks: Vec::new(), registry }
+        let mut process = Registry::default();
+        process.register_collector(Box::new(ProcessMetrics::of_this_process()));
+        Self { heartbeats, fields: Vec::new(), readiness_checks: Vec::new(), registry, process }
     }
 
     /// Adds the keys `version` and `pid` to `/status`, and `countersign_build_info`.
@@ -144,7 +149,9 @@ impl StatusPage {
     /// The text of `/metrics`.
     fn metrics(&self) -> Result<String, fmt::Error> {
         let mut text = String::new();
-        encode(&mut text, &self.registry)?;
+        encode_registry(&mut text, &self.registry)?;
+        encode_registry(&mut text, &self.process)?;
+        encode_eof(&mut text)?;
         Ok(text)
     }
 }
