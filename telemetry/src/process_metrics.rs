@@ -1,7 +1,7 @@
 //! The process metrics that Prometheus' own clients export, under their names.
 //!
-//! Invariant: they come from `/proc/self` at each scrape, on the thread of the status listener; what
-//! cannot be read there is left out.
+//! Invariant: they come from `/proc/self` at each scrape, on the thread of the status listener;
+//! what cannot be read there is left out.
 
 use std::fmt;
 

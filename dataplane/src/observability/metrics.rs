@@ -18,7 +18,7 @@ use pki::VerifyReason;
 use prometheus_client::registry::Registry;
 
 use self::collector::MetricsCollector;
-pub(crate) use self::collector::encode_family;
+pub(crate) use self::collector::{encode_counter, encode_family, encode_histogram};
 use self::counter::{CodeCounters, Counter, Gauge};
 use self::histogram::{Histogram, HistogramTotals};
 use self::series::SeriesTable;

@@ -229,11 +229,13 @@ impl Applier {
         match self.inbound.assembler.push(chunk) {
             Err(errors) => self.inbound.errors.extend(errors),
             Ok(Some(delta)) if self.inbound.errors.is_empty() => {
+                let started = Instant::now();
                 let next = Arc::new(self.node.snapshot.apply(&delta));
                 if let Some(losses) = self.excessive_losses(&next) {
                     return ChunkOutcome::Held(self.hold_other_store(to, losses));
                 }
                 self.replace_snapshot(&delta, next);
+                self.node.status.record_apply(started.elapsed());
                 self.inbound.assembler.set_revision(to);
                 self.inbound.next_from = to;
                 return ChunkOutcome::Complete(from_node::Message::Ack(Ack { revision: to }));

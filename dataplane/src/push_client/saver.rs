@@ -83,6 +83,9 @@ impl Saver {
         (commands, paused): (mpsc::UnboundedReceiver<SaverCommand>, bool),
     ) -> Self {
         let held_stores_on_disk = held_stores.borrow().clone();
+        if let Some(state) = &on_disk {
+            status.set_last_good(state.snapshot.revision(), None);
+        }
         Self {
             file,
             pending_save,
@@ -224,12 +227,14 @@ impl Saver {
         match written {
             Ok(()) => {
                 tracing::debug!(revision, "the last good snapshot is on disk");
+                self.status.set_last_good(revision, Some(SystemTime::now()));
                 if self.last_logged_error.take().is_some() {
                     tracing::info!("countersign.node.last_good: can be written again");
                 }
                 true
             }
             Err(error) => {
+                self.status.count_save_failure();
                 if self.last_logged_error.as_ref() != Some(&error) {
                     tracing::error!(
                         "countersign.node.last_good: cannot write {}: {error}; serving goes on, but a restart without a control \

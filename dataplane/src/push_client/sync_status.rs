@@ -9,10 +9,14 @@ use arc_swap::ArcSwapOption;
 use model::Losses;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
-use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Unit;
 use tokio::sync::watch;
+
+use super::last_good::unix_seconds;
+use crate::observability::metrics::counter::Counter;
+use crate::observability::metrics::histogram::Histogram;
+use crate::observability::metrics::{encode_counter, encode_family, encode_histogram};
 
 /// The origin of the snapshot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -83,6 +87,12 @@ pub struct SyncStatus {
     applied: AtomicU64,
     rejected: AtomicU64,
     rings: AtomicU64,
+    apply_duration: Histogram,
+    /// Of the last-good file; 0: there is none.
+    saved_revision: AtomicU64,
+    /// When this process last saved it, in seconds since 1970; 0: not yet.
+    saved_at: AtomicU64,
+    save_failures: Counter,
     last_error: ArcSwapOption<String>,
     control_plane: ArcSwapOption<String>,
     /// A connected control plane has exactly this snapshot.
@@ -277,6 +287,24 @@ impl SyncStatus {
         self.notify();
     }
 
+    /// A change has been given to the workers, in so much time.
+    pub(super) fn record_apply(&self, duration: Duration) {
+        self.apply_duration.observe(duration);
+    }
+
+    /// The last-good file has the snapshot of this revision, since `saved_at` where this process
+    /// has written it.
+    pub(super) fn set_last_good(&self, revision: u64, saved_at: Option<SystemTime>) {
+        self.saved_revision.store(revision, Ordering::Relaxed);
+        if let Some(at) = saved_at {
+            self.saved_at.store(unix_seconds(at), Ordering::Relaxed);
+        }
+    }
+
+    pub(super) fn count_save_failure(&self) {
+        self.save_failures.inc();
+    }
+
     pub(super) fn count_ticket_ring(&self) {
         self.rings.fetch_add(1, Ordering::AcqRel);
         self.notify();
@@ -318,11 +346,29 @@ impl Collector for SyncMetrics {
             let help = "Seconds since a control plane last confirmed the snapshot; 0 while one does";
             gauge("snapshot_age_seconds", help, age.as_secs())?;
         }
+        if let Some(at) = status.confirmed_at() {
+            let help =
+                "When a control plane last confirmed the snapshot, in seconds since 1970; now while one does";
+            gauge("snapshot_confirmed_timestamp_seconds", help, unix_seconds(at))?;
+        }
+        let help = "Revision of the snapshot in the last-good file; 0: there is none";
+        gauge("last_good_revision", help, status.saved_revision.load(Ordering::Relaxed))?;
+        let help =
+            "When this process last wrote the last-good file, in seconds since 1970; 0 before the first time";
+        gauge("last_good_saved_timestamp_seconds", help, status.saved_at.load(Ordering::Relaxed))?;
         let help = "Whether the control plane has another store, which would remove most and is not applied";
         gauge("store_held", help, u64::from(status.held_store().is_some()))?;
-        let rotations = ConstCounter::new(status.applied_ticket_rings());
         let help = "Rings of ticket secrets received from the control plane";
-        let kind = rotations.metric_type();
-        rotations.encode(out.encode_descriptor("ticket_key_rotations", help, None::<&Unit>, kind)?)
+        encode_counter(&mut out, "ticket_key_rotations", help, status.applied_ticket_rings())?;
+        let help = "Failed writes of the last-good file";
+        encode_counter(&mut out, "last_good_save_failures", help, status.save_failures.get())?;
+        let help = "Changes of the snapshot from the control plane, by result";
+        let changes = [
+            ([("result", "applied")], status.applied_changes()),
+            ([("result", "rejected")], status.rejected_changes()),
+        ];
+        encode_family(&mut out, "snapshot_changes", help, changes)?;
+        let help = "Time from a complete change until the workers can take the new snapshot";
+        encode_histogram(&mut out, "snapshot_apply_duration_seconds", help, &status.apply_duration.totals())
     }
 }

@@ -255,7 +255,13 @@ fn code_label(code: Option<u16>) -> String {
     code.map_or_else(|| OTHER.to_owned(), |code| code.to_string())
 }
 
-fn encode_counter(out: &mut DescriptorEncoder<'_>, name: &str, help: &str, value: u64) -> fmt::Result {
+/// Encodes a counter without labels.
+pub(crate) fn encode_counter(
+    out: &mut DescriptorEncoder<'_>,
+    name: &str,
+    help: &str,
+    value: u64,
+) -> fmt::Result {
     let metric = ConstCounter::new(value);
     metric.encode(out.encode_descriptor(name, help, None::<&Unit>, metric.metric_type())?)
 }
@@ -279,7 +285,8 @@ pub(crate) fn encode_family<L: EncodeLabelSet>(
     Ok(())
 }
 
-fn encode_histogram(
+/// Encodes a histogram without labels.
+pub(crate) fn encode_histogram(
     out: &mut DescriptorEncoder<'_>,
     name: &str,
     help: &str,
