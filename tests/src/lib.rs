@@ -18,6 +18,7 @@ pub mod admin;
 pub mod batches;
 pub mod client;
 pub mod etcd;
+pub mod exposition;
 pub mod frames;
 pub mod peers;
 pub mod proxy;

@@ -80,7 +80,7 @@ pub struct Counters {
     pub upstream_queued: Gauge,
     /// New connections to nodes, by whether TLS is part of them.
     upstream_connect_duration: [Histogram; 2],
-    /// From the head of a request to that of the node's response.
+    /// From the start of an attempt to the head of the node's response.
     pub upstream_first_byte_duration: Histogram,
     /// Attempts after the first of a request or TCP connection.
     pub upstream_retries: Counter,

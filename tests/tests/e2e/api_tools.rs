@@ -25,7 +25,7 @@ fn python_folder() -> PathBuf {
 }
 
 /// A program of `target/python`; `None`, and a message, where it is not installed.
-fn installed(name: &str) -> Option<PathBuf> {
+pub(crate) fn installed(name: &str) -> Option<PathBuf> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/python/bin").join(name);
     if path.exists() {
         return Some(path);

@@ -39,6 +39,7 @@ mod live_connections;
 mod live_update;
 mod log;
 mod matrix;
+mod metrics;
 mod names;
 mod operations;
 mod other_store;

@@ -29,7 +29,7 @@ async fn reload(world: &mut World, more: Value) -> String {
     reload_file(world).await
 }
 
-async fn reload_file(world: &World) -> String {
+pub(crate) async fn reload_file(world: &World) -> String {
     world.write_config("node-1");
     let mark = world.node_log().mark();
     hang_up(world);

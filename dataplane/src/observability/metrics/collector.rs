@@ -169,7 +169,7 @@ impl MetricsCollector {
             ([("tls", tls)], totals)
         });
         encode_histograms(out, "upstream_connect_duration_seconds", help, connects)?;
-        let help = "Time from the head of a request to that of the node's response";
+        let help = "Time from the start of an attempt at a node to the head of its response";
         let first_bytes = metrics.sum_histogram(|c| &c.upstream_first_byte_duration);
         encode_histogram(out, "upstream_first_byte_duration_seconds", help, &first_bytes)?;
         let help = "Attempts at nodes after the first of a request or TCP connection";
