@@ -1,76 +1,89 @@
-//! The log, on standard error or in a file: a bounded queue and a writer thread
-//! (tracing-appender's).
+//! The logs of a process: the error log of both programs, and access logs.
 //!
-//! Invariant: logging never blocks and never fails. When the queue is full because the reader of a
+//! One thread writes all of them ([`thread`]): it takes whole lines from bounded queues ([`sink`])
+//! and writes them to standard error, files or syslog ([`output`]).
+//!
+//! Invariant: logging never blocks and never fails. When a queue is full because the reader of a
 //! pipe has stopped, or a write fails because the disk is full or the reader is gone, the line is
-//! dropped and counted ([`dropped`]); later lines are tried again. Files are opened on the writer
+//! dropped and counted ([`dropped`]); later lines are tried again. Files are opened on the log
 //! thread between two lines, so a rotation loses and tears none.
 
+mod access;
 mod output;
+mod sink;
+mod syslog;
+mod target;
+mod thread;
 mod writer;
 
 use std::backtrace::{Backtrace, BacktraceStatus};
 use std::fmt::Display;
 use std::io::{self, IsTerminal, Write};
-use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::path::Path;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use tracing::Level;
-use tracing_appender::non_blocking::{NonBlocking, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{EnvFilter, Registry, reload};
-use writer::{FdWriter, LineCounters};
 
+pub use self::access::{AccessSink, LineBatcher, check_access, open_access};
 pub use self::output::LogFileError;
-use self::output::{Output, OutputRequests};
+use self::sink::{Batch, Queue, Sink};
+pub use self::target::{AccessTarget, SyslogServer, SyslogTarget, TargetError};
+use self::thread::{LogThread, Waker};
 
-/// Most queued lines. Lines about peers are clipped to a few KiB, so the queue holds some MiB at
-/// most.
+/// The name of the error log in metrics.
+const ERROR_LOG: &str = "error";
+/// Most queued lines of the error log. Lines about peers are clipped to a few KiB, so the queue
+/// holds some MiB at most.
 const QUEUED_MAX: usize = 4096;
 /// How long a flush waits for a slow reader before the remaining lines are dropped.
 const FLUSH_MAX: Duration = Duration::from_secs(1);
-/// How long the writer thread then has to drop them.
-const GIVE_UP_MAX: Duration = Duration::from_millis(200);
-/// How long the opening of a log file may take.
-const OPEN_MAX: Duration = Duration::from_secs(10);
+const NO_FILE: &str = "no log goes to a file: there is no file to open again";
 /// The filter without RUST_LOG and without a level in the settings.
 const DEFAULT_LEVEL: Level = Level::INFO;
 
+static THREAD: OnceLock<LogThread> = OnceLock::new();
 static LOG: OnceLock<Logger> = OnceLock::new();
 
 struct Logger {
     queue: LineQueue,
-    outputs: Arc<OutputRequests>,
     /// `None`: RUST_LOG has the filter.
     filter: Option<reload::Handle<EnvFilter, Registry>>,
     set_ansi: Box<dyn Fn(bool) + Send + Sync>,
-    /// Ends the thread when it is dropped. Taken by `exit`.
-    guard: Mutex<Option<WorkerGuard>>,
 }
 
-/// The sending end of the queue.
+/// The error log's queue, which all threads share.
 #[derive(Clone)]
 struct LineQueue {
-    lines: NonBlocking,
-    /// Lines passed to `lines`, dropped ones included.
-    enqueued: Arc<AtomicU64>,
-    progress: Arc<LineCounters>,
+    sink: Arc<Sink>,
+    queue: Arc<Queue>,
+    waker: Waker,
+}
+
+/// The log thread of the process, which the first call starts.
+fn thread() -> Result<&'static LogThread, LogFileError> {
+    if let Some(thread) = THREAD.get() {
+        return Ok(thread);
+    }
+    let started = LogThread::start().map_err(LogFileError::Thread)?;
+    Ok(THREAD.get_or_init(|| started))
 }
 
 /// Initialises the log: standard error, filtered by RUST_LOG (default `info`), and a panic hook
 /// that writes to the log. Called once, before threads are started.
 pub fn init() {
-    let (progress, outputs) = (Arc::<LineCounters>::default(), Arc::<OutputRequests>::default());
-    let writer = FdWriter::new(Output::stderr(), Arc::clone(&progress)).following(Arc::clone(&outputs));
-    let builder =
-        NonBlockingBuilder::default().buffered_lines_limit(QUEUED_MAX).lossy(true).thread_name("log");
-    let (lines, guard) = builder.finish(writer);
-    let queue = LineQueue::new(lines, progress);
+    let queue = match thread().and_then(LineQueue::open) {
+        Ok(queue) => queue,
+        Err(error) => {
+            let _unwritable = writeln!(io::stderr(), "{error}");
+            #[expect(clippy::disallowed_methods, reason = "there is no log to be written before")]
+            std::process::exit(1)
+        }
+    };
     let (filter, unusable) = match EnvFilter::try_from_default_env() {
         Ok(filter) => (Some(filter), None),
         Err(error) => (None, std::env::var_os("RUST_LOG").map(|text| (text, error))),
@@ -86,12 +99,10 @@ pub fn init() {
     let (format, format_handle) = reload::Layer::new(format);
     let logger = Logger {
         queue,
-        outputs,
         filter: (!is_from_environment).then_some(filter_handle),
         set_ansi: Box::new(move |ansi| {
             let _never_fails = format_handle.modify(|format| format.set_ansi(ansi));
         }),
-        guard: Mutex::new(Some(guard)),
     };
     if LOG.set(logger).is_err() {
         return;
@@ -114,8 +125,9 @@ fn shows_colours() -> bool {
 /// The file cannot be opened; nothing changes then.
 pub fn configure(file: Option<&Path>, level: Option<Level>) -> Result<(), LogFileError> {
     let Some(log) = LOG.get() else { return Ok(()) };
-    if log.outputs.file().as_deref() != file {
-        log.change_output(file.map(Path::to_owned))?;
+    let target = file.map_or(AccessTarget::Stderr, |file| AccessTarget::File(file.to_owned()));
+    if log.queue.sink.target() != target {
+        thread()?.open(&log.queue.sink, target)?;
         (log.set_ansi)(file.is_none() && shows_colours());
     }
     if let Some(filter) = &log.filter {
@@ -132,45 +144,42 @@ pub fn check_file(path: &Path) -> Result<(), LogFileError> {
     output::check(path)
 }
 
-/// Opens the log file again, after a rotation. Returns its path when it is done; `None`: the log
-/// goes to standard error.
+/// Opens the files of all logs again, after a rotation. Returns a text about it when it is done.
 ///
 /// # Errors
-/// The file cannot be opened; lines go on to the old one.
-pub fn reopen() -> Result<Option<PathBuf>, LogFileError> {
-    let Some(log) = LOG.get() else { return Ok(None) };
-    let Some(path) = log.outputs.file() else { return Ok(None) };
-    log.change_output(Some(path.clone()))?;
-    Ok(Some(path))
-}
-
-/// As [`reopen`], without waiting: the log has a line about the result.
-pub fn reopen_in_background() {
-    let Some(log) = LOG.get() else { return };
-    match log.outputs.file() {
-        Some(path) => {
-            log.outputs.request_unattended(path);
-            log.queue.wake();
+/// The first file that cannot be opened; its lines go on to the old one.
+pub fn reopen() -> Result<String, LogFileError> {
+    let (mut reopened, mut failed) = (Vec::new(), None);
+    for sink in THREAD.get().map(LogThread::sinks).unwrap_or_default() {
+        let target = sink.target();
+        let Some(path) = target.file().map(|path| path.display().to_string()) else { continue };
+        match thread()?.open(&sink, target) {
+            Ok(()) => reopened.push(path),
+            Err(error) => failed = failed.or(Some(error)),
         }
-        None => tracing::info!("the log goes to standard error: there is no file to open again"),
+    }
+    match failed {
+        Some(error) => Err(error),
+        None if reopened.is_empty() => Ok(NO_FILE.to_owned()),
+        None => Ok(format!("opened again: {}", reopened.join(", "))),
     }
 }
 
-impl Logger {
-    fn change_output(&self, path: Option<PathBuf>) -> Result<(), LogFileError> {
-        let changed = self.outputs.request(path.clone());
-        self.queue.wake();
-        changed
-            .recv_timeout(OPEN_MAX)
-            .unwrap_or(Err(LogFileError::TimedOut { path: path.unwrap_or_default() }))
+/// As [`reopen`], without waiting: the log has a line about each file.
+pub fn reopen_in_background() {
+    let Some(thread) = THREAD.get() else { return };
+    let sinks = thread.sinks();
+    if sinks.iter().all(|sink| sink.target().file().is_none()) {
+        tracing::info!("{NO_FILE}");
     }
+    sinks.iter().for_each(|sink| thread.reopen_in_background(sink));
 }
 
 /// Writes a text to the log, behind the lines logged before and regardless of the filter.
 /// Does nothing before [`init`].
 pub fn write_unfiltered(text: &dyn Display) {
     if let Some(log) = LOG.get() {
-        let _never_fails = log.queue.make_writer().write_all(format!("{text}\n").as_bytes());
+        log.queue.push(format!("{text}\n").as_bytes());
     }
 }
 
@@ -179,48 +188,45 @@ pub fn write_unfiltered(text: &dyn Display) {
 pub fn write_fatal(text: &dyn Display) {
     write_unfiltered(text);
     if let Some(log) = LOG.get()
-        && log.outputs.file().is_some()
-        && log.change_output(None).is_ok()
+        && log.queue.sink.target() != AccessTarget::Stderr
+        && thread().and_then(|thread| thread.open(&log.queue.sink, AccessTarget::Stderr)).is_ok()
     {
         write_unfiltered(text);
     }
 }
 
-/// Lines dropped since startup, because the queue was full or a write failed.
-pub fn dropped() -> u64 {
-    LOG.get().map_or(0, |log| log.queue.progress.dropped())
+/// The lines of each log that were dropped since startup, because a queue was full or a write
+/// failed.
+pub fn dropped() -> Vec<(&'static str, u64)> {
+    let sinks = THREAD.get().map(LogThread::sinks).unwrap_or_default();
+    sinks.iter().map(|sink| (sink.name, sink.dropped())).collect()
 }
 
 /// Waits until all lines logged so far are written or dropped, a second at most.
 pub fn flush() {
     if let Some(log) = LOG.get() {
-        log.queue.wait_drained(FLUSH_MAX);
+        LogThread::wait_settled(std::slice::from_ref(&log.queue.sink), FLUSH_MAX);
     }
 }
 
-/// Exits the process after writing the queued lines, if the reader takes them within a second. The
-/// only exit of a program that logs.
+/// Exits the process after writing the queued lines of all logs, if their readers take them within
+/// a second. The only exit of a program that logs.
 pub fn exit(code: u8) -> ! {
-    if let Some(log) = LOG.get() {
-        let written = log.queue.wait_drained(FLUSH_MAX);
-        if !written {
-            log.queue.progress.abandon();
-        }
-        let guard = log.guard.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if written || log.queue.wait_drained(GIVE_UP_MAX) {
-            drop(guard);
-        } else {
-            // The writer thread hangs in a system call: dropping the guard would wait for it.
-            std::mem::forget(guard);
-        }
+    if let Some(thread) = THREAD.get() {
+        LogThread::wait_settled(&thread.sinks(), FLUSH_MAX);
     }
     #[expect(clippy::disallowed_methods, reason = "the one place that exits, after the log is written")]
     std::process::exit(i32::from(code))
 }
 
+/// The line about lines that the error log has lost.
+fn dropped_line(missing: u64) -> String {
+    format!("{missing} log lines were dropped: the log could not be written, or its reader was too slow\n")
+}
+
 /// Replaces std's hook, which writes to standard error directly and waits for its reader.
 fn panic_hook(panic: &std::panic::PanicHookInfo<'_>) {
-    let current = thread::current();
+    let current = std::thread::current();
     write_unfiltered(&format_args!("thread '{}' {panic}", current.name().unwrap_or("<unnamed>")));
     let trace = Backtrace::capture();
     if trace.status() == BacktraceStatus::Captured {
@@ -230,42 +236,37 @@ fn panic_hook(panic: &std::panic::PanicHookInfo<'_>) {
 }
 
 impl LineQueue {
-    fn new(lines: NonBlocking, progress: Arc<LineCounters>) -> Self {
-        progress.count_overflow(lines.error_counter());
-        Self { lines, enqueued: Arc::default(), progress }
+    /// Opens standard error.
+    fn open(thread: &LogThread) -> Result<Self, LogFileError> {
+        Self::open_on(thread, QUEUED_MAX, AccessTarget::Stderr)
     }
 
-    /// Lets the writer thread look for requests although there is no line.
-    fn wake(&self) {
-        let _never_fails = self.make_writer().write_all(writer::WAKE);
+    fn open_on(thread: &LogThread, lines_max: usize, target: AccessTarget) -> Result<Self, LogFileError> {
+        let sink = thread.sink(ERROR_LOG);
+        thread.open(&sink, target)?;
+        Ok(Self { queue: sink.add_queue(lines_max), sink, waker: thread.waker() })
     }
 
-    /// Waits until all lines passed so far are written or dropped; `false` after `timeout`.
-    fn wait_drained(&self, patience: Duration) -> bool {
-        let (until, given) = (Instant::now() + patience, self.enqueued.load(Ordering::Acquire));
-        while self.progress.processed() + self.progress.overflowed() < given {
-            if Instant::now() >= until {
-                return false;
-            }
-            thread::sleep(Duration::from_millis(1));
-        }
-        true
+    /// Enqueues one whole line, or drops it.
+    fn push(&self, line: &[u8]) {
+        let mut bytes = self.queue.buffer();
+        bytes.extend_from_slice(line);
+        self.waker.enqueue(&self.sink, &self.queue, Batch { bytes, lines: 1 });
     }
 }
 
 impl<'a> MakeWriter<'a> for LineQueue {
-    type Writer = Self;
+    type Writer = &'a Self;
 
-    fn make_writer(&'a self) -> Self {
-        self.clone()
+    fn make_writer(&'a self) -> &'a Self {
+        self
     }
 }
 
-impl Write for LineQueue {
-    /// Enqueues one whole line, or drops it.
+impl Write for &LineQueue {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        self.enqueued.fetch_add(1, Ordering::AcqRel);
-        self.lines.write(line)
+        self.push(line);
+        Ok(line.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {

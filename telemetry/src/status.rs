@@ -183,9 +183,13 @@ impl Collector for ProcessCollector {
         for (name, age) in self.0.ages() {
             ConstGauge::new(seconds(age)).encode(ages.encode_family(&[("task", name)])?)?;
         }
-        let help = "Log lines dropped, because the queue was full or standard error could not be written";
-        let dropped = ConstCounter::new(log::dropped());
-        dropped.encode(out.encode_descriptor("log_lines_dropped", help, None, MetricType::Counter)?)
+        let help =
+            "Log lines dropped, because a queue was full or the target of the log could not be written";
+        let mut dropped = out.encode_descriptor("log_lines_dropped", help, None, MetricType::Counter)?;
+        for (log, lines) in log::dropped() {
+            ConstCounter::new(lines).encode(dropped.encode_family(&[("log", log)])?)?;
+        }
+        Ok(())
     }
 }
 
@@ -444,7 +448,7 @@ mod tests {
         let (code, text) = get(address, "/metrics");
         assert_eq!(code, 200);
         let build = "countersign_build_info{version=\"1.2.3\",commit=\"0123456789ab\"} 1";
-        for line in [build, "countersign_size 5", "countersign_log_lines_dropped_total 0"] {
+        for line in [build, "countersign_size 5", "# TYPE countersign_log_lines_dropped counter"] {
             assert!(text.lines().any(|found| found == line), "{text}");
         }
         assert!(text.contains("countersign_heartbeat_age_seconds{task=\"worker-0\"} 0."), "{text}");

@@ -135,11 +135,7 @@ fn handle(
     match request {
         ControlRequest::Pid => return Ok(std::process::id().to_string()),
         ControlRequest::ReopenLogs => {
-            return match telemetry::log::reopen() {
-                Ok(Some(path)) => Ok(format!("{} was opened again", path.display())),
-                Ok(None) => Ok("there is no log file: the log goes to standard error".to_owned()),
-                Err(error) => Err(error.to_string()),
-            };
+            return telemetry::log::reopen().map_err(|error| error.to_string());
         }
         ControlRequest::Upgrade if upgrading.swap(true, Ordering::AcqRel) => {
             return Err("an upgrade is under way: wait for its end".to_owned());

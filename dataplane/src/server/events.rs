@@ -108,7 +108,9 @@ impl Events {
             let reply = Reply(Some(reply));
             let event = match request {
                 ControlRequest::Pid => return Ok(std::process::id().to_string()),
-                ControlRequest::ReopenLogs => return reopen_logs(),
+                ControlRequest::ReopenLogs => {
+                    return telemetry::log::reopen().map_err(|error| error.to_string());
+                }
                 ControlRequest::Reload => Event::Reload(reply),
                 ControlRequest::Upgrade if is_upgrading.swap(true, Ordering::AcqRel) => {
                     return Err("an upgrade is under way already: wait for its result".to_owned());
@@ -192,13 +194,5 @@ impl Events {
             DrainEnd::Drained => successor_failed().map_or(DrainEnd::Drained, DrainEnd::SuccessorFailed),
             end => end,
         }
-    }
-}
-
-fn reopen_logs() -> Result<String, String> {
-    match telemetry::log::reopen() {
-        Ok(Some(file)) => Ok(format!("the log goes to {} again", file.display())),
-        Ok(None) => Ok("the log goes to standard error, which stays open".to_owned()),
-        Err(error) => Err(error.to_string()),
     }
 }

@@ -1,180 +1,342 @@
-//! The writer of the log thread, for a descriptor that may be full, closed, or a pipe without an
-//! active reader.
+//! One output of the log thread: the sinks that write to it, and the batch under way.
 //!
-//! Invariant: a write never returns an error to tracing-appender, which would lose count of it; a
-//! failed line is counted, and the next one starts on a new line. It waits for a stopped reader in
-//! short steps, so that the exit of the process can cancel it.
+//! Invariant: while a batch is under way nothing more is taken from the queues, so a target that
+//! takes no bytes costs its own lines alone. A failed line is counted, and the next one starts on a
+//! new line.
 
-use std::io::{self, Write};
-use std::os::fd::AsFd as _;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use tracing_appender::non_blocking::ErrorCounter;
 
-use super::output::{Output, OutputRequests};
+use super::ERROR_LOG;
+use super::output::{Output, first_line};
+use super::sink::{Batch, Queue, Sink};
 
-/// A message that is no line: the writer only looks for a request.
-pub(super) const WAKE: &[u8] = b"\0";
-/// Bytes that a pipe takes without blocking when it polls as writable (pipe(7), PIPE_BUF).
-const WRITE_BYTES_MAX: usize = 4096;
-/// Interval of the check for cancellation, in milliseconds.
-const POLL_MILLISECONDS: u16 = 20;
+/// Batches written before another output has its turn.
+const TURN_BATCHES: usize = 64;
+/// Least interval between two reports of dropped lines: in the error log itself, and in the error
+/// log about another one.
+const REPORT_INTERVAL: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(10));
 
-/// Least interval between two reports of dropped lines.
-const REPORT_INTERVAL: Duration = Duration::from_secs(1);
-
-/// Counters of written and dropped lines.
-#[derive(Debug, Default)]
-pub(super) struct LineCounters {
-    /// Lines written or failed.
-    processed: AtomicU64,
-    /// Failed lines.
-    failed: AtomicU64,
-    abandoning: AtomicBool,
-    /// Lines dropped because the queue was full.
-    overflowed: OnceLock<ErrorCounter>,
+/// How far a writer came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Progress {
+    /// Its queues are empty.
+    Idle,
+    /// The target takes no bytes at the moment.
+    Blocked,
+    /// There are more batches.
+    More,
 }
 
-impl LineCounters {
-    pub(super) fn processed(&self) -> u64 {
-        self.processed.load(Ordering::Acquire)
+/// A batch, or a report (0 lines), that is being written.
+#[derive(Debug)]
+struct Pending {
+    sink: Arc<Sink>,
+    /// Gets the buffer back; `None`: a report.
+    queue: Option<Arc<Queue>>,
+    batch: Batch,
+    written: usize,
+    /// Lines of the batch that are not written yet, and those that are lost.
+    left: u64,
+    lost: u64,
+    /// The dropped lines that it reports.
+    reports: u64,
+}
+
+impl Pending {
+    fn rest(&self) -> &[u8] {
+        self.batch.bytes.get(self.written..).unwrap_or_default()
     }
 
-    pub(super) fn failed(&self) -> u64 {
-        self.failed.load(Ordering::Acquire)
+    fn advance(&mut self, bytes: usize) {
+        let piece = self.rest().get(..bytes).unwrap_or_default();
+        let lines = memchr::memchr_iter(b'\n', piece).count();
+        self.left = self.left.saturating_sub(u64::try_from(lines).unwrap_or(u64::MAX));
+        self.written += bytes;
     }
 
-    /// Adds the counter of lines dropped because the queue was full.
-    pub(super) fn count_overflow(&self, overflowed: ErrorCounter) {
-        let _set_once = self.overflowed.set(overflowed);
+    /// Gives up the first line of the rest.
+    fn lose_line(&mut self) {
+        self.lost = (self.lost + 1).min(self.batch.lines);
+        let line = first_line(self.rest()).len();
+        self.advance(line);
     }
 
-    /// All lines lost so far.
-    pub(super) fn dropped(&self) -> u64 {
-        self.failed() + self.overflowed()
+    /// Gives up the rest.
+    fn lose_rest(&mut self) {
+        // A line with line breaks in it, such as a backtrace, is lost with its end.
+        let lost = self.left.max(u64::from(!self.rest().is_empty()));
+        self.lost = (self.lost + lost).min(self.batch.lines);
+        self.written = self.batch.bytes.len();
     }
 
-    /// Lines dropped because the queue was full.
-    pub(super) fn overflowed(&self) -> u64 {
-        let lines = self.overflowed.get().map_or(0, ErrorCounter::dropped_lines);
-        u64::try_from(lines).unwrap_or(u64::MAX)
+    fn is_cut(&self) -> bool {
+        let before = self.written.checked_sub(1).and_then(|last| self.batch.bytes.get(last));
+        !self.rest().is_empty() && before.is_some_and(|byte| *byte != b'\n')
     }
 
-    /// Drops a line at once from now on, when its reader does not take it.
-    pub(super) fn abandon(&self) {
-        self.abandoning.store(true, Ordering::Release);
+    /// Counts its lines, and returns the buffer.
+    fn settle(self) {
+        self.sink.count_failed(self.lost);
+        self.sink.count_written(self.batch.lines.saturating_sub(self.lost));
+        if let Some(queue) = self.queue {
+            queue.recycle(self.batch.bytes);
+        }
     }
 }
 
-/// The receiving end of the queue.
-pub(super) struct FdWriter {
-    out: Output,
-    requests: Arc<OutputRequests>,
-    progress: Arc<LineCounters>,
-    /// The last line was written only in part.
-    partial_line: bool,
+/// A sink as the log thread sees it.
+#[derive(Debug)]
+pub(super) struct AttachedSink {
+    sink: Arc<Sink>,
+    turn: usize,
     /// The reported number of dropped lines, and when it was reported.
     reported: (u64, Option<Instant>),
+    last_error: Option<Errno>,
 }
 
-impl FdWriter {
-    pub(super) fn new(out: Output, progress: Arc<LineCounters>) -> Self {
-        Self { out, requests: Arc::default(), progress, partial_line: false, reported: (0, None) }
+impl AttachedSink {
+    pub(super) fn new(sink: Arc<Sink>) -> Self {
+        Self { sink, turn: 0, reported: (0, None), last_error: None }
     }
 
-    /// Changes its output on these requests.
-    pub(super) fn following(self, requests: Arc<OutputRequests>) -> Self {
-        Self { requests, ..self }
+    pub(super) fn is(&self, sink: &Arc<Sink>) -> bool {
+        Arc::ptr_eq(&self.sink, sink)
     }
 
-    fn change_output(&mut self) {
-        if let Some(out) = self.requests.serve() {
-            self.out = out;
-            self.partial_line = false;
-        }
-    }
-
-    fn write_line(&mut self, line: &[u8]) -> Result<(), Errno> {
-        if self.partial_line {
-            self.write_bytes(b"\n")?;
-            self.partial_line = false;
-        }
-        self.write_bytes(line)
-    }
-
-    /// Reports, at most once a second, that lines before the current one were dropped.
-    fn report_dropped(&mut self) -> Result<(), Errno> {
+    /// The number of dropped lines that a report is due for.
+    fn unreported(&self, interval: Duration) -> Option<u64> {
         let (reported, at) = self.reported;
-        let dropped = self.progress.dropped();
-        if dropped == reported || at.is_some_and(|at| at.elapsed() < REPORT_INTERVAL) {
-            return Ok(());
-        }
-        let missing = dropped - reported;
-        let text = format!(
-            "{missing} log lines were dropped: the log could not be written, or its reader was too slow\n"
-        );
-        self.write_bytes(text.as_bytes())?;
-        self.reported = (dropped, Some(Instant::now()));
-        Ok(())
+        let missing = self.sink.dropped().saturating_sub(reported);
+        (missing > 0 && at.is_none_or(|at| at.elapsed() >= interval)).then_some(missing)
     }
 
-    fn write_bytes(&mut self, mut bytes: &[u8]) -> Result<(), Errno> {
-        let whole = bytes.len();
-        while !bytes.is_empty() {
-            let piece = match bytes.get(..WRITE_BYTES_MAX) {
-                Some(piece) if !self.out.is_file() => piece,
-                _ => bytes,
-            };
-            let written = self.wait_writable().and_then(|()| nix::unistd::write(&self.out, piece));
-            match written {
-                Ok(0) => return self.fail(Errno::EIO, bytes.len() < whole),
-                Ok(written) => bytes = bytes.get(written..).unwrap_or_default(),
-                // EAGAIN: another program made the shared terminal or pipe non-blocking.
-                Err(Errno::EINTR | Errno::EAGAIN) => {}
-                Err(error) => return self.fail(error, bytes.len() < whole),
+    fn set_reported(&mut self, missing: u64) {
+        self.reported = (self.reported.0 + missing, Some(Instant::now()));
+    }
+
+    /// A line in the error log about lines of another log.
+    fn report_in_error_log(&mut self) {
+        let Some(missing) = self.unreported(REPORT_INTERVAL.1) else { return };
+        self.set_reported(missing);
+        let reason = match self.last_error.take() {
+            Some(error) => std::io::Error::from(error).to_string(),
+            None => "it takes lines too slowly".to_owned(),
+        };
+        let (log, to) = (self.sink.name, self.sink.target());
+        tracing::warn!(log, %to, %reason, "{missing} log lines were dropped");
+    }
+}
+
+/// An output, its sinks and the batches under way.
+#[derive(Debug)]
+pub(super) struct Writer {
+    output: Output,
+    identity: Option<(u64, u64)>,
+    sinks: Vec<AttachedSink>,
+    pending: VecDeque<Pending>,
+    /// The last line was written only in part.
+    partial_line: bool,
+    is_blocked: bool,
+    /// The sink that has the next turn.
+    turn: usize,
+}
+
+impl Writer {
+    pub(super) fn new(output: Output) -> Self {
+        Self {
+            identity: output.identity(),
+            output,
+            sinks: Vec::new(),
+            pending: VecDeque::new(),
+            partial_line: false,
+            is_blocked: false,
+            turn: 0,
+        }
+    }
+
+    pub(super) fn output(&self) -> &Output {
+        &self.output
+    }
+
+    /// Whether it writes to the same file, pipe or terminal.
+    pub(super) fn is_same(&self, other: &Self) -> bool {
+        self.identity.is_some() && self.identity == other.identity
+    }
+
+    pub(super) fn has_sink(&self, sink: &Arc<Sink>) -> bool {
+        self.sinks.iter().any(|attached| attached.is(sink))
+    }
+
+    pub(super) fn is_unused(&self) -> bool {
+        self.sinks.is_empty()
+    }
+
+    /// Whether the target takes no bytes at the moment.
+    pub(super) fn is_blocked(&self) -> bool {
+        self.is_blocked
+    }
+
+    /// Whether a step would write something.
+    pub(super) fn has_work(&self) -> bool {
+        !self.is_blocked && self.sinks.iter().any(|attached| !attached.sink.is_empty())
+    }
+
+    /// Whether dropped lines are not reported yet.
+    pub(super) fn owes_report(&self) -> bool {
+        self.sinks.iter().any(|attached| attached.unreported(Duration::ZERO).is_some())
+    }
+
+    /// Takes a sink off, with its batches under way. The line that is written in part stays torn.
+    pub(super) fn detach(&mut self, sink: &Arc<Sink>) -> Option<Detached> {
+        let position = self.sinks.iter().position(|attached| attached.is(sink))?;
+        let mut attached = self.sinks.swap_remove(position);
+        let (own, others) = self.pending.drain(..).partition(|pending| Arc::ptr_eq(&pending.sink, sink));
+        self.pending = others;
+        let mut moved: VecDeque<Pending> = own;
+        if let Some(first) = moved.front_mut()
+            && first.is_cut()
+        {
+            first.lose_line();
+            self.partial_line = true;
+        }
+        moved.retain(|pending| {
+            attached.reported.0 = attached.reported.0.saturating_sub(pending.reports);
+            pending.queue.is_some()
+        });
+        self.is_blocked = false;
+        Some(Detached { attached, pending: moved })
+    }
+
+    /// Adds a sink.
+    pub(super) fn attach(&mut self, detached: Detached) {
+        let Detached { attached, mut pending } = detached;
+        // A torn line of this output is not the start of a batch that comes from another one.
+        for moved in &mut pending {
+            moved.batch.bytes.drain(..moved.written);
+            moved.written = 0;
+        }
+        self.sinks.push(attached);
+        self.pending.append(&mut pending);
+    }
+
+    /// Writes what its target takes, within a turn.
+    pub(super) fn step(&mut self) -> Progress {
+        for _ in 0..TURN_BATCHES {
+            self.report_dropped();
+            if self.pending.is_empty() {
+                let Some(next) = self.take_next() else {
+                    self.is_blocked = false;
+                    return Progress::Idle;
+                };
+                self.pending.push_back(next);
+            }
+            self.is_blocked = !self.write_front();
+            if self.is_blocked {
+                return Progress::Blocked;
             }
         }
-        Ok(())
+        Progress::More
     }
 
-    fn fail(&mut self, error: Errno, cut: bool) -> Result<(), Errno> {
-        self.partial_line |= cut;
-        Err(error)
+    fn take_next(&mut self) -> Option<Pending> {
+        let count = self.sinks.len();
+        for nth in 0..count {
+            let position = self.turn.wrapping_add(nth) % count;
+            let Some(attached) = self.sinks.get_mut(position) else { continue };
+            if let Some((queue, batch)) = attached.sink.dequeue(&mut attached.turn) {
+                self.turn = position + 1;
+                let (sink, left) = (Arc::clone(&attached.sink), batch.lines);
+                return Some(Pending {
+                    sink,
+                    queue: Some(queue),
+                    batch,
+                    written: 0,
+                    left,
+                    lost: 0,
+                    reports: 0,
+                });
+            }
+        }
+        None
     }
 
-    /// Waits for the reader. An error or a closed pipe ends the wait, too; the write then returns
-    /// the error.
-    fn wait_writable(&self) -> Result<(), Errno> {
+    /// Reports lines that were dropped: the error log's in the log itself, when nothing else is
+    /// under way there.
+    fn report_dropped(&mut self) {
+        let mut report = None;
+        for attached in &mut self.sinks {
+            if attached.sink.name != ERROR_LOG {
+                attached.report_in_error_log();
+            } else if self.pending.is_empty()
+                && let Some(missing) = attached.unreported(REPORT_INTERVAL.0)
+            {
+                attached.set_reported(missing);
+                let bytes = super::dropped_line(missing).into_bytes();
+                report = Some(Pending {
+                    sink: Arc::clone(&attached.sink),
+                    queue: None,
+                    batch: Batch { bytes, lines: 0 },
+                    written: 0,
+                    left: 0,
+                    lost: 0,
+                    reports: missing,
+                });
+            }
+        }
+        self.pending.extend(report);
+    }
+
+    /// Writes the first batch. `false`: the target takes no more bytes at the moment.
+    fn write_front(&mut self) -> bool {
+        let Some(mut pending) = self.pending.pop_front() else { return true };
         loop {
-            let mut asked = [PollFd::new(self.out.as_fd(), PollFlags::POLLOUT)];
-            match poll(&mut asked, PollTimeout::from(POLL_MILLISECONDS)) {
-                Ok(0) if self.progress.abandoning.load(Ordering::Acquire) => return Err(Errno::ETIMEDOUT),
-                Ok(0) | Err(Errno::EINTR) => {}
-                Ok(_) => return Ok(()),
-                Err(error) => return Err(error),
+            let starts_behind_torn_line = self.partial_line && pending.written == 0;
+            let bytes: &[u8] = if starts_behind_torn_line { b"\n" } else { pending.rest() };
+            if bytes.is_empty() {
+                pending.settle();
+                return true;
             }
+            match self.output.write(bytes) {
+                Ok(0) => {
+                    self.pending.push_front(pending);
+                    return false;
+                }
+                Ok(_) if starts_behind_torn_line => self.partial_line = false,
+                Ok(written) => pending.advance(written),
+                Err(error) => self.fail(&mut pending, error),
+            }
+        }
+    }
+
+    fn fail(&mut self, pending: &mut Pending, error: Errno) {
+        let attached = self.sinks.iter_mut().find(|attached| attached.is(&pending.sink));
+        if let Some(attached) = attached {
+            attached.last_error = Some(error);
+            // It is tried again later.
+            attached.reported.0 = attached.reported.0.saturating_sub(pending.reports);
+        }
+        if self.output.fails_by_line() {
+            pending.lose_line();
+        } else {
+            self.partial_line |= pending.is_cut();
+            pending.lose_rest();
         }
     }
 }
 
-impl Write for FdWriter {
-    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        self.change_output();
-        let written = if line == WAKE { Ok(()) } else { self.write_line(line) };
-        match written {
-            // A failed report is retried later.
-            Ok(()) => drop(self.report_dropped().ok()),
-            Err(_) => drop(self.progress.failed.fetch_add(1, Ordering::AcqRel)),
-        }
-        self.progress.processed.fetch_add(1, Ordering::AcqRel);
-        Ok(line.len())
-    }
+/// A sink on its way to another output.
+#[derive(Debug)]
+pub(super) struct Detached {
+    attached: AttachedSink,
+    pending: VecDeque<Pending>,
+}
 
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
+impl Detached {
+    pub(super) fn new(sink: Arc<Sink>) -> Self {
+        Self { attached: AttachedSink::new(sink), pending: VecDeque::new() }
     }
 }

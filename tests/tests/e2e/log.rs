@@ -21,7 +21,7 @@ use tokio::net::TcpStream;
 use tokio::process::Command;
 use tokio::time::timeout;
 
-const DROPPED: &str = "countersign_log_lines_dropped_total";
+const DROPPED: &str = r#"countersign_log_lines_dropped_total{log="error"}"#;
 
 /// A world whose programs log everything to a redirected log.
 async fn world(script: &str) -> World {
