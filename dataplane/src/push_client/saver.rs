@@ -509,6 +509,7 @@ mod tests {
         let state = empty_state(1).unwrap();
         assert!(!saver.save(Arc::clone(&state), DiskIo::Blocking).await);
         assert!(saver.last_logged_error.is_some());
+        assert_eq!(saver.status.save_failures(), 1);
         fs::remove_file(folder.path().join("new")).unwrap();
         assert!(saver.save(state, DiskIo::Blocking).await);
         assert!(saver.last_logged_error.is_none());

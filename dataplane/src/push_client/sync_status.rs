@@ -301,6 +301,11 @@ impl SyncStatus {
         }
     }
 
+    /// Failed writes of the last-good file since the start.
+    pub(super) fn save_failures(&self) -> u64 {
+        self.save_failures.get()
+    }
+
     pub(super) fn count_save_failure(&self) {
         self.save_failures.inc();
     }
@@ -361,7 +366,7 @@ impl Collector for SyncMetrics {
         let help = "Rings of ticket secrets received from the control plane";
         encode_counter(&mut out, "ticket_key_rotations", help, status.applied_ticket_rings())?;
         let help = "Failed writes of the last-good file";
-        encode_counter(&mut out, "last_good_save_failures", help, status.save_failures.get())?;
+        encode_counter(&mut out, "last_good_save_failures", help, status.save_failures())?;
         let help = "Changes of the snapshot from the control plane, by result";
         let changes = [
             ([("result", "applied")], status.applied_changes()),

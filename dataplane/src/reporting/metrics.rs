@@ -39,7 +39,11 @@ impl RequestMetrics {
             counters.upstream_first_byte_duration.observe(duration);
         });
         if let Some(route) = &record.route {
-            self.series.with_route(&route.series, route.id(), |route| route.record(&totals));
+            self.series.with_route(&route.series, route.id(), |route| {
+                route.record(&totals);
+                let failed = record.attempts.all().iter().filter(|attempt| attempt.failed.is_some());
+                failed.filter_map(|attempt| attempt.addr).for_each(|node| route.record_failed_attempt(node));
+            });
         }
         if let Some(tls) = connection.tls.get() {
             self.series.with_site(&tls.site.series, tls.site.id(), |site| site.requests.inc());

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use e2e::client::full;
+use e2e::client::{HttpClient, full};
 use e2e::documents::route;
 use e2e::exposition::{Exposition, Family};
 use e2e::ports::Reservation;
@@ -19,9 +19,11 @@ use e2e::world::World;
 use http::{Method, StatusCode};
 use rustls::AlertDescription;
 use serde_json::json;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::time::timeout;
 
 use crate::stream::{ask_plain, streaming, to};
+use crate::websocket::{enabled, open, plain};
 
 /// Families that move by themselves.
 const ALWAYS: [&str; 7] = [
@@ -129,8 +131,13 @@ async fn one_worker(upstream: &Upstream) -> World {
     let mut settings = streaming();
     e2e::settings::merge(&mut settings, json!({"countersign": {"workers": 1}}));
     let world = World::builder().settings(settings).protected(upstream.address()).start().await;
-    world.wait_persisted(world.metric("countersign_snapshot_revision ").await).await;
+    persisted(&world).await;
     world
+}
+
+/// Waits until the last-good file has what is served, so that it moves no more.
+async fn persisted(world: &World) {
+    world.wait_persisted(world.metric("countersign_snapshot_revision ").await).await;
 }
 
 #[tokio::test]
@@ -221,10 +228,14 @@ async fn the_metrics_of_requests_move_with_their_facts() {
         "errors_total{reason=\"upstream_connect\"}",
         "route_errors_total{route=\"dead\",reason=\"upstream_connect\"}",
     ];
-    let moved = with(&failed, &[reasons[0], reasons[1], CONNECTS[0]]);
+    let failed_attempt =
+        |route: &str| format!("route_failed_attempts_total{{route=\"{route}\",node=\"{}\"}}", dead.address());
+    let of_dead = failed_attempt("dead");
+    let moved = with(&failed, &[reasons[0], reasons[1], CONNECTS[0], &of_dead]);
     watch.expect("a node that refuses", &moved, connection.get("/dead")).await.unwrap();
     let retried = routed("retry", 200);
-    let moved = with(&retried, &[first_byte, pooled, CONNECTS[0], "upstream_retries_total"]);
+    let of_retry = failed_attempt("retry");
+    let moved = with(&retried, &[first_byte, pooled, CONNECTS[0], "upstream_retries_total", &of_retry]);
     let twice = async {
         connection.get("/retry").await.unwrap();
         connection.get("/retry").await.unwrap()
@@ -307,6 +318,133 @@ async fn the_metrics_of_changes_move_with_their_facts() {
     let reload = crate::reload::reload_file(&world);
     watch.expect("a reload that ends the series of sites", &moved, reload).await;
     assert!(watch.before.0["countersign_site_requests"].samples.is_empty());
+}
+
+#[tokio::test]
+async fn the_metrics_of_nodes_move_with_their_facts() {
+    let upstream = Upstream::plain("plain").await;
+    let world = one_worker(&upstream).await;
+    let tls = Upstream::tls("tls", &world.credentials.servers.server(&["node.test"])).await;
+    let mut document = route("app.test", "/tls/*", &[tls.address()]);
+    document["upstream"]["scheme"] = json!("https");
+    document["upstream"]["keepalive_pool"] =
+        json!({"size": 1, "idle_timeout": 60, "requests": 100, "max_connections": 1});
+    world.wait_persisted(world.apply(&[("routes/tls", document)]).await).await;
+    let client = world.verified_client("app.test");
+    let mut connection = client.connect().await.unwrap();
+    let mut second = client.connect().await.unwrap();
+    let mut watch = Watch::of(&world).await;
+
+    let held = tokio::spawn(async move { connection.get("/tls/hold").await.unwrap() });
+    let moved = [
+        "http_requests_active",
+        CONNECTS[0],
+        "upstream_connect_duration_seconds_count{tls=\"true\"}",
+        "upstream_tls_handshakes_total{verified=\"false\",resumed=\"false\"}",
+    ];
+    watch.expect("a connection with TLS", &moved, tls.arrived(1)).await;
+    let waits = tokio::spawn(async move { second.get("/tls/").await.unwrap() });
+    watch.expect("a wait", &["http_requests_active", "upstream_requests_queued"], async {}).await;
+    let of_both = routed("tls", 200);
+    let more = [
+        "client_connections_active",
+        "http_requests_active",
+        "upstream_requests_queued",
+        "upstream_queue_duration_seconds_count",
+        "upstream_first_byte_duration_seconds_count",
+        "upstream_pool_hits_total",
+    ];
+    let end = async {
+        tls.open_gate();
+        (held.await.unwrap(), waits.await.unwrap())
+    };
+    watch.expect("its end", &with(&of_both, &more), end).await;
+}
+
+#[tokio::test]
+async fn the_metrics_of_a_websocket_move_with_it() {
+    let gateway = enabled().await;
+    persisted(&gateway.world).await;
+    let mut watch = Watch::of(&gateway.world).await;
+    let opened = [
+        "client_connections_total",
+        "client_connections_active",
+        "http_requests_active",
+        "http_responses_total{code_class=\"1xx\"}",
+        CONNECTS[1],
+        "websockets_total",
+        "websockets_active",
+    ];
+    let both_ends = async {
+        let mut client = plain(&gateway).await;
+        let upstream = open(&gateway, &mut client).await;
+        (client, upstream)
+    };
+    let (mut client, mut upstream) = watch.expect("its handshake", &opened, both_ends).await;
+    let sent = ["websocket_bytes_total{direction=\"to_upstream\"}"];
+    let send = async {
+        client.write_all(b"frames").await.unwrap();
+        upstream.read_exact(&mut [0; 6]).await.unwrap();
+    };
+    watch.expect("bytes", &sent, send).await;
+    let mut ended = routed("app", 101);
+    ended.retain(|sample| !sample.starts_with("http_responses") && !sample.starts_with("site_"));
+    let first_byte = "upstream_first_byte_duration_seconds_count";
+    let more = ["client_connections_active", "http_requests_active", "websockets_active", first_byte];
+    watch.expect("its end", &with(&ended, &more), async { drop((client, upstream)) }).await;
+}
+
+#[tokio::test]
+async fn a_lost_control_plane_shows() {
+    let mut world = World::start().await;
+    let before = settled(&world).await;
+    assert_eq!(before.value("countersign_control_plane_connected"), Some(1.0));
+    world.stop_control().await;
+    let gone = async {
+        loop {
+            let all = scrape(&world).await;
+            let age = all.value("countersign_snapshot_age_seconds").unwrap();
+            if all.value("countersign_control_plane_connected") == Some(0.0) && age >= 1.0 {
+                return all;
+            }
+        }
+    };
+    let after = timeout(EVENT_TIMEOUT, gone).await.expect("the age grows");
+    let confirmed = |all: &Exposition| all.value("countersign_snapshot_confirmed_timestamp_seconds").unwrap();
+    assert!(confirmed(&after) >= confirmed(&before), "it stays at the end of the session");
+    assert_eq!(confirmed(&after), confirmed(&scrape(&world).await));
+}
+
+/// Scraped again and again under load, with routes that come and go.
+#[tokio::test]
+async fn counters_never_fall_while_a_node_is_loaded() {
+    let upstream = Upstream::plain("plain").await;
+    let world = World::builder().protected(upstream.address()).start().await;
+    let client = world.verified_client("app.test");
+    let load = async |client: HttpClient| {
+        let mut connection = client.connect().await.unwrap();
+        loop {
+            connection.get("/").await.unwrap();
+        }
+    };
+    let loads: Vec<_> = (0..4).map(|_| tokio::spawn(load(client.clone()))).collect();
+    let mut before = scrape(&world).await;
+    for number in 0..20 {
+        let document = route("app.test", &format!("/{number}"), &[upstream.address()]);
+        world.apply(&[("routes/other", document)]).await;
+        let after = scrape(&world).await;
+        for (name, family) in after.0.iter().filter(|(_, family)| family.kind != "gauge") {
+            for (sample, value) in &family.samples {
+                let earlier = before.0[name].samples.get(sample).copied().unwrap_or_default();
+                assert!(*value >= earlier, "{sample} fell from {earlier} to {value}");
+            }
+        }
+        before = after;
+    }
+    assert!(loads.iter().all(|load| !load.is_finished()), "no request failed");
+    loads.iter().for_each(|load| load.abort());
+    let requests = before.value("countersign_http_requests_total{code=\"200\"}").unwrap();
+    assert!(requests >= 100.0, "{requests}");
 }
 
 /// Requests with other certificates, names, paths, methods and header values.

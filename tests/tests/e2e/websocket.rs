@@ -25,7 +25,7 @@ const HANDSHAKE: &str = "GET /chat?room=1 HTTP/1.1\r\nHost: app.test\r\nUpgrade:
                          Sec-WebSocket-Protocol: chat\r\nSec-WebSocket-Version: 13\r\n\r\n";
 
 /// A gateway with a WebSocket route.
-async fn enabled() -> ScriptedGateway {
+pub(crate) async fn enabled() -> ScriptedGateway {
     let gateway = ScriptedGateway::start().await;
     gateway.route(json!({"enable_websocket": true})).await;
     gateway
@@ -48,7 +48,10 @@ fn switching(head: &str) -> String {
 }
 
 /// Sends the handshake over HTTP/1, and accepts it at the upstream.
-async fn open<S: AsyncRead + AsyncWrite + Unpin>(gateway: &ScriptedGateway, client: &mut S) -> TcpStream {
+pub(crate) async fn open<S: AsyncRead + AsyncWrite + Unpin>(
+    gateway: &ScriptedGateway,
+    client: &mut S,
+) -> TcpStream {
     client.write_all(HANDSHAKE.as_bytes()).await.unwrap();
     client.flush().await.unwrap();
     let (mut upstream, head) = gateway.request().await;
@@ -112,7 +115,7 @@ async fn open_http2(gateway: &ScriptedGateway, client: &HttpClient) -> (Stream, 
 }
 
 /// A client's connection in clear text.
-async fn plain(gateway: &ScriptedGateway) -> TcpStream {
+pub(crate) async fn plain(gateway: &ScriptedGateway) -> TcpStream {
     TcpStream::connect(gateway.world.http()).await.unwrap()
 }
 

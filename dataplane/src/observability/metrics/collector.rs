@@ -16,7 +16,7 @@ use prometheus_client::registry::Unit;
 
 use super::Metrics;
 use super::histogram::HistogramTotals;
-use super::series::{OTHER, RouteTotals, SiteTotals};
+use super::series::{NodeLabel, OTHER, RouteTotals, SiteTotals};
 use crate::observability::TicketRejection;
 use crate::reason::Reason;
 
@@ -207,6 +207,12 @@ fn encode_routes(out: &mut DescriptorEncoder<'_>, routes: &[(String, RouteTotals
         totals.errors.iter().map(move |(reason, count)| (labels(*reason), *count))
     });
     encode_family(out, "route_errors", "HTTP requests of a route that were denied or failed", errors)?;
+    let failed = routes.iter().flat_map(|(route, totals)| {
+        let labels = |node: NodeLabel| [("route", route.clone()), ("node", node.to_string())];
+        totals.failed_attempts.iter().map(move |(node, count)| (labels(*node), *count))
+    });
+    let help = "Attempts for HTTP requests of a route that failed at a node, also where another node served the request";
+    encode_family(out, "route_failed_attempts", help, failed)?;
     let counters: [RouteMetric<u64>; 2] = [
         ("route_received_bytes", "Bytes of the HTTP requests of a route", |totals| totals.received_bytes),
         ("route_sent_bytes", "Bytes of the HTTP responses of a route", |totals| totals.sent_bytes),

@@ -8,6 +8,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashMap};
+use std::fmt;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -50,7 +51,7 @@ pub struct RequestTotals {
 pub struct RouteCounters {
     /// Of requests without a node.
     codes: CodeCounters,
-    nodes: Mutex<Vec<NodeCodes>>,
+    nodes: Mutex<Vec<LabelledNode>>,
     request_duration: Histogram,
     upstream_duration: Histogram,
     /// The part of the request's duration that is not the upstream's.
@@ -61,15 +62,22 @@ pub struct RouteCounters {
     errors: OnceLock<Box<[Counter]>>,
 }
 
-/// The codes of a node; `None`: of all further nodes.
-type NodeCodes = (Option<SocketAddr>, Arc<CodeCounters>);
+/// One worker's counters of a node of a route.
+#[derive(Debug, Default)]
+struct NodeCounters {
+    codes: CodeCounters,
+    failed_attempts: Counter,
+}
+
+/// A node, and its counters; `None`: all further nodes.
+type LabelledNode = (Option<SocketAddr>, Arc<NodeCounters>);
 
 /// A worker's handle on its part of a route's series.
 #[derive(Debug)]
 pub struct RouteRecorder {
     counters: Arc<RouteCounters>,
     /// Those of `counters`, for reading without its lock.
-    nodes: RefCell<Vec<NodeCodes>>,
+    nodes: RefCell<Vec<LabelledNode>>,
 }
 
 impl RouteRecorder {
@@ -83,7 +91,7 @@ impl RouteRecorder {
         let counters = &*self.counters;
         match request.node {
             None => counters.codes.inc(request.status),
-            Some(node) => self.record_node(node, request.status),
+            Some(node) => self.with_node(node, |node| node.codes.inc(request.status)),
         }
         counters.request_duration.observe(request.duration);
         if let Some(upstream) = request.upstream {
@@ -103,16 +111,21 @@ impl RouteRecorder {
         }
     }
 
-    fn record_node(&self, node: SocketAddr, status: StatusCode) {
+    /// Counts an attempt of a request that failed at this node.
+    pub fn record_failed_attempt(&self, node: SocketAddr) {
+        self.with_node(node, |node| node.failed_attempts.inc());
+    }
+
+    fn with_node(&self, node: SocketAddr, record: impl FnOnce(&NodeCounters)) {
         let mut nodes = self.nodes.borrow_mut();
         let label = if nodes.len() < NODES_MAX { Some(node) } else { None };
         let known = nodes.iter().find(|(known, _)| *known == Some(node));
-        if let Some((_, codes)) = known.or_else(|| nodes.iter().find(|(known, _)| *known == label)) {
-            return codes.inc(status);
+        if let Some((_, counters)) = known.or_else(|| nodes.iter().find(|(known, _)| *known == label)) {
+            return record(counters);
         }
-        let codes = Arc::<CodeCounters>::default();
-        codes.inc(status);
-        nodes.push((label, codes));
+        let counters = Arc::<NodeCounters>::default();
+        record(&counters);
+        nodes.push((label, counters));
         lock(&self.counters.nodes).clone_from(&nodes);
     }
 }
@@ -135,6 +148,8 @@ pub struct SiteCounters {
 pub struct RouteTotals {
     /// By node, and by status code; [`OTHER`] where there is no series of its own.
     pub codes: BTreeMap<(Option<NodeLabel>, Option<u16>), u64>,
+    /// By node; those with a count.
+    pub failed_attempts: BTreeMap<NodeLabel, u64>,
     /// From a request's head to the end of its response.
     pub request_duration: HistogramTotals,
     /// The time that nodes took.
@@ -158,6 +173,15 @@ pub enum NodeLabel {
     Other,
 }
 
+impl fmt::Display for NodeLabel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Addr(addr) => addr.fmt(f),
+            Self::Other => f.write_str(OTHER),
+        }
+    }
+}
+
 impl RouteTotals {
     /// The requests by status code; `None`: codes beyond 599.
     pub fn by_code(&self) -> BTreeMap<Option<u16>, u64> {
@@ -176,8 +200,13 @@ impl RouteTotals {
         };
         add(None, &counters.codes);
         let nodes = lock(&counters.nodes).clone();
-        for (node, codes) in nodes {
-            add(Some(node.map_or(NodeLabel::Other, NodeLabel::Addr)), &codes);
+        for (node, counters) in nodes {
+            let label = node.map_or(NodeLabel::Other, NodeLabel::Addr);
+            add(Some(label), &counters.codes);
+            let failed = counters.failed_attempts.get();
+            if failed > 0 {
+                *self.failed_attempts.entry(label).or_default() += failed;
+            }
         }
         self.request_duration.add(&counters.request_duration);
         self.upstream_duration.add(&counters.upstream_duration);
@@ -465,12 +494,14 @@ mod tests {
         a.record(&request(200, Some(1)));
         a.record(&request(502, Some(2)));
         b.record(&request(200, Some(1)));
+        a.record_failed_attempt(SocketAddr::from(([127, 0, 0, 1], 2)));
         b.record(&RequestTotals { reason: Some(Reason::NotAllowed), ..request(403, None) });
         let [(name, totals)] = &table.routes()[..] else { panic!() };
         assert_eq!(name, "1");
         let node = |port| Some(NodeLabel::Addr(SocketAddr::from(([127, 0, 0, 1], port))));
         let expected = [((None, Some(403)), 1), ((node(1), Some(200)), 2), ((node(2), Some(502)), 1)];
         assert_eq!(totals.codes, expected.into());
+        assert_eq!(totals.failed_attempts, [(node(2).unwrap(), 1)].into());
         assert_eq!((totals.received_bytes, totals.sent_bytes), (40, 400));
         let durations = [&totals.request_duration, &totals.upstream_duration, &totals.gateway_duration];
         let sums = durations.map(|totals| (totals.count(), totals.sum().as_millis()));
