@@ -12,6 +12,7 @@ use dataplane::testing::config;
 use dataplane::testing::lifecycle::handles::{SnapshotHandle, TicketRingHandle};
 use dataplane::testing::observability::metrics::series::SeriesTable;
 use dataplane::testing::proxy::worker::SharedState;
+use dataplane::testing::reporting::trace::queue::TraceQueues;
 use dataplane::testing::tls::site_config::{self, SiteConfigFactory};
 use dataplane::testing::upstream::{ClientTlsConfigs, Resolver, TrustDefaults};
 use model::{Id, Kind, Resource, Snapshot, TicketRing, TicketSecret, TlsVersion, Versioned};
@@ -65,6 +66,7 @@ pub fn shared(
         ),
         upstream_tls: Arc::new(upstream_tls),
         resolver: Resolver::start().expect("the resolver's threads"),
+        trace_queues: TraceQueues::default(),
         series: Arc::new(SeriesTable::new(settings.countersign.metrics)),
         config: Arc::new(config::worker_config(&settings).expect("good settings")).into(),
     })

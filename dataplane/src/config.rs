@@ -13,6 +13,7 @@ use process::bounded_read;
 use crate::http::head::HeadLimits;
 use crate::io::timeouts::ClientTimeouts;
 use crate::proxy::worker::WorkerConfig;
+use crate::reporting::trace::TraceSettings;
 use crate::runtime::descriptors::ConnectionLimits;
 use crate::tls::record::RecordLayerKind;
 use crate::upstream::client_tls::TrustDefaults;
@@ -38,6 +39,7 @@ pub enum SettingsError {
 /// [`SettingsError`].
 pub fn worker_config(settings: &Settings) -> Result<WorkerConfig, SettingsError> {
     let (http, limits) = (&settings.http, &settings.countersign.limits);
+    let tracing = &settings.countersign.tracing;
     let fallback_sni = match &settings.apisix.ssl.fallback_sni {
         Some(text) => Some(HostName::from_sni(text).ok_or_else(|| SettingsError::FallbackSni(text.clone()))?),
         None => None,
@@ -85,6 +87,10 @@ pub fn worker_config(settings: &Settings) -> Result<WorkerConfig, SettingsError>
             http.worker_shutdown_timeout
         },
         drain_idle_timeout: settings.countersign.drain_idle_timeout,
+        tracing: tracing
+            .collector
+            .as_ref()
+            .map(|_| TraceSettings { ratio: tracing.sampling_ratio, parents: tracing.parents }),
     })
 }
 

@@ -17,6 +17,7 @@ pub(crate) mod interim;
 mod keep_alive;
 pub mod request;
 pub(crate) mod server;
+pub(crate) mod trace_context;
 mod tracked_io;
 pub(crate) mod trailers;
 pub(crate) mod upgrade;

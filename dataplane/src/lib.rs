@@ -27,6 +27,8 @@ mod tcp;
 
 mod proxy;
 
+mod trace_export;
+
 mod push_client;
 
 mod config;
@@ -71,6 +73,9 @@ pub mod testing {
         pub use crate::push_client::{
             PushClientError, PushClientHandle, PushClientOptions, SnapshotSource, SyncStatus, start,
         };
+    }
+    pub mod reporting {
+        pub use crate::reporting::trace;
     }
     pub mod tls {
         pub use crate::tls::{

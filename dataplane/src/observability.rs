@@ -4,15 +4,32 @@
 pub(crate) mod log;
 mod log_limiter;
 pub mod metrics;
+pub(crate) mod traces;
 pub(crate) mod upgrades;
+
+use std::error::Error;
 
 use crate::reason::Reason;
 
 /// An error that ends a connection or a request under one [`Reason`]: the key of its log line, its
 /// counter and its HTTP status.
-pub(crate) trait HasReason: std::error::Error {
+pub(crate) trait HasReason: Error {
     /// The reason.
     fn reason(&self) -> Reason;
+}
+
+/// Joins the messages of the chain, without those that an earlier message contains.
+pub(crate) fn error_chain(error: &dyn Error) -> String {
+    let mut texts: Vec<String> = Vec::new();
+    let mut next = Some(error);
+    while let Some(error) = next {
+        let text = error.to_string();
+        if !texts.iter().any(|earlier| earlier.contains(&text)) {
+            texts.push(text);
+        }
+        next = error.source();
+    }
+    texts.join(": ")
 }
 
 /// Why a session ticket is rejected and the handshake is a full one.

@@ -37,6 +37,7 @@ use tokio::sync::{mpsc, watch};
 
 use crate::lifecycle::ShutdownWatch;
 use crate::lifecycle::handles::{SnapshotHandle, TicketRingHandle};
+use crate::trace_export::{ExportSettings, TraceExporter};
 use crate::upstream::client_tls::ClientTlsConfigs;
 
 pub struct PushClientOptions {
@@ -59,13 +60,18 @@ pub struct PushClientOptions {
     pub reload: watch::Receiver<u64>,
     /// A predecessor writes the last-good file until [`PushClientHandle::resume_saving`].
     pub saving_paused: bool,
+    /// Runs on the push client's thread.
+    pub traces: Option<TraceExporter>,
 }
 
 /// The running push client. Dropping the handle stops it without waiting; [`stop`](Self::stop)
 /// waits until the newest snapshot is on disk.
 pub struct PushClientHandle {
-    /// The node's certificate and the CAs of control planes, for `/status`, `/metrics` and the log.
+    /// The node's certificate and the CAs of control planes, and the files of TLS towards the
+    /// collector of traces, for `/status`, `/metrics` and the log.
     pub certificates: CertificateMonitor,
+    /// Without those of the collector.
+    own_certificates: CertificateMonitor,
     saver: mpsc::UnboundedSender<SaverCommand>,
     stop: watch::Sender<bool>,
     threads: Vec<JoinHandle<()>>,
@@ -100,8 +106,10 @@ impl From<FileError> for PushClientError {
 pub fn start(options: PushClientOptions) -> Result<PushClientHandle, PushClientError> {
     let PushClientOptions { settings, snapshot, status, reload, .. } = options;
     let tls_files = files::load(&settings)?;
-    let mut certificates = CertificateMonitor::default();
-    certificates.add(&tls_files.files);
+    let (mut certificates, mut own_certificates) =
+        (CertificateMonitor::default(), CertificateMonitor::default());
+    own_certificates.add(&tls_files.files);
+    certificates.add_all(&own_certificates);
     let endpoints = sync_loop::prepare_endpoints(&settings, &tls_files)?;
 
     let mut file = LastGoodFile::new(settings.last_good.clone(), &tls_files.key);
@@ -156,14 +164,13 @@ pub fn start(options: PushClientOptions) -> Result<PushClientHandle, PushClientE
         certificates: certificates.clone(),
         reload,
     };
-    let threads = start_threads(sync_loop, expiry, stopping, saver, &options.heartbeats)?;
-    Ok(PushClientHandle { certificates, saver: saver_sender, stop, threads })
+    let background = threads::SyncThread { sync_loop, expiry, traces: options.traces, stop: stopping };
+    let threads = start_threads(background, saver, &options.heartbeats)?;
+    Ok(PushClientHandle { certificates, own_certificates, saver: saver_sender, stop, threads })
 }
 
 fn start_threads(
-    sync_loop: sync_loop::SyncLoop,
-    expiry: expiry::Expiry,
-    stopping: watch::Receiver<bool>,
+    sync: threads::SyncThread,
     saver: saver::Saver,
     heartbeats: &Heartbeats,
 ) -> Result<Vec<JoinHandle<()>>, PushClientError> {
@@ -174,10 +181,7 @@ fn start_threads(
     let [sync_heartbeat, saver_heartbeat] =
         ["push-client", "saver"].map(|name| heartbeats.add(name, Readiness::Ignored));
     Ok(vec![
-        spawn(
-            "push-client",
-            Box::new(move || threads::run_sync(sync_loop, expiry, stopping, sync_heartbeat)),
-        )?,
+        spawn("push-client", Box::new(move || sync.run(sync_heartbeat)))?,
         spawn("saver", Box::new(move || threads::run_saver(saver, saver_heartbeat)))?,
     ])
 }
@@ -289,6 +293,16 @@ impl PushClientHandle {
         is_flushed.recv_timeout(FLUSH_MAX).unwrap_or_else(|_| {
             Err(format!("it could not be written within {} s: is the disk slow?", FLUSH_MAX.as_secs()))
         })
+    }
+
+    /// Watches the files of TLS towards this collector, in place of those of another one.
+    pub(crate) fn set_collector_files(&self, settings: Option<&ExportSettings>) {
+        let mut certificates = CertificateMonitor::default();
+        certificates.add_all(&self.own_certificates);
+        if let Some(files) = settings.and_then(ExportSettings::files) {
+            certificates.add(files);
+        }
+        self.certificates.replace(&certificates);
     }
 
     /// Leaves the last-good file to another process. Returns when nothing is being written.

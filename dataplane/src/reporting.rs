@@ -1,13 +1,16 @@
 //! What is reported of each request, TCP connection and refused handshake when it has ended.
 //!
-//! [`record`] holds the facts, [`routes`] what a worker knows of a route or site for all of them.
+//! [`record`] holds the facts, [`routes`] what a worker knows of a route or site for all of them;
+//! [`trace`] makes spans of requests.
 //! Invariant: a record is reported exactly once, however its request or connection ends.
 
 #![allow(dead_code, reason = "until all facts of a record are reported")]
 
 mod metrics;
 pub(crate) mod record;
+pub(crate) mod request_trace;
 pub(crate) mod routes;
+pub mod trace;
 
 use std::sync::Arc;
 
@@ -17,6 +20,7 @@ use model::RequestTarget;
 use self::metrics::RequestMetrics;
 use self::record::{ConnectionFacts, HandshakeRecord, RequestRecord, TcpRecord, TlsFacts};
 use self::routes::RouteTable;
+use self::trace::Tracer;
 use crate::observability::metrics::Counters;
 use crate::observability::metrics::series::SeriesTable;
 
@@ -25,12 +29,13 @@ pub(crate) struct Reporter {
     metrics: RequestMetrics,
     /// The routes and sites that this worker has served.
     pub(crate) routes: RouteTable,
+    pub(crate) tracer: Tracer,
 }
 
 impl Reporter {
     /// A reporter that adds to these counters and series.
-    pub(crate) fn new(counters: Arc<Counters>, series: Arc<SeriesTable>) -> Self {
-        Self { metrics: RequestMetrics::new(counters, series), routes: RouteTable::default() }
+    pub(crate) fn new(counters: Arc<Counters>, series: Arc<SeriesTable>, tracer: Tracer) -> Self {
+        Self { metrics: RequestMetrics::new(counters, series), routes: RouteTable::default(), tracer }
     }
 
     /// The head of a request is there, as the client sent it. `target` is missing where the head
@@ -42,12 +47,14 @@ impl Reporter {
         parts: &Parts,
         target: Option<&RequestTarget>,
     ) {
-        let _ = (record, connection, parts, target);
+        let _ = (connection, target);
+        self.tracer.begin(record, parts);
     }
 
     /// A request has ended: its response went out, or its client went away.
     pub(crate) fn request_ended(&self, record: &mut RequestRecord, connection: &ConnectionFacts) {
         self.metrics.request_ended(record, connection);
+        self.tracer.end(record, connection);
     }
 
     /// A TCP connection has ended.

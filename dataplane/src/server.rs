@@ -42,13 +42,16 @@ use crate::io::connection_info::ListenerProtocol;
 use crate::lifecycle::handles::{SnapshotHandle, TicketRingHandle};
 use crate::lifecycle::{ShutdownStage, ShutdownWatch};
 use crate::observability::metrics::Metrics;
+use crate::observability::traces::TraceCounters;
 use crate::observability::upgrades::Upgrades;
 use crate::proxy::listener::{BindError, BindRetry};
 use crate::proxy::worker::SharedState;
 use crate::push_client::{self, PushClientHandle, PushClientOptions, SyncStatus};
+use crate::reporting::trace::queue::TraceQueues;
 use crate::runtime::Driver;
 use crate::status;
 use crate::status::StatusContent;
+use crate::trace_export::{ExportSettings, TraceExporter};
 
 /// Of `--version`, also whether this build was made with a profile (`scripts/release.sh`).
 const VERSION: &str = match option_env!("COUNTERSIGN_PROFILED") {
@@ -253,6 +256,8 @@ struct PreparedServer {
     upgrades: Arc<Upgrades>,
     push_client: PushClientHandle,
     read_files: watch::Sender<u64>,
+    traces: watch::Sender<Option<Arc<ExportSettings>>>,
+    trace_counters: Arc<TraceCounters>,
 }
 
 impl PreparedServer {
@@ -278,7 +283,11 @@ impl PreparedServer {
         let sync_status = Arc::new(SyncStatus::default());
         let heartbeats = Arc::<Heartbeats>::default();
         let ticket_ring = settings.apisix.ssl.session_tickets.then(Arc::<TicketRingHandle>::default);
-        let shared = shared_state(&settings, limits, &snapshot, ticket_ring.as_ref())?;
+        let (trace_queues, recorded) = TraceQueues::new(workers, settings.countersign.tracing.queue_size);
+        let trace_counters = TraceCounters::new(trace_queues.dropped());
+        let traces = watch::Sender::new(ExportSettings::load(&settings)?);
+        let exporter = TraceExporter::new(traces.subscribe(), recorded, Arc::clone(&trace_counters));
+        let shared = shared_state(&settings, limits, &snapshot, (ticket_ring.as_ref(), trace_queues))?;
         let push_client = push_client::start(PushClientOptions {
             settings: settings.countersign.node.clone(),
             accept_new_store,
@@ -291,7 +300,9 @@ impl PreparedServer {
             heartbeats: Arc::clone(&heartbeats),
             reload: read_files.subscribe(),
             saving_paused,
+            traces: Some(exporter),
         })?;
+        push_client.set_collector_files(traces.borrow().as_deref());
         let driver = Driver::detect();
         Ok(Self {
             settings,
@@ -307,6 +318,8 @@ impl PreparedServer {
             upgrades: Upgrades::new(generations),
             push_client,
             read_files,
+            traces,
+            trace_counters,
         })
     }
 
@@ -352,6 +365,7 @@ impl PreparedServer {
             driver: driver.name(),
             certificates: &self.push_client.certificates,
             upgrades: &self.upgrades,
+            traces: &self.trace_counters,
             shutdown,
         };
         let status = status.map(|listener| status::serve(listener, content)).transpose()?;
@@ -371,6 +385,7 @@ impl PreparedServer {
             upgrades: self.upgrades,
             push_client: self.push_client,
             read_files: self.read_files,
+            traces: self.traces,
         })
     }
 }
@@ -396,6 +411,8 @@ struct RunningServer {
     push_client: PushClientHandle,
     /// Lets the push client read the files that the settings name again.
     read_files: watch::Sender<u64>,
+    /// Where the push client's thread sends spans.
+    traces: watch::Sender<Option<Arc<ExportSettings>>>,
 }
 
 impl RunningServer {

@@ -17,6 +17,7 @@ use telemetry::{Heartbeats, ServiceState, StatusPage};
 
 use crate::lifecycle::{ShutdownStage, ShutdownWatch};
 use crate::observability::metrics::Metrics;
+use crate::observability::traces::{TraceCounters, TraceMetrics};
 use crate::observability::upgrades::{UpgradeMetrics, Upgrades};
 use crate::proxy::listener::{self, BindError, BindRetry};
 use crate::push_client::{SyncMetrics, SyncStatus};
@@ -51,6 +52,7 @@ pub(crate) struct StatusContent<'a> {
     pub(crate) driver: &'static str,
     pub(crate) certificates: &'a CertificateMonitor,
     pub(crate) upgrades: &'a Arc<Upgrades>,
+    pub(crate) traces: &'a Arc<TraceCounters>,
     pub(crate) shutdown: ShutdownWatch,
 }
 
@@ -59,7 +61,8 @@ pub(crate) struct StatusContent<'a> {
 /// # Errors
 /// When the system gives no thread.
 pub(crate) fn serve(listener: StatusListener, content: StatusContent<'_>) -> std::io::Result<StatusServer> {
-    let StatusContent { heartbeats, sync, metrics, driver, certificates, upgrades, shutdown } = content;
+    let StatusContent { heartbeats, sync, metrics, driver, certificates, upgrades, traces, shutdown } =
+        content;
     let mut status = StatusPage::new(heartbeats);
     status.add_build_info(env!("CARGO_PKG_VERSION"), process::COMMIT);
     let help = "The kernel interface of the workers' I/O: io_uring, or epoll";
@@ -83,6 +86,7 @@ pub(crate) fn serve(listener: StatusListener, content: StatusContent<'_>) -> std
     show("snapshot_age_seconds", |sync| sync.age().map(|age| age.as_secs()).into());
     show("held_store", |sync| sync.held_store().map(|held| held.to_json()).into());
     status.registry().register_collector(Box::new(UpgradeMetrics(Arc::clone(upgrades))));
+    status.registry().register_collector(Box::new(TraceMetrics(Arc::clone(traces))));
     let generations = Arc::clone(upgrades);
     status.add_field("generation", move || generations.generations.number().into());
     let generations = Arc::clone(upgrades);

@@ -17,6 +17,7 @@ pub mod upstream;
 pub mod admin;
 pub mod batches;
 pub mod client;
+pub mod collector;
 pub mod etcd;
 pub mod exposition;
 pub mod frames;

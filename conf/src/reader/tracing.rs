@@ -14,6 +14,9 @@ const TLS: &str = "countersign.tracing.tls";
 /// OTLP over gRPC.
 const PORT: u16 = 4317;
 
+/// Each takes some KiB.
+const QUEUE_MAX: usize = 1_000_000;
+
 /// `endpoint`, parsed.
 struct Endpoint {
     https: bool,
@@ -42,7 +45,12 @@ impl Reader<'_> {
             }),
             resource: self.optional("countersign.tracing.resource", resource).unwrap_or_default(),
             timeout: self.required("countersign.tracing.timeout", value::seconds_positive),
-            queue_size: self.required("countersign.tracing.queue_size", value::at_least_one),
+            queue_size: self.required("countersign.tracing.queue_size", |node| {
+                match value::at_least_one(node) {
+                    Ok(size) if size <= QUEUE_MAX => Ok(size),
+                    _ => Err(ValueError::expected("a whole number from 1 to 1000000", node)),
+                }
+            }),
         }
     }
 

@@ -80,7 +80,7 @@ fn invalid_values_of_tracing_are_named() {
             "{resource: {service.name: x}}",
             "countersign.tracing.resource.service.name: write it as countersign.tracing.service_name",
         ),
-        ("{queue_size: 0}", "countersign.tracing.queue_size: expected a whole number, 1 or more"),
+        ("{queue_size: 0}", "countersign.tracing.queue_size: expected a whole number from 1 to 1000000"),
         ("{timeout: 0}", "countersign.tracing.timeout: expected seconds as a number, more than 0"),
     ] {
         let found = problems(&format!("countersign: {{tracing: {text}}}"));

@@ -204,6 +204,7 @@ pub(crate) fn node(settings: conf::NodeSettings) -> Result<Node, PushClientError
     let provider = Arc::new(site_config::crypto_provider());
     let upstream_tls = ClientTlsConfigs::new(provider, TrustDefaults::default(), RecordLayerKind::Rustls);
     let input = PushClientOptions {
+        traces: None,
         upstream_tls: Arc::new(upstream_tls),
         heartbeats: Arc::default(),
         settings,

@@ -25,6 +25,8 @@ use crate::lifecycle::handles::SnapshotHandle;
 use crate::observability::metrics::Counters;
 use crate::observability::metrics::series::SeriesTable;
 use crate::reporting::Reporter;
+use crate::reporting::trace::queue::TraceQueues;
+use crate::reporting::trace::{TraceSettings, Tracer};
 use crate::runtime::descriptors::ConnectionLimits;
 use crate::tls::site_config::SiteConfigFactory;
 use crate::upstream::client::{ClientSettings, UpstreamClient};
@@ -50,6 +52,8 @@ pub struct SharedState {
     pub resolver: Resolver,
     /// The metrics of single routes and sites.
     pub series: Arc<SeriesTable>,
+    /// Recorded requests, on their way to the exporter of traces.
+    pub trace_queues: TraceQueues,
     /// The current settings. A worker takes them at its start and with
     /// [`WorkerCommand::Configure`].
     pub config: ArcSwap<WorkerConfig>,
@@ -113,6 +117,8 @@ pub struct WorkerConfig {
     pub shutdown_timeout: Duration,
     /// How long a TCP connection may be idle while the worker drains.
     pub drain_idle_timeout: Duration,
+    /// `None`: requests are not traced.
+    pub tracing: Option<TraceSettings>,
 }
 
 /// One worker.
@@ -155,6 +161,7 @@ impl Worker {
         };
         let generation = shared.snapshot.generation();
         let snapshot = Rc::new(Arc::clone(&shared.snapshot.load()));
+        let tracer = Tracer::new(config.tracing, shared.trace_queues.of_worker(counters.worker()));
         Rc::new(Self {
             http: Rc::new(http_server(&config, &timeouts)),
             upstreams,
@@ -164,7 +171,7 @@ impl Worker {
             request_limiter: RequestLimiter::new(config.requests_per_client),
             timeouts,
             registry: Rc::default(),
-            reporter: Reporter::new(Arc::clone(&counters), Arc::clone(&shared.series)),
+            reporter: Reporter::new(Arc::clone(&counters), Arc::clone(&shared.series), tracer),
             counters,
             config: RefCell::new(config),
             current: RefCell::new((generation, snapshot)),
@@ -198,6 +205,7 @@ impl Worker {
         self.connection_limit.set_max(config.connection_limits.clients);
         self.upstreams.connect_context.permits.set_max(config.connection_limits.upstreams);
         self.request_limiter.set_max(config.requests_per_client);
+        self.reporter.tracer.configure(config.tracing);
         self.config.replace(config);
     }
 

@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use tonic::Code;
 
 use super::session::SessionEnd;
+use crate::observability::error_chain;
 
 /// The settings that the descriptions name.
 pub(super) struct Diagnostics {
@@ -105,18 +106,4 @@ impl Diagnostics {
         }
         None
     }
-}
-
-/// Joins the messages of the chain, without those that an earlier message contains.
-fn error_chain(error: &dyn Error) -> String {
-    let mut texts: Vec<String> = Vec::new();
-    let mut next = Some(error);
-    while let Some(error) = next {
-        let text = error.to_string();
-        if !texts.iter().any(|earlier| earlier.contains(&text)) {
-            texts.push(text);
-        }
-        next = error.source();
-    }
-    texts.join(": ")
 }

@@ -6,6 +6,7 @@
 
 use std::sync::Arc;
 
+use futures_util::future::OptionFuture;
 use telemetry::Heartbeat;
 use thread_priority::{
     NormalThreadSchedulePolicy, ThreadPriority, ThreadSchedulePolicy, set_thread_priority_and_policy,
@@ -16,23 +17,35 @@ use tokio::sync::watch;
 use super::expiry::Expiry;
 use super::saver::{DiskIo, Saver};
 use super::sync_loop::SyncLoop;
+use crate::trace_export::TraceExporter;
 
-/// Runs the sync loop and the expiry until `stop` turns true.
-pub(super) fn run_sync(
-    sync_loop: SyncLoop,
-    expiry: Expiry,
-    mut stop: watch::Receiver<bool>,
-    heartbeat: Arc<Heartbeat>,
-) {
-    let sync = async move {
-        tokio::select! {
-            () = sync_loop.run() => {}
-            () = expiry.run() => {}
-            // A dropped `PushClientHandle` closes the channel, which stops the loop, too.
-            _ = stop.wait_for(|stop| *stop) => {}
-        }
-    };
-    run_on_this_thread("push client", &heartbeat, |_| sync);
+/// What runs on the thread `push-client`.
+pub(super) struct SyncThread {
+    pub(super) sync_loop: SyncLoop,
+    pub(super) expiry: Expiry,
+    pub(super) traces: Option<TraceExporter>,
+    /// Turns true, or is closed.
+    pub(super) stop: watch::Receiver<bool>,
+}
+
+impl SyncThread {
+    /// Runs until it is stopped, and the last spans are sent.
+    pub(super) fn run(self, heartbeat: Arc<Heartbeat>) {
+        let Self { sync_loop, expiry, traces, mut stop } = self;
+        let traces = traces.map(|traces| traces.run(stop.clone()));
+        let sync = async move {
+            tokio::select! {
+                () = sync_loop.run() => {}
+                () = expiry.run() => {}
+                // A dropped `PushClientHandle` closes the channel, which stops the loop, too.
+                _ = stop.wait_for(|stop| *stop) => {}
+            }
+        };
+        let all = async move {
+            tokio::join!(sync, OptionFuture::from(traces));
+        };
+        run_on_this_thread("push client", &heartbeat, |_| all);
+    }
 }
 
 /// Runs the saver until the sync loop has ended and the newest snapshot is on disk.

@@ -14,6 +14,7 @@ use model::admission::ClientVerification;
 use model::{HostName, Scheme};
 use pki::{CertificateDer, VerifyReason};
 
+use super::request_trace::RequestTrace;
 use super::routes::{RouteEntry, SiteEntry};
 use crate::io::connection_info::ConnectionInfo;
 use crate::reason::Reason;
@@ -87,6 +88,8 @@ pub(crate) struct RequestRecord {
     pub(crate) total: Duration,
     /// Whether the whole response went to the server's connection.
     pub(crate) is_complete: bool,
+    /// `None`: requests are not traced, or the head was malformed.
+    pub(crate) trace: Option<RequestTrace>,
 }
 
 impl TcpRecord {
@@ -156,6 +159,7 @@ impl RequestRecord {
             first_byte: None,
             total: Duration::ZERO,
             is_complete: false,
+            trace: None,
         }
     }
 

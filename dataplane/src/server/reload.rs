@@ -19,6 +19,7 @@ use super::shared::{connection_limits, worker_config};
 use crate::config;
 use crate::proxy::listener::BindRetry;
 use crate::proxy::worker::WorkerCommand;
+use crate::trace_export::ExportSettings;
 
 /// How long workers may take to apply settings: some turns of their loops.
 const APPLY_MAX: Duration = Duration::from_secs(5);
@@ -49,6 +50,7 @@ impl RunningServer {
         let limits = connection_limits(&settings, limit, self.workers.len(), plans.len())?;
         let config = worker_config(&settings, limits)?;
         let trust = config::upstream_trust(&settings)?;
+        let traces = ExportSettings::load(&settings)?;
         // No predecessor is waited for: it would have kept this process from its start.
         let retry = BindRetry { predecessor: Duration::ZERO, stop: signals.stop() };
         let change = self.listeners.prepare_change(&plans, self.workers.len(), &retry)?;
@@ -61,6 +63,8 @@ impl RunningServer {
         self.shared.config.store(Arc::new(config));
         self.shared.series.configure(settings.countersign.metrics);
         self.shared.upstream_tls.set_defaults(trust, || Arc::clone(&self.shared.snapshot.load()));
+        self.push_client.set_collector_files(traces.as_deref());
+        self.traces.send_replace(traces);
         self.read_files.send_modify(|count| *count = count.wrapping_add(1));
         self.settings = settings;
         let all_applied = self.command_workers(change);

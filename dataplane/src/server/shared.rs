@@ -12,6 +12,7 @@ use crate::config::{self, SettingsError};
 use crate::lifecycle::handles::{SnapshotHandle, TicketRingHandle};
 use crate::observability::metrics::series::SeriesTable;
 use crate::proxy::worker::{SharedState, WorkerConfig};
+use crate::reporting::trace::queue::TraceQueues;
 use crate::runtime::descriptors::{self, ConnectionLimits};
 use crate::tls::site_config::{self, SiteConfigFactory};
 use crate::upstream::client_tls::ClientTlsConfigs;
@@ -63,7 +64,7 @@ pub(super) fn shared_state(
     settings: &Settings,
     limits: ConnectionLimits,
     snapshot: &Arc<SnapshotHandle>,
-    ticket_ring: Option<&Arc<TicketRingHandle>>,
+    (ticket_ring, trace_queues): (Option<&Arc<TicketRingHandle>>, TraceQueues),
 ) -> anyhow::Result<Arc<SharedState>> {
     let config = worker_config(settings, limits)?;
     let provider = Arc::new(site_config::crypto_provider());
@@ -77,6 +78,7 @@ pub(super) fn shared_state(
             .with_ciphers(settings.apisix.ssl.ciphers.clone()),
         upstream_tls: Arc::new(upstream_tls),
         resolver: Resolver::start().context("cannot start the resolver's threads")?,
+        trace_queues,
         series: Arc::new(SeriesTable::new(settings.countersign.metrics)),
         config: ArcSwap::from_pointee(config),
     }))

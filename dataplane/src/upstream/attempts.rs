@@ -6,8 +6,10 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use http::{HeaderName, HeaderValue, StatusCode};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use smallvec::SmallVec;
+
+use crate::http::trace_context::Propagation;
 
 /// Contract 10.4.
 pub(crate) const X_APISIX_UPSTREAM_STATUS: HeaderName = HeaderName::from_static("x-apisix-upstream-status");
@@ -32,18 +34,22 @@ pub(crate) struct Attempt {
 
 /// The attempts of an exchange, the first one first.
 #[derive(Debug, Default)]
-pub(crate) struct Attempts(SmallVec<[Attempt; 1]>);
+pub(crate) struct Attempts {
+    all: SmallVec<[Attempt; 1]>,
+    /// The trace that they belong to, each as a span of its own.
+    pub(crate) trace: Option<Propagation>,
+}
 
 impl Attempts {
     /// All of them.
     #[allow(dead_code, reason = "for the reports of a request")]
     pub(crate) fn all(&self) -> &[Attempt] {
-        &self.0
+        &self.all
     }
 
     /// The next attempt starts.
     pub(crate) fn begin(&mut self) {
-        self.0.push(Attempt {
+        self.all.push(Attempt {
             addr: None,
             started: Instant::now(),
             connect: None,
@@ -53,23 +59,30 @@ impl Attempts {
         });
     }
 
+    /// Sets the headers that name the span of the attempt that has begun, where there is one.
+    pub(crate) fn set_trace_headers(&self, headers: &mut HeaderMap) {
+        if let Some(trace) = &self.trace {
+            trace.set_headers(self.all.len().saturating_sub(1), headers);
+        }
+    }
+
     /// The node is tried at this address.
     pub(crate) fn set_addr(&mut self, addr: SocketAddr) {
-        if let Some(last) = self.0.last_mut() {
+        if let Some(last) = self.all.last_mut() {
             last.addr = Some(addr);
         }
     }
 
     /// There is a connection; `is_pooled`: the pool had one at once.
     pub(crate) fn connected(&mut self, is_pooled: bool) {
-        if let Some(last) = self.0.last_mut() {
+        if let Some(last) = self.all.last_mut() {
             last.connect = Some(if is_pooled { Duration::ZERO } else { last.started.elapsed() });
         }
     }
 
     /// The head of the response has arrived.
     pub(crate) fn responded(&mut self, status: StatusCode) {
-        if let Some(last) = self.0.last_mut() {
+        if let Some(last) = self.all.last_mut() {
             last.header = Some(last.started.elapsed());
             last.status = Some(status);
         }
@@ -77,7 +90,7 @@ impl Attempts {
 
     /// The attempt has failed.
     pub(crate) fn failed(&mut self, status: Option<StatusCode>) {
-        if let Some(last) = self.0.last_mut() {
+        if let Some(last) = self.all.last_mut() {
             last.failed = Some(last.started.elapsed());
             last.status = status;
         }
@@ -86,7 +99,7 @@ impl Attempts {
     /// The value of the header, such as `502, 200`: `always`, or when the last attempt ended with
     /// 5xx. `None`, too, without any attempt.
     pub(crate) fn status_header(&self, always: bool) -> Option<HeaderValue> {
-        let mut statuses = self.0.iter().filter_map(|attempt| attempt.status);
+        let mut statuses = self.all.iter().filter_map(|attempt| attempt.status);
         let last = statuses.next_back().filter(|last| always || last.is_server_error())?;
         let before: SmallVec<[StatusCode; 4]> = statuses.collect();
         if before.is_empty() {

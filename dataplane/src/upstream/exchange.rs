@@ -184,6 +184,9 @@ impl UpstreamClient {
                     *request = Some(template.request());
                 }
                 record.begin();
+                if let Some(request) = request.as_mut() {
+                    record.set_trace_headers(request.headers_mut());
+                }
                 let attempt =
                     self.attempt(target, (protocol, tls_config.as_ref()), node, (request, fresh), record);
                 let failed = match attempt.await {

@@ -73,7 +73,9 @@ impl UpstreamClient {
         let mut attempts = NodeAttempts::new(target.upstream, &prepared.balancer);
         while let Some(node) = attempts.next_node()? {
             record.begin();
-            match self.upgrade_at(target, tls_config.as_ref(), node, template.request(), record).await {
+            let mut request = template.request();
+            record.set_trace_headers(request.headers_mut());
+            match self.upgrade_at(target, tls_config.as_ref(), node, request, record).await {
                 Ok(response) => {
                     record.responded(response.status());
                     return Ok(response);

@@ -68,6 +68,7 @@ mod steady;
 mod stream;
 mod stream_cases;
 mod timeouts;
+mod traces;
 mod upgrade;
 mod upstream;
 mod upstream_bound;

@@ -24,7 +24,7 @@ fn hang_up(world: &World) {
 }
 
 /// Changes settings of the first node and waits until they are applied; gives the log line.
-async fn reload(world: &mut World, more: Value) -> String {
+pub(crate) async fn reload(world: &mut World, more: Value) -> String {
     world.change_settings(more);
     reload_file(world).await
 }

@@ -26,6 +26,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "reporting",
             "tcp",
             "proxy",
+            "trace_export",
             "push_client",
             "config",
             "status",
