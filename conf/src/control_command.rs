@@ -33,7 +33,7 @@ pub struct AskError {
     request: ControlRequest,
     /// Why the path of the socket is a guess.
     guess: Option<String>,
-    reason: Reason,
+    reason: Box<Reason>,
 }
 
 #[derive(Debug)]
@@ -62,20 +62,25 @@ impl ControlTarget {
                 ((self.socket_path)(&found.path), found.is_certain)
             }
         };
-        let reason = match control_socket::request(&path, request, limit) {
+        let reason = match control_socket::request(&path, &request, limit) {
             Ok(response) if response.ok => return Ok(response.message),
             Ok(response) => Reason::Refused { pid: response.pid, message: response.message },
             Err(error) => Reason::Request(error),
         };
         let guess = if is_certain { None } else { crate::load(config).err() };
-        Err(AskError { target: *self, request, guess: guess.map(|error| error.to_string()), reason })
+        Err(AskError {
+            target: *self,
+            request,
+            guess: guess.map(|error| error.to_string()),
+            reason: reason.into(),
+        })
     }
 }
 
 impl AskError {
     /// The exit status of the command.
     pub fn exit_code(&self) -> u8 {
-        match (&self.reason, self.request) {
+        match (&*self.reason, &self.request) {
             (Reason::Request(RequestError::NotRunning(_)), ControlRequest::Pid) if self.guess.is_none() => {
                 EXIT_NOT_RUNNING
             }
@@ -86,7 +91,7 @@ impl AskError {
 
 impl fmt::Display for AskError {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let error = match &self.reason {
+        let error = match &*self.reason {
             Reason::Refused { pid, message } => return write!(out, "process {pid}: {message}"),
             Reason::Request(error) => error,
         };
@@ -103,11 +108,11 @@ impl fmt::Display for AskError {
             ": {program} does not run with this configuration file; if it does, and {key} has changed since its start, name its \
              socket with --socket PATH"
         )?;
-        match self.request {
+        match &self.request {
             ControlRequest::Upgrade => write!(out, ", or send SIGUSR2 to the process"),
             ControlRequest::Reload => write!(out, ", or send SIGHUP to the process"),
             ControlRequest::ReopenLogs => write!(out, ", or send SIGUSR1 to the process"),
-            ControlRequest::Pid => Ok(()),
+            ControlRequest::Pid | ControlRequest::LogLevel { .. } => Ok(()),
         }
     }
 }
@@ -141,14 +146,15 @@ mod tests {
             _ => Ok("done".to_owned()),
         }));
         let serving = serving.unwrap();
-        assert_eq!(TARGET.ask(&config, None, ControlRequest::ReopenLogs, LIMIT).unwrap(), "done");
+        let reopened = TARGET.ask(&config, None, ControlRequest::ReopenLogs, LIMIT).unwrap();
+        assert!(reopened.contains("no file to open again"), "{reopened}");
         let refused = TARGET.ask(&config, None, ControlRequest::Reload, LIMIT).unwrap_err();
         assert_eq!(refused.to_string(), format!("process {}: the file is broken", std::process::id()));
         std::fs::write(&config, "countersign: {node: {last_good: other.y}}").unwrap();
         let moved = TARGET.ask(&config, None, ControlRequest::Upgrade, LIMIT).unwrap_err();
         assert!(moved.to_string().contains("--socket PATH, or send SIGUSR2"), "{moved}");
         let socket = folder.path().join("x.sock");
-        assert_eq!(TARGET.ask(&config, Some(&socket), ControlRequest::ReopenLogs, LIMIT).unwrap(), "done");
+        assert_eq!(TARGET.ask(&config, Some(&socket), ControlRequest::ReopenLogs, LIMIT).unwrap(), reopened);
         drop(serving);
     }
 

@@ -19,6 +19,7 @@ mod rules_file;
 use std::fmt::Display;
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::str::FromStr as _;
 use std::time::Duration;
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
@@ -27,6 +28,7 @@ use process::control_socket::ControlRequest;
 use process::handover::{self, OfferedSuccession, Program};
 use process::signals::{self, Signals};
 use rustls_pki_types::UnixTime;
+use telemetry::log::LogFormat;
 use telemetry::stdout::CommandOutput;
 
 use crate::cli::admin_cli::AdminArgs;
@@ -63,6 +65,11 @@ const PID_EXAMPLES: &str = "Examples:
 const REOPEN_EXAMPLES: &str = "Examples:
   mv error.log error.log.1 && controlplane reopen -c /etc/countersign/config.yaml";
 
+const LOG_LEVEL_EXAMPLES: &str = "Examples:
+  controlplane log-level                            the level in force
+  controlplane log-level debug -c /etc/countersign/config.yaml
+  controlplane log-level info,controlplane::publish=trace";
+
 const RELOAD_EXAMPLES: &str = "Examples:
   controlplane reload                               the one that runs with conf/config.yaml
   controlplane reload -c /etc/countersign/config.yaml
@@ -89,6 +96,9 @@ struct Cli {
     /// The configuration file.
     #[arg(short, long, global = true, value_name = "FILE", default_value = "conf/config.yaml")]
     config: PathBuf,
+    /// The form of the log's lines: text, or json for one JSON object a line.
+    #[arg(long, global = true, default_value = "text", value_name = "FORMAT", value_parser = LogFormat::from_str)]
+    log_format: LogFormat,
     #[command(flatten)]
     start_as: server::StartOptions,
     #[command(subcommand)]
@@ -117,6 +127,10 @@ enum Command {
     /// configuration.
     #[command(after_help = hash_key::EXAMPLES)]
     HashKey,
+    /// Set the level of the running control plane's log until its next reload or restart; without a
+    /// level, print the one in force.
+    #[command(after_help = LOG_LEVEL_EXAMPLES)]
+    LogLevel(LogLevelArgs),
     /// Make certificates and look at them.
     Pki(PkiArgs),
     /// Print the process id of the running control plane: after an upgrade, that of the successor.
@@ -150,6 +164,15 @@ struct SocketArgs {
     socket: Option<PathBuf>,
 }
 
+#[derive(Debug, Args)]
+struct LogLevelArgs {
+    /// off, error, warn, info, debug or trace, or a list such as
+    /// `info,controlplane::publish=debug`.
+    level: Option<String>,
+    #[command(flatten)]
+    socket: SocketArgs,
+}
+
 /// Print a script that completes command lines.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
@@ -168,7 +191,7 @@ pub fn command() -> clap::Command {
 /// Runs the command and exits.
 pub fn main() -> ! {
     let cli = Cli::parse();
-    telemetry::log::init();
+    telemetry::log::init(cli.log_format);
     if let Err(error) = process::core_dumps::disable() {
         telemetry::exit(print_error(&error));
     }
@@ -185,6 +208,10 @@ pub fn main() -> ! {
         Command::Copy(args) => copy(&cli.config, &args, &mut out),
         Command::Doctor(args) => doctor(&cli.config, &args, &mut out),
         Command::HashKey => exit_code(hash_key::run_on_stdin(&mut out)),
+        Command::LogLevel(LogLevelArgs { level, socket }) => {
+            let request = ControlRequest::LogLevel { filter: level };
+            control(&cli.config, &socket, request, RELOAD_MAX, &mut out)
+        }
         Command::Pki(args) => exit_code(pki_cli::run(&cli.config, &args, UnixTime::now(), &mut out)),
         Command::Pid(args) => control(&cli.config, &args, ControlRequest::Pid, RELOAD_MAX, &mut out),
         Command::Reload(args) => control(&cli.config, &args, ControlRequest::Reload, RELOAD_MAX, &mut out),

@@ -16,6 +16,7 @@ mod worker_handle;
 
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
+use std::str::FromStr as _;
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
@@ -33,6 +34,7 @@ use process::signals::{self, Signals};
 use process::user::check_replaceable;
 use shared::{connection_limits, shared_state, worker_count};
 use succession::Origin;
+use telemetry::log::LogFormat;
 use telemetry::status::{StatusListener, StatusServer};
 use telemetry::{Heartbeats, ServiceManager};
 use tokio::sync::{mpsc, watch};
@@ -85,6 +87,9 @@ struct Arguments {
     /// Apply the state of another store, once, although it would remove most of what is served.
     #[arg(long)]
     accept_new_store: bool,
+    /// The form of the log's lines: text, or json for one JSON object a line.
+    #[arg(long, global = true, default_value = "text", value_name = "FORMAT", value_parser = LogFormat::from_str)]
+    log_format: LogFormat,
     /// Without a command: serve.
     #[command(subcommand)]
     command: Option<Command>,
@@ -98,7 +103,7 @@ pub fn command() -> clap::Command {
 /// Runs the program to the end of the process.
 pub fn main() -> ! {
     let arguments = Arguments::parse();
-    telemetry::log::init();
+    telemetry::log::init(arguments.log_format);
     // A worker's runtime must not be dropped with operations in flight, so nothing is unwound.
     let result = match arguments.command {
         Some(command) => command.run(&arguments.config),

@@ -37,7 +37,7 @@ const CLOSE_INTERVAL: Duration = Duration::from_millis(5);
 const REQUESTS_MAX: usize = 16;
 
 /// What a command asks of a running program.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ControlRequest {
     /// Read the settings and every file they name again.
@@ -46,8 +46,34 @@ pub enum ControlRequest {
     Upgrade,
     /// Open the log files again.
     ReopenLogs,
+    /// Report the filter of the log, or set it until the next reload.
+    LogLevel {
+        /// The filter; `None`: it stays.
+        filter: Option<String>,
+    },
     /// Report the process id.
     Pid,
+}
+
+impl ControlRequest {
+    /// Does what both programs do at once, where the request arrives; `None`: the program does it.
+    pub fn handle_here(&self) -> Option<Result<String, String>> {
+        match self {
+            Self::Pid => Some(Ok(std::process::id().to_string())),
+            Self::ReopenLogs => Some(telemetry::log::reopen().map_err(|error| error.to_string())),
+            Self::LogLevel { filter: None } => Some(Ok(telemetry::log::filter())),
+            Self::LogLevel { filter: Some(filter) } => {
+                let set = telemetry::log::set_filter(filter).map_err(|error| error.to_string());
+                Some(set.map(|()| {
+                    // Regardless of the new level.
+                    let text = format!("log level {filter}, until the next reload or restart");
+                    telemetry::log::write_unfiltered(&text);
+                    text
+                }))
+            }
+            Self::Reload | Self::Upgrade => None,
+        }
+    }
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -66,8 +92,8 @@ pub struct ControlResponse {
     pub message: String,
 }
 
-/// What a program does for a request: a text about it, or why it failed. Called on a plain thread,
-/// by several at once.
+/// What a program does for a reload or an upgrade: a text about it, or why it failed. Called on a
+/// plain thread, by several at once.
 pub type Handler = Arc<dyn Fn(ControlRequest) -> Result<String, String> + Send + Sync>;
 
 /// The path of a program's control socket: beside the file that this program writes.
@@ -316,7 +342,7 @@ fn serve_one(stream: UnixStream, handler: &Handler) -> io::Result<()> {
         return Ok(());
     }
     let result = match serde_json::from_str::<RequestLine>(&line) {
-        Ok(RequestLine { request }) => handler(request),
+        Ok(RequestLine { request }) => request.handle_here().unwrap_or_else(|| handler(request)),
         Err(error) => Err(format!("the request is no JSON line {{\"request\": ...}}: {error}")),
     };
     respond(stream, result)
@@ -338,7 +364,7 @@ fn respond(mut stream: UnixStream, result: Result<String, String>) -> io::Result
 /// [`RequestError`].
 pub fn request(
     path: &Path,
-    request: ControlRequest,
+    request: &ControlRequest,
     limit: Duration,
 ) -> Result<ControlResponse, RequestError> {
     let path = path.to_owned();
@@ -359,7 +385,7 @@ pub fn request(
         peer = getsockopt(&stream.as_fd(), sockopt::PeerCredentials)?.pid();
         stream.set_read_timeout(Some(limit))?;
         stream.set_write_timeout(Some(PEER_TIMEOUT))?;
-        let mut sent = serde_json::to_vec(&RequestLine { request })?;
+        let mut sent = serde_json::to_vec(&RequestLine { request: request.clone() })?;
         sent.push(b'\n');
         stream.write_all(&sent)?;
         BufReader::new((&stream).take(RESPONSE_BYTES_MAX)).read_line(&mut line)
@@ -368,8 +394,8 @@ pub fn request(
         Ok(_) => match serde_json::from_str::<ControlResponse>(&line) {
             // By the kernel, in the caller's namespace: root sends signals to it, and the process
             // may run as a user that root does not trust.
-            Ok(_) if request == ControlRequest::Pid && peer <= 0 => Err(RequestError::OtherNamespace(path)),
-            Ok(response) if request == ControlRequest::Pid && response.ok => {
+            Ok(_) if *request == ControlRequest::Pid && peer <= 0 => Err(RequestError::OtherNamespace(path)),
+            Ok(response) if *request == ControlRequest::Pid && response.ok => {
                 Ok(ControlResponse { message: peer.to_string(), ..response })
             }
             Ok(response) => Ok(response),
@@ -404,15 +430,15 @@ mod tests {
     fn a_request_is_answered_and_the_file_goes_away() {
         let directory = tempfile::tempdir().unwrap();
         let path = path_beside(&directory.path().join("last_good"), "dataplane");
-        assert!(matches!(request(&path, ControlRequest::Pid, LIMIT), Err(RequestError::NotRunning(_))));
+        assert!(matches!(request(&path, &ControlRequest::Pid, LIMIT), Err(RequestError::NotRunning(_))));
         let socket = served(&path, None);
         assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
-        let response = request(&path, ControlRequest::Reload, LIMIT).unwrap();
+        let response = request(&path, &ControlRequest::Reload, LIMIT).unwrap();
         assert_eq!(
             response,
             ControlResponse { pid: std::process::id(), ok: true, message: "Reload".to_owned() }
         );
-        let failed = request(&path, ControlRequest::Upgrade, LIMIT).unwrap();
+        let failed = request(&path, &ControlRequest::Upgrade, LIMIT).unwrap();
         assert_eq!((failed.ok, failed.message.as_str()), (false, "the new program is broken"));
         drop(socket);
         assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0);
@@ -434,7 +460,7 @@ mod tests {
         let mut stream = UnixStream::connect(&path).unwrap();
         let _refused = stream.write_all(&[b'a'; 100_000]);
         drop(stream);
-        assert!(request(&path, ControlRequest::Pid, LIMIT).unwrap().ok);
+        assert!(request(&path, &ControlRequest::Pid, LIMIT).unwrap().ok);
     }
 
     #[test]
@@ -443,7 +469,7 @@ mod tests {
         let path = directory.path().join("s.sock");
         let liar: Handler = Arc::new(|_| Ok("1".to_owned()));
         let _socket = ControlListener::bind(&path, None).unwrap().serve(liar).unwrap();
-        let response = request(&path, ControlRequest::Pid, LIMIT).unwrap();
+        let response = request(&path, &ControlRequest::Pid, LIMIT).unwrap();
         assert_eq!(response.message, std::process::id().to_string());
     }
 
@@ -456,7 +482,7 @@ mod tests {
         assert!(matches!(in_use, Err(BindSocketError::InUse(_))), "{in_use:?}");
         let new = served(&path, Some(std::process::id()));
         drop(old);
-        assert!(request(&path, ControlRequest::Pid, LIMIT).unwrap().ok, "it removed its own socket only");
+        assert!(request(&path, &ControlRequest::Pid, LIMIT).unwrap().ok, "it removed its own socket only");
         std::mem::forget(new);
     }
 
@@ -466,7 +492,7 @@ mod tests {
         let path = directory.path().join("s.sock");
         drop(UnixListener::bind(&path).unwrap());
         let socket = served(&path, None);
-        assert!(request(&path, ControlRequest::Pid, LIMIT).unwrap().ok);
+        assert!(request(&path, &ControlRequest::Pid, LIMIT).unwrap().ok);
         drop(socket);
         fs::write(&path, "precious").unwrap();
         assert!(matches!(ControlListener::bind(&path, None), Err(BindSocketError::NotASocket)));

@@ -9,6 +9,8 @@
 //! thread between two lines, so a rotation loses and tears none.
 
 mod access;
+mod filter;
+mod format;
 mod output;
 mod sink;
 mod syslog;
@@ -26,10 +28,14 @@ use std::time::Duration;
 use tracing::Level;
 use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::reload;
 use tracing_subscriber::util::SubscriberInitExt as _;
-use tracing_subscriber::{EnvFilter, Registry, reload};
 
 pub use self::access::{AccessSink, LineBatcher, check_access, open_access};
+use self::filter::Filter;
+pub use self::filter::FilterError;
+use self::format::EventFormat;
+pub use self::format::{LogFormat, UnknownFormat};
 pub use self::output::LogFileError;
 use self::sink::{Batch, Queue, Sink};
 pub use self::target::{AccessTarget, SyslogServer, SyslogTarget, TargetError};
@@ -43,16 +49,13 @@ const QUEUED_MAX: usize = 4096;
 /// How long a flush waits for a slow reader before the remaining lines are dropped.
 const FLUSH_MAX: Duration = Duration::from_secs(1);
 const NO_FILE: &str = "no log goes to a file: there is no file to open again";
-/// The filter without RUST_LOG and without a level in the settings.
-const DEFAULT_LEVEL: Level = Level::INFO;
 
 static THREAD: OnceLock<LogThread> = OnceLock::new();
 static LOG: OnceLock<Logger> = OnceLock::new();
 
 struct Logger {
     queue: LineQueue,
-    /// `None`: RUST_LOG has the filter.
-    filter: Option<reload::Handle<EnvFilter, Registry>>,
+    filter: Filter,
     set_ansi: Box<dyn Fn(bool) + Send + Sync>,
 }
 
@@ -73,9 +76,10 @@ fn thread() -> Result<&'static LogThread, LogFileError> {
     Ok(THREAD.get_or_init(|| started))
 }
 
-/// Initialises the log: standard error, filtered by RUST_LOG (default `info`), and a panic hook
-/// that writes to the log. Called once, before threads are started.
-pub fn init() {
+/// Initialises the log: standard error, in this format, filtered by RUST_LOG (default `info`), and
+/// a panic hook that writes to the log. Called once, before threads are started.
+pub fn init(format: LogFormat) {
+    format::set(format);
     let queue = match thread().and_then(LineQueue::open) {
         Ok(queue) => queue,
         Err(error) => {
@@ -84,33 +88,27 @@ pub fn init() {
             std::process::exit(1)
         }
     };
-    let (filter, unusable) = match EnvFilter::try_from_default_env() {
-        Ok(filter) => (Some(filter), None),
-        Err(error) => (None, std::env::var_os("RUST_LOG").map(|text| (text, error))),
-    };
-    let is_from_environment = filter.is_some();
-    let filter = filter.unwrap_or_else(|| EnvFilter::new(DEFAULT_LEVEL.as_str()));
-    let (filter, filter_handle) = reload::Layer::new(filter);
-    let format = tracing_subscriber::fmt::layer()
+    let (filter, filter_layer, unusable) = Filter::from_env();
+    let has_colours = shows_colours();
+    let layer = tracing_subscriber::fmt::layer()
+        .event_format(EventFormat::default())
         .with_writer(queue.clone())
-        .with_ansi(shows_colours())
+        .with_ansi(has_colours)
         // It would write to standard error directly, and panic when that fails.
         .log_internal_errors(false);
-    let (format, format_handle) = reload::Layer::new(format);
-    let logger = Logger {
-        queue,
-        filter: (!is_from_environment).then_some(filter_handle),
-        set_ansi: Box::new(move |ansi| {
-            let _never_fails = format_handle.modify(|format| format.set_ansi(ansi));
-        }),
+    let (layer, layer_handle) = reload::Layer::new(layer);
+    let set_ansi = move |ansi| {
+        format::set_colours(ansi);
+        let _never_fails = layer_handle.modify(|layer| layer.set_ansi(ansi));
     };
-    if LOG.set(logger).is_err() {
+    format::set_colours(has_colours);
+    if LOG.set(Logger { queue, filter, set_ansi: Box::new(set_ansi) }).is_err() {
         return;
     }
-    tracing_subscriber::registry().with(filter).with(format).init();
+    tracing_subscriber::registry().with(filter_layer).with(layer).init();
     std::panic::set_hook(Box::new(panic_hook));
-    if let Some((text, error)) = unusable {
-        tracing::warn!(?text, %error, "RUST_LOG cannot be read; logging at info");
+    if let Some(error) = unusable {
+        tracing::warn!("RUST_LOG: {error}; logging at info");
     }
 }
 
@@ -130,10 +128,22 @@ pub fn configure(file: Option<&Path>, level: Option<Level>) -> Result<(), LogFil
         thread()?.open(&log.queue.sink, target)?;
         (log.set_ansi)(file.is_none() && shows_colours());
     }
-    if let Some(filter) = &log.filter {
-        let _never_fails = filter.reload(EnvFilter::new(level.unwrap_or(DEFAULT_LEVEL).as_str()));
-    }
+    log.filter.apply_settings(level);
     Ok(())
+}
+
+/// Sets the filter, a level or a list such as `info,dataplane::push_client=debug`, until
+/// [`configure`] is called again. Does nothing before [`init`].
+///
+/// # Errors
+/// The text is no filter; nothing changes then.
+pub fn set_filter(text: &str) -> Result<(), FilterError> {
+    LOG.get().map_or(Ok(()), |log| log.filter.set(text))
+}
+
+/// The filter that is in force. Empty before [`init`].
+pub fn filter() -> String {
+    LOG.get().map(|log| log.filter.text()).unwrap_or_default()
 }
 
 /// Checks that [`configure`] could open a file, without making it.
@@ -178,20 +188,24 @@ pub fn reopen_in_background() {
 /// Writes a text to the log, behind the lines logged before and regardless of the filter.
 /// Does nothing before [`init`].
 pub fn write_unfiltered(text: &dyn Display) {
+    write_line(Level::INFO, text);
+}
+
+fn write_line(level: Level, text: &dyn Display) {
     if let Some(log) = LOG.get() {
-        log.queue.push(format!("{text}\n").as_bytes());
+        log.queue.push(format::line(level, text).as_bytes());
     }
 }
 
 /// As [`write_unfiltered`], and to standard error where the log is a file: an operator who starts
 /// the program looks there. The log stays there; call it before the exit.
 pub fn write_fatal(text: &dyn Display) {
-    write_unfiltered(text);
+    write_line(Level::ERROR, text);
     if let Some(log) = LOG.get()
         && log.queue.sink.target() != AccessTarget::Stderr
         && thread().and_then(|thread| thread.open(&log.queue.sink, AccessTarget::Stderr)).is_ok()
     {
-        write_unfiltered(text);
+        write_line(Level::ERROR, text);
     }
 }
 
@@ -219,18 +233,14 @@ pub fn exit(code: u8) -> ! {
     std::process::exit(i32::from(code))
 }
 
-/// The line about lines that the error log has lost.
-fn dropped_line(missing: u64) -> String {
-    format!("{missing} log lines were dropped: the log could not be written, or its reader was too slow\n")
-}
-
 /// Replaces std's hook, which writes to standard error directly and waits for its reader.
 fn panic_hook(panic: &std::panic::PanicHookInfo<'_>) {
     let current = std::thread::current();
-    write_unfiltered(&format_args!("thread '{}' {panic}", current.name().unwrap_or("<unnamed>")));
+    let name = current.name().unwrap_or("<unnamed>");
+    write_line(Level::ERROR, &format_args!("thread '{name}' {panic}"));
     let trace = Backtrace::capture();
     if trace.status() == BacktraceStatus::Captured {
-        write_unfiltered(&trace);
+        write_line(Level::ERROR, &trace);
     }
     flush();
 }
@@ -264,9 +274,10 @@ impl<'a> MakeWriter<'a> for LineQueue {
 }
 
 impl Write for &LineQueue {
-    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        self.push(line);
-        Ok(line.len())
+    /// Takes a formatted event.
+    fn write(&mut self, event: &[u8]) -> io::Result<usize> {
+        self.push(format::as_one_line(&String::from_utf8_lossy(event)).as_bytes());
+        Ok(event.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {

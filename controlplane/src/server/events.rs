@@ -98,8 +98,8 @@ impl Events {
                 Some((request, reply)) = self.commands.1.recv() => match request {
                     ControlRequest::Reload => return ControlEvent::Reload(reply),
                     ControlRequest::Upgrade => return ControlEvent::Upgrade(reply),
-                    // Answered where they arrive.
-                    ControlRequest::Pid | ControlRequest::ReopenLogs => {}
+                    // Handled where they arrive.
+                    ControlRequest::Pid | ControlRequest::ReopenLogs | ControlRequest::LogLevel { .. } => {}
                 }
             }
         }
@@ -132,15 +132,8 @@ fn handle(
     commands: &mpsc::Sender<ControlCommand>,
     upgrading: &AtomicBool,
 ) -> Result<String, String> {
-    match request {
-        ControlRequest::Pid => return Ok(std::process::id().to_string()),
-        ControlRequest::ReopenLogs => {
-            return telemetry::log::reopen().map_err(|error| error.to_string());
-        }
-        ControlRequest::Upgrade if upgrading.swap(true, Ordering::AcqRel) => {
-            return Err("an upgrade is under way: wait for its end".to_owned());
-        }
-        ControlRequest::Upgrade | ControlRequest::Reload => {}
+    if request == ControlRequest::Upgrade && upgrading.swap(true, Ordering::AcqRel) {
+        return Err("an upgrade is under way: wait for its end".to_owned());
     }
     let (reply, result) = oneshot::channel();
     let ended = |_| "the control plane stops".to_owned();

@@ -50,6 +50,15 @@ pub(super) enum Command {
     Reload(SocketArgs),
     /// Let the running data plane open its log file again, after a rotation. The same as SIGUSR1.
     Reopen(SocketArgs),
+    /// Set the level of the running data plane's log until its next reload or restart; without a
+    /// level, print the one in force.
+    LogLevel {
+        /// off, error, warn, info, debug or trace, or a list such as
+        /// `info,dataplane::push_client=debug`.
+        level: Option<String>,
+        #[command(flatten)]
+        socket: SocketArgs,
+    },
     /// Print the process id of the running data plane: after an upgrade, that of the successor.
     ///
     /// Exits with 3 if no data plane runs with this configuration file.
@@ -70,6 +79,7 @@ impl Command {
             Self::Upgrade(args) => (ControlRequest::Upgrade, UPGRADE_MAX, args),
             Self::Reload(args) => (ControlRequest::Reload, RELOAD_MAX, args),
             Self::Reopen(args) => (ControlRequest::ReopenLogs, RELOAD_MAX, args),
+            Self::LogLevel { level, socket } => (ControlRequest::LogLevel { filter: level }, PID_MAX, socket),
             Self::Pid(args) => (ControlRequest::Pid, PID_MAX, args),
             Self::Check => return check(config, &conf::load(config)?),
         };

@@ -107,15 +107,15 @@ impl Events {
             let (reply, result) = sync_channel(1);
             let reply = Reply(Some(reply));
             let event = match request {
-                ControlRequest::Pid => return Ok(std::process::id().to_string()),
-                ControlRequest::ReopenLogs => {
-                    return telemetry::log::reopen().map_err(|error| error.to_string());
-                }
                 ControlRequest::Reload => Event::Reload(reply),
                 ControlRequest::Upgrade if is_upgrading.swap(true, Ordering::AcqRel) => {
                     return Err("an upgrade is under way already: wait for its result".to_owned());
                 }
                 ControlRequest::Upgrade => Event::Upgrade(reply),
+                // Handled where they arrive.
+                ControlRequest::Pid | ControlRequest::ReopenLogs | ControlRequest::LogLevel { .. } => {
+                    return Err("no request of the main thread".to_owned());
+                }
             };
             let _main_thread_waits = sender.send(event).is_ok();
             // It has handed over or stops, when it drops the request.

@@ -195,7 +195,7 @@ impl RunningServer {
 
 /// Whether a process answers on the control socket.
 fn is_served(socket: &Path) -> bool {
-    control_socket::request(socket, ControlRequest::Pid, PID_MAX).is_ok()
+    control_socket::request(socket, &ControlRequest::Pid, PID_MAX).is_ok()
 }
 
 /// Drops the listeners of the main thread.

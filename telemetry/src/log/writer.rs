@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 
 use super::ERROR_LOG;
+use super::format::dropped_line;
 use super::output::{Output, first_line};
 use super::sink::{Batch, Queue, Sink};
 
@@ -127,7 +128,7 @@ impl AttachedSink {
             None => "it takes lines too slowly".to_owned(),
         };
         let (log, to) = (self.sink.name, self.sink.target());
-        tracing::warn!(log, %to, %reason, "{missing} log lines were dropped");
+        tracing::warn!(log, %to, %reason, "{missing} lines of this log were dropped");
     }
 }
 
@@ -275,7 +276,7 @@ impl Writer {
                 && let Some(missing) = attached.unreported(REPORT_INTERVAL.0)
             {
                 attached.set_reported(missing);
-                let bytes = super::dropped_line(missing).into_bytes();
+                let bytes = dropped_line(missing).into_bytes();
                 report = Some(Pending {
                     sink: Arc::clone(&attached.sink),
                     queue: None,
