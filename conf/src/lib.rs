@@ -16,6 +16,7 @@ mod control_command;
 mod environment;
 mod error;
 mod files;
+mod log_format;
 mod path_key;
 mod reader;
 mod schema;
@@ -30,16 +31,17 @@ pub use ciphers::Ciphers;
 pub use control_command::{AskError, ControlTarget};
 pub use error::{ConfError, ConfProblem};
 pub use files::{ADMIN_CA, ADMIN_CERT, ADMIN_CERT_KEY, KeyringFileError, MissingFiles};
+pub use log_format::{LogEscape, LogFormat, LogPart, LogSubsystem, LogVariable};
 pub use model::TlsVersion;
 pub use reader::ADMIN_LISTEN;
 pub use reader::countersign::host_name;
 pub use schema::{Plane, unsupported_keys};
 pub use secret::Secret;
 pub use settings::{
-    AdminKey, AdminKeyValue, AdminListener, AdminRole, AdminSettings, AdminTlsSettings, ApisixSettings,
-    ClientRole, CollectorSettings, CollectorTlsSettings, ConfigProvider, CountersignSettings, DeploymentRole,
-    DeploymentSettings, EtcdSettings, EtcdTlsSettings, HttpLimits, LimitSettings, LogSettings,
-    MetricsSettings, NodeSettings, PathSettings, ProcessUser, ProxyMode, ProxyProtocolListen,
+    AccessLogSettings, AdminKey, AdminKeyValue, AdminListener, AdminRole, AdminSettings, AdminTlsSettings,
+    ApisixSettings, ClientRole, CollectorSettings, CollectorTlsSettings, ConfigProvider, CountersignSettings,
+    DeploymentRole, DeploymentSettings, EtcdSettings, EtcdTlsSettings, HttpLimits, LimitSettings,
+    LogSettings, MetricsSettings, NodeSettings, PathSettings, ProcessUser, ProxyMode, ProxyProtocolListen,
     ProxyProtocolVersion, PushSettings, RealIpSettings, SamplingRatio, Settings, SslSettings, StoreSettings,
     StreamListener, TlsSettings, TraceParents, TracingSettings,
 };
@@ -121,11 +123,9 @@ fn load_with_kept(
     environment: &environment::Lookup<'_>,
     kept: Option<(&KeyValues, Plane)>,
 ) -> Result<Settings, ConfError> {
-    let syntax = |error: tree::SyntaxError| ConfError::Syntax {
-        path: path.to_owned(),
-        line: error.line,
-        column: error.column,
-        message: error.message,
+    let syntax = |tree::SyntaxError { line, column, message }| {
+        let path = path.to_owned();
+        ConfError::Syntax { path, line, column, message }
     };
     let defaults = tree::parse(DEFAULTS).map_err(syntax)?;
     let empty = tree::YamlNode { line: 0, value: tree::YamlValue::Map(Vec::new()) };
@@ -161,6 +161,8 @@ fn load_with_kept(
         warnings: Vec::new(),
         values: changes::KeyValues::new(&merged),
         log: reader.log(),
+        access_log: reader.access_log(LogSubsystem::Http),
+        stream_access_log: reader.access_log(LogSubsystem::Stream),
         user: reader.user(),
         deployment: reader.deployment(),
         apisix: reader.apisix(),

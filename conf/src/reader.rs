@@ -4,6 +4,7 @@
 //! one run reports every problem; the placeholder never leaves this crate, because problems make
 //! the load fail.
 
+mod access_log;
 mod admin;
 mod admin_listen;
 pub(crate) mod countersign;

@@ -60,11 +60,9 @@ impl Plane {
 
 const NO_PLUGINS: &str = "only proxy-rewrite runs, a document with another plugin that does more than observe is not accepted; this is ignored";
 const NO_UDP: &str = "UDP is not proxied, this is ignored";
-const LOGS: &str = "there is one log (nginx_config.error_log) and no access log, this is ignored";
 const NO_LUA: &str = "it sizes what Lua code keeps in memory, and there is none";
 const NO_PATH: &str = "Lua code cannot be loaded, this is ignored";
 const NO_CONTROL: &str = "there is no control API, so nothing listens for it";
-const LOG_FORM: &str = "it only shapes a log file that is not written";
 const LOADING: &str = "it only says when an APISIX loads what it stored";
 const NEVER: [&str; 2] = ["", "null"];
 
@@ -223,10 +221,10 @@ const KEYS: &[(&str, KeySupport)] = &[
     ("nginx_config.event.worker_connections", Read(Hot, Unused)),
     ("nginx_config.meta", Ignored(NO_LUA)),
     ("nginx_config.envs", Ignored("every environment variable can be read")),
-    ("nginx_config.stream.enable_access_log", WarnUnless("false", LOGS)),
-    ("nginx_config.stream.access_log", Ignored(LOG_FORM)),
-    ("nginx_config.stream.access_log_format", Ignored(LOG_FORM)),
-    ("nginx_config.stream.access_log_format_escape", Ignored(LOG_FORM)),
+    ("nginx_config.stream.enable_access_log", Read(Hot, Unused)),
+    ("nginx_config.stream.access_log", Read(Hot, Unused)),
+    ("nginx_config.stream.access_log_format", Read(Hot, Unused)),
+    ("nginx_config.stream.access_log_format_escape", Read(Hot, Unused)),
     ("nginx_config.stream.lua_shared_dict", Ignored(NO_LUA)),
     ("nginx_config.stream.metrics_zone_size", Ignored(NO_LUA)),
     ("nginx_config.stream.real_ip_from", Read(Hot, Unused)),
@@ -237,11 +235,11 @@ const KEYS: &[(&str, KeySupport)] = &[
     ("nginx_config.http_admin_configuration_snippet", Read(Hot, Hot)),
     ("nginx_config.http_end_configuration_snippet", Read(Hot, Hot)),
     ("nginx_config.stream_configuration_snippet", Read(Hot, Hot)),
-    ("nginx_config.http.enable_access_log", Ignored("what a log file would hold is not written")),
-    ("nginx_config.http.access_log", Ignored(LOG_FORM)),
-    ("nginx_config.http.access_log_buffer", Ignored(LOG_FORM)),
-    ("nginx_config.http.access_log_format", Ignored(LOG_FORM)),
-    ("nginx_config.http.access_log_format_escape", Ignored(LOG_FORM)),
+    ("nginx_config.http.enable_access_log", Read(Hot, Unused)),
+    ("nginx_config.http.access_log", Read(Hot, Unused)),
+    ("nginx_config.http.access_log_buffer", Ignored("lines are written in batches in any case")),
+    ("nginx_config.http.access_log_format", Read(Hot, Unused)),
+    ("nginx_config.http.access_log_format_escape", Read(Hot, Unused)),
     ("nginx_config.http.keepalive_timeout", Read(Hot, Unused)),
     ("nginx_config.http.client_header_timeout", Read(Hot, Hot)),
     ("nginx_config.http.client_body_timeout", Read(Hot, Hot)),

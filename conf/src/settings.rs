@@ -20,10 +20,12 @@ pub use countersign::{
 };
 use ipnet::IpNet;
 use model::TlsVersion;
+use telemetry::log::AccessTarget;
 pub use traces::{CollectorSettings, CollectorTlsSettings, SamplingRatio, TraceParents, TracingSettings};
 
 use crate::changes::KeyValues;
 use crate::ciphers::Ciphers;
+use crate::log_format::LogFormat;
 use crate::secret::Secret;
 
 /// Placeholder for an invalid address.
@@ -42,6 +44,10 @@ pub struct Settings {
     pub values: KeyValues,
     /// `nginx_config.error_log` and `error_log_level`
     pub log: LogSettings,
+    /// `nginx_config.http.enable_access_log`, `access_log` and its format.
+    pub access_log: AccessLogSettings,
+    /// The same of `nginx_config.stream`.
+    pub stream_access_log: AccessLogSettings,
     /// `nginx_config.user`: whom a program that is started by root goes on as.
     pub user: Option<ProcessUser>,
     /// `deployment`
@@ -66,6 +72,21 @@ pub struct LogSettings {
     pub file: Option<PathBuf>,
     /// `error_log_level`. RUST_LOG goes before it.
     pub level: Option<tracing::Level>,
+}
+
+/// An access log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AccessLogSettings {
+    /// `access_log`: where its lines go. Off without `enable_access_log`.
+    pub target: AccessTarget,
+    /// `access_log_format`. `None`: each line is a JSON object with every field.
+    pub format: Option<LogFormat>,
+}
+
+impl Default for AccessLogSettings {
+    fn default() -> Self {
+        Self { target: AccessTarget::Off, format: None }
+    }
 }
 
 /// `nginx_config.user`: a user and, after a blank, a group.

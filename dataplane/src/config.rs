@@ -13,10 +13,14 @@ use process::bounded_read;
 use crate::http::head::HeadLimits;
 use crate::io::timeouts::ClientTimeouts;
 use crate::proxy::worker::WorkerConfig;
+use crate::reporting::access_log::{AccessLogConfig, AccessLogConfigs};
 use crate::reporting::trace::TraceSettings;
 use crate::runtime::descriptors::ConnectionLimits;
 use crate::tls::record::RecordLayerKind;
 use crate::upstream::client_tls::TrustDefaults;
+
+const ACCESS_LOG: &str = "nginx_config.http.access_log";
+const STREAM_ACCESS_LOG: &str = "nginx_config.stream.access_log";
 
 /// A setting is invalid for this data plane.
 #[derive(Debug, thiserror::Error)]
@@ -25,6 +29,14 @@ pub enum SettingsError {
     TrustedCertificate { path: PathBuf, problem: String },
     #[error("apisix.ssl.fallback_sni: {0:?} is not a host name")]
     FallbackSni(String),
+    /// An access log cannot be opened.
+    #[error("{key}: {error}")]
+    AccessLog {
+        /// Its key.
+        key: &'static str,
+        /// Why not.
+        error: telemetry::log::LogFileError,
+    },
     /// Only TLSv1.1 is left, which rustls does not implement.
     #[error(
         "apisix.ssl.ssl_protocols: TLSv1.1 alone cannot be served by this build: add TLSv1.2 or TLSv1.3, or build \
@@ -91,7 +103,49 @@ pub fn worker_config(settings: &Settings) -> Result<WorkerConfig, SettingsError>
             .collector
             .as_ref()
             .map(|_| TraceSettings { ratio: tracing.sampling_ratio, parents: tracing.parents }),
+        access_logs: access_logs(settings),
     })
+}
+
+/// The formats of the access logs, whose sinks are opened by [`open_access_logs`].
+fn access_logs(settings: &Settings) -> AccessLogConfigs {
+    let log = |settings: &conf::AccessLogSettings| AccessLogConfig {
+        sink: None,
+        format: settings.format.clone().map(Arc::new),
+    };
+    AccessLogConfigs { http: log(&settings.access_log), stream: log(&settings.stream_access_log) }
+}
+
+/// Opens the access logs at their targets, or switches them to other targets.
+///
+/// # Errors
+/// [`SettingsError::AccessLog`].
+pub(crate) fn open_access_logs(
+    settings: &Settings,
+    logs: &mut AccessLogConfigs,
+) -> Result<(), SettingsError> {
+    for (log, name, key, settings) in [
+        (&mut logs.http, "access", ACCESS_LOG, &settings.access_log),
+        (&mut logs.stream, "stream", STREAM_ACCESS_LOG, &settings.stream_access_log),
+    ] {
+        let opened = telemetry::log::open_access(name, &settings.target);
+        log.sink = Some(opened.map_err(|error| SettingsError::AccessLog { key, error })?);
+    }
+    Ok(())
+}
+
+/// Checks that the access logs could be opened, without making a file.
+///
+/// # Errors
+/// [`SettingsError::AccessLog`].
+pub(crate) fn check_access_logs(settings: &Settings) -> Result<(), SettingsError> {
+    for (key, settings) in
+        [(ACCESS_LOG, &settings.access_log), (STREAM_ACCESS_LOG, &settings.stream_access_log)]
+    {
+        telemetry::log::check_access(&settings.target)
+            .map_err(|error| SettingsError::AccessLog { key, error })?;
+    }
+    Ok(())
 }
 
 /// `countersign.tls.own_records`.

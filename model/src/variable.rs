@@ -120,6 +120,32 @@ impl Variable {
         named("cookie_").map(|cookie| Variable::Cookie(cookie.into()))
     }
 
+    /// The names of the variables that have one name each, and these variables.
+    pub fn names() -> impl Iterator<Item = (&'static str, &'static Variable)> {
+        NAMES.iter().map(|(name, variable)| (*name, variable))
+    }
+
+    /// Whether the value is one of the connection, the same for all its requests but for the
+    /// client's address.
+    pub fn is_of_connection(&self) -> bool {
+        match self {
+            Variable::RemoteAddr
+            | Variable::RemotePort
+            | Variable::RealipRemoteAddr
+            | Variable::RealipRemotePort
+            | Variable::ServerAddr
+            | Variable::ServerPort
+            | Variable::ServerName
+            | Variable::Protocol
+            | Variable::Cipher
+            | Variable::Curve
+            | Variable::SessionReused
+            | Variable::Alpn
+            | Variable::EarlyData => true,
+            other => other.is_identity(),
+        }
+    }
+
     /// The most similar known name, for a hint.
     pub(crate) fn closest(name: &str) -> Option<&'static str> {
         let near = NAMES.iter().map(|(known, _)| (strsim::damerau_levenshtein(known, name), *known));

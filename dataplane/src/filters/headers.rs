@@ -10,7 +10,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, header};
 
 use super::untrusted_headers;
 pub use super::untrusted_headers::PeerTrust;
-pub(super) use super::untrusted_headers::is_same_name;
+pub(crate) use super::untrusted_headers::is_same_name;
 use crate::http::hop_by_hop::{TrailerFields, remove_hop_by_hop};
 use crate::http::trailers;
 

@@ -123,7 +123,7 @@ const fn second_letter_bit(stem: &[u8]) -> u32 {
 /// Whether an upstream may take one name for the other. CGI and its successors (WSGI, PHP, Rack)
 /// turn `-` into `_`, and some of them every byte that is no letter or digit: all these bytes are
 /// one here. Header names are in lower case already.
-pub(super) fn is_same_name(name: &str, other: &str) -> bool {
+pub(crate) fn is_same_name(name: &str, other: &str) -> bool {
     is_same_folded(name.as_bytes(), other.as_bytes())
 }
 

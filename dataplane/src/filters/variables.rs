@@ -8,12 +8,12 @@ use std::borrow::Cow;
 use std::net::SocketAddr;
 
 use data_encoding::HEXLOWER;
-use http::HeaderMap;
 use http::request::Parts;
+use http::{HeaderMap, Version};
 use model::admission::ClientVerification;
 use model::{HostName, RequestTarget, Variable, Variables};
 use percent_encoding::percent_decode;
-use pki::{Certificate, Identity, UnixTime, VerifyReason};
+use pki::{Certificate, UnixTime, VerifyReason};
 
 use super::headers;
 use super::identity::rendered::{escaped_pem, openssl_date};
@@ -35,13 +35,107 @@ pub struct RequestContext<'a> {
     pub client: &'a ClientVerification,
 }
 
-impl RequestContext<'_> {
-    fn identity(&self) -> Option<&Identity> {
-        self.client.identity()
-    }
+/// A connection with its client.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct ConnectionContext<'a> {
+    /// `peer` is the client's address.
+    pub(crate) info: &'a ConnectionInfo,
+    /// The server name in the ClientHello.
+    pub(crate) sni: Option<&'a HostName>,
+    /// What the handshake negotiated.
+    pub(crate) params: Option<&'a NegotiatedParams>,
+    /// The client under the current policy.
+    pub(crate) client: &'a ClientVerification,
+}
 
-    fn certificate(&self) -> Option<&Certificate> {
-        self.identity().map(Identity::certificate)
+impl<'a> ConnectionContext<'a> {
+    /// The value of a variable of connections; `None` for one of requests, too.
+    pub(crate) fn value(&self, variable: &Variable) -> Option<Cow<'a, str>> {
+        let (peer, local) = (self.info.peer, self.info.local);
+        Some(match variable {
+            Variable::RemoteAddr => peer.ip().to_canonical().to_string().into(),
+            Variable::RemotePort => port(peer),
+            Variable::RealipRemoteAddr => self.info.direct_peer.ip().to_canonical().to_string().into(),
+            Variable::RealipRemotePort => port(self.info.direct_peer),
+            Variable::ServerAddr => local.ip().to_canonical().to_string().into(),
+            Variable::ServerPort => local.port().to_string().into(),
+            Variable::ServerName => self.sni?.as_str().into(),
+            Variable::Protocol
+            | Variable::Cipher
+            | Variable::Curve
+            | Variable::SessionReused
+            | Variable::Alpn
+            | Variable::EarlyData => tls_value(self.params?, variable)?.into(),
+            Variable::ClientVerify => {
+                self.params?;
+                client_verify(self.client)
+            }
+            _ => certificate_value(self.client.identity()?.certificate(), variable)?,
+        })
+    }
+}
+
+fn tls_value(params: &NegotiatedParams, variable: &Variable) -> Option<&'static str> {
+    Some(match variable {
+        Variable::Protocol => params.protocol,
+        Variable::Cipher => params.cipher,
+        Variable::Curve => params.curve?,
+        Variable::SessionReused if params.resumed => "r",
+        Variable::SessionReused => ".",
+        Variable::Alpn => params.alpn?,
+        // Early data is never accepted.
+        _ => return None,
+    })
+}
+
+fn certificate_value<'a>(certificate: &'a Certificate, variable: &Variable) -> Option<Cow<'a, str>> {
+    Some(match variable {
+        Variable::ClientSubject => certificate.subject().into(),
+        Variable::ClientIssuer => certificate.issuer().into(),
+        Variable::ClientSubjectLegacy => certificate.subject_legacy().into(),
+        Variable::ClientIssuerLegacy => certificate.issuer_legacy().into(),
+        Variable::ClientSerial => certificate.serial_hex().into(),
+        Variable::ClientFingerprint => HEXLOWER.encode(&certificate.fingerprint_sha1()).into(),
+        Variable::ClientStart => openssl_date(certificate.not_before()).into(),
+        Variable::ClientEnd => openssl_date(certificate.not_after()).into(),
+        Variable::ClientRemain => {
+            let left = certificate.not_after().as_secs().saturating_sub(UnixTime::now().as_secs());
+            (left / 86_400).to_string().into()
+        }
+        Variable::ClientCert => certificate.to_pem().trim_end().replace('\n', "\n\t").into(),
+        Variable::ClientRawCert => certificate.to_pem().into(),
+        Variable::ClientEscapedCert => escaped_pem(std::iter::once(certificate.to_pem())).into(),
+        _ => return None,
+    })
+}
+
+/// The value of a variable that the head alone has, unchecked or not.
+pub(crate) fn head_value<'a>(parts: &'a Parts, variable: &Variable) -> Option<Cow<'a, str>> {
+    let query = parts.uri.query();
+    Some(match variable {
+        Variable::Method => parts.method.as_str().into(),
+        Variable::ServerProtocol => protocol(parts.version).into(),
+        Variable::Query => query?.into(),
+        Variable::IsArgs => (if query.is_some() { "?" } else { "" }).into(),
+        Variable::Arg(name) => argument(query?, name)?,
+        Variable::Cookie(name) => cookie(&parts.headers, name)?,
+        _ => return None,
+    })
+}
+
+/// nginx's `$server_protocol`.
+pub(crate) fn protocol(version: Version) -> &'static str {
+    match version {
+        Version::HTTP_2 => "HTTP/2.0",
+        Version::HTTP_10 => "HTTP/1.0",
+        _ => "HTTP/1.1",
+    }
+}
+
+impl<'a> RequestContext<'a> {
+    fn connection(&self) -> ConnectionContext<'a> {
+        let (sni, params) = self.tls.unzip();
+        ConnectionContext { info: self.info, sni, params, client: self.client }
     }
 
     fn header(&self, name: &str) -> Option<Cow<'_, str>> {
@@ -59,100 +153,44 @@ impl RequestContext<'_> {
         let first = values.next().map(header_text)?;
         Some(values.fold(first, |joined, value| format!("{joined}, {}", header_text(value)).into()))
     }
-
-    fn tls_value(&self, variable: &Variable) -> Option<Cow<'_, str>> {
-        let (name, params) = self.tls?;
-        let text = match variable {
-            Variable::ServerName => name.as_str(),
-            Variable::Protocol => params.protocol,
-            Variable::Cipher => params.cipher,
-            Variable::Curve => params.curve?,
-            Variable::SessionReused if params.resumed => "r",
-            Variable::SessionReused => ".",
-            Variable::Alpn => params.alpn?,
-            // Early data is never accepted.
-            _ => return None,
-        };
-        Some(text.into())
-    }
-
-    fn client_value(&self, variable: &Variable) -> Option<Cow<'_, str>> {
-        if *variable == Variable::ClientVerify {
-            self.tls?;
-            return Some(client_verify(self.client));
-        }
-        let certificate = self.certificate()?;
-        Some(match variable {
-            Variable::ClientSubject => certificate.subject().into(),
-            Variable::ClientIssuer => certificate.issuer().into(),
-            Variable::ClientSubjectLegacy => certificate.subject_legacy().into(),
-            Variable::ClientIssuerLegacy => certificate.issuer_legacy().into(),
-            Variable::ClientSerial => certificate.serial_hex().into(),
-            Variable::ClientFingerprint => HEXLOWER.encode(&certificate.fingerprint_sha1()).into(),
-            Variable::ClientStart => openssl_date(certificate.not_before()).into(),
-            Variable::ClientEnd => openssl_date(certificate.not_after()).into(),
-            Variable::ClientRemain => {
-                let left = certificate.not_after().as_secs().saturating_sub(UnixTime::now().as_secs());
-                (left / 86_400).to_string().into()
-            }
-            Variable::ClientCert => certificate.to_pem().trim_end().replace('\n', "\n\t").into(),
-            Variable::ClientRawCert => certificate.to_pem().into(),
-            Variable::ClientEscapedCert => escaped_pem(std::iter::once(certificate.to_pem())).into(),
-            _ => return None,
-        })
-    }
 }
 
 impl Variables for RequestContext<'_> {
     fn value(&self, variable: &Variable) -> Option<Cow<'_, str>> {
-        let (peer, local) = (self.info.peer, self.info.local);
-        let query = self.parts.uri.query();
         let is_https = self.info.listener.protocol == ListenerProtocol::Https;
-        Some(match variable {
-            Variable::Uri => self.target.path.as_str().into(),
+        match variable {
+            Variable::Uri => Some(self.target.path.as_str().into()),
             // The normalized path, as in APISIX, so that no predicate reads another one.
-            Variable::RequestUri => match query {
+            Variable::RequestUri => Some(match self.parts.uri.query() {
                 Some(query) => format!("{}?{query}", self.target.path).into(),
                 None => self.target.path.as_str().into(),
-            },
-            Variable::Host => self.target.host.as_ref()?.as_str().into(),
-            Variable::Scheme => (if is_https { "https" } else { "http" }).into(),
-            Variable::Https => (if is_https { "on" } else { "" }).into(),
-            Variable::Method => self.parts.method.as_str().into(),
-            Variable::ServerProtocol => match self.parts.version {
-                http::Version::HTTP_2 => "HTTP/2.0".into(),
-                http::Version::HTTP_10 => "HTTP/1.0".into(),
-                _ => "HTTP/1.1".into(),
-            },
-            Variable::RemoteAddr => peer.ip().to_canonical().to_string().into(),
-            Variable::RemotePort => port(peer),
-            Variable::RealipRemoteAddr => self.info.direct_peer.ip().to_canonical().to_string().into(),
-            Variable::RealipRemotePort => port(self.info.direct_peer),
-            Variable::ServerAddr => local.ip().to_canonical().to_string().into(),
-            Variable::ServerPort => local.port().to_string().into(),
-            Variable::Query => query?.into(),
-            Variable::IsArgs => (if query.is_some() { "?" } else { "" }).into(),
-            Variable::Arg(name) => argument(query?, name)?,
-            Variable::Header(name) => self.header(name)?,
-            Variable::Cookie(name) => cookie(&self.parts.headers, name)?,
-            Variable::ServerName
-            | Variable::Protocol
-            | Variable::Cipher
-            | Variable::Curve
-            | Variable::SessionReused
-            | Variable::Alpn
-            | Variable::EarlyData => self.tls_value(variable)?,
-            _ => self.client_value(variable)?,
-        })
+            }),
+            Variable::Host => self.target.host.as_ref().map(|host| host.as_str().into()),
+            Variable::Scheme => Some((if is_https { "https" } else { "http" }).into()),
+            Variable::Https => Some((if is_https { "on" } else { "" }).into()),
+            Variable::Header(name) => self.header(name),
+            Variable::Method
+            | Variable::ServerProtocol
+            | Variable::Query
+            | Variable::IsArgs
+            | Variable::Arg(_)
+            | Variable::Cookie(_) => head_value(self.parts, variable),
+            _ => self.connection().value(variable),
+        }
     }
 
     fn values(&self, variable: &Variable) -> &[String] {
-        match (self.identity(), variable) {
-            (Some(identity), Variable::ClientUris) => identity.san_uris(),
-            (Some(identity), Variable::ClientDns) => identity.san_dns(),
-            (Some(identity), Variable::ClientEmails) => identity.san_emails(),
-            _ => &[],
-        }
+        san_list(self.client, variable)
+    }
+}
+
+/// The names of a kind in the verified client's certificate.
+pub(crate) fn san_list<'a>(client: &'a ClientVerification, variable: &Variable) -> &'a [String] {
+    match (client.identity(), variable) {
+        (Some(identity), Variable::ClientUris) => identity.san_uris(),
+        (Some(identity), Variable::ClientDns) => identity.san_dns(),
+        (Some(identity), Variable::ClientEmails) => identity.san_emails(),
+        _ => &[],
     }
 }
 

@@ -22,12 +22,6 @@ const STATE_MAX: usize = 512;
 pub(crate) struct TraceId(pub(crate) NonZeroU128);
 
 impl TraceId {
-    /// As in the header.
-    #[allow(dead_code, reason = "for the access log")]
-    pub(crate) fn to_hex(self) -> String {
-        HEXLOWER.encode(&self.0.get().to_be_bytes())
-    }
-
     /// The low half, which a sampler reads as a random number.
     pub(crate) fn low(self) -> u64 {
         self.0.get() as u64
@@ -39,12 +33,6 @@ impl TraceId {
 pub(crate) struct SpanId(pub(crate) NonZeroU64);
 
 impl SpanId {
-    /// As in the header.
-    #[allow(dead_code, reason = "for the access log")]
-    pub(crate) fn to_hex(self) -> String {
-        HEXLOWER.encode(&self.0.get().to_be_bytes())
-    }
-
     /// Another id, which is the same for the same number. 0: this one.
     pub(crate) fn nth(self, n: usize) -> Self {
         // The overflow is 0, which is no id.
@@ -160,8 +148,8 @@ mod tests {
     #[test]
     fn the_example_of_the_recommendation_is_read() {
         let parent = parse(VALID).unwrap();
-        assert_eq!(parent.trace_id.to_hex(), "4bf92f3577b34da6a3ce929d0e0e4736");
-        assert_eq!(parent.span_id.to_hex(), "00f067aa0ba902b7");
+        assert_eq!(parent.trace_id.0.get(), 0x4bf9_2f35_77b3_4da6_a3ce_929d_0e0e_4736);
+        assert_eq!(parent.span_id.0.get(), 0x00f0_67aa_0ba9_02b7);
         assert_eq!(parent.trace_id.low(), 0xa3ce_929d_0e0e_4736);
         assert!(parent.sampled);
         assert_eq!(parent.value(), VALID);

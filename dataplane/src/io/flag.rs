@@ -1,11 +1,12 @@
 //! A flag that one task raises and another task waits for, without a lock or an atomic.
 //!
-//! Invariant: a raised flag stays raised, and wakes the task that polled it last once.
+//! Invariant: a raised flag stays raised until it is lowered, and wakes the task that polled it
+//! last once.
 
 use std::cell::{Cell, RefCell};
 use std::task::{Context, Poll, Waker};
 
-/// A one-shot event of a worker.
+/// An event of a worker.
 #[derive(Default)]
 pub(crate) struct Flag {
     raised: Cell<bool>,
@@ -23,6 +24,11 @@ impl Flag {
             *waker = Some(cx.waker().clone());
         }
         Poll::Pending
+    }
+
+    /// The next poll waits again.
+    pub(crate) fn lower(&self) {
+        self.raised.set(false);
     }
 
     pub(crate) fn raise(&self) {

@@ -6,6 +6,7 @@
 //! return values and do not call each other; `docs/WALKS.md` follows this file.
 
 pub(super) mod active_request;
+mod peer_trust;
 mod proxy_header;
 mod request;
 mod tcp_connection;
@@ -85,7 +86,7 @@ pub(super) async fn serve(
         let Some(client) = named else { return };
         Rc::make_mut(&mut info).peer = client;
     }
-    let facts = Rc::new(ConnectionFacts::new(*info, accepted));
+    let facts = Rc::new(ConnectionFacts::new(*info, accepted, worker.reporter.next_connection()));
     drop(info);
     match protocol {
         ListenerProtocol::Http => serve_plain(&worker, socket, facts, timeouts, &drain).await,

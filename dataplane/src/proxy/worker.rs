@@ -25,6 +25,7 @@ use crate::lifecycle::handles::SnapshotHandle;
 use crate::observability::metrics::Counters;
 use crate::observability::metrics::series::SeriesTable;
 use crate::reporting::Reporter;
+use crate::reporting::access_log::AccessLogConfigs;
 use crate::reporting::trace::queue::TraceQueues;
 use crate::reporting::trace::{TraceSettings, Tracer};
 use crate::runtime::descriptors::ConnectionLimits;
@@ -119,6 +120,8 @@ pub struct WorkerConfig {
     pub drain_idle_timeout: Duration,
     /// `None`: requests are not traced.
     pub tracing: Option<TraceSettings>,
+    /// The access logs.
+    pub access_logs: AccessLogConfigs,
 }
 
 /// One worker.
@@ -171,7 +174,12 @@ impl Worker {
             request_limiter: RequestLimiter::new(config.requests_per_client),
             timeouts,
             registry: Rc::default(),
-            reporter: Reporter::new(Arc::clone(&counters), Arc::clone(&shared.series), tracer),
+            reporter: Reporter::new(
+                Arc::clone(&counters),
+                Arc::clone(&shared.series),
+                tracer,
+                &config.access_logs,
+            ),
             counters,
             config: RefCell::new(config),
             current: RefCell::new((generation, snapshot)),
@@ -206,6 +214,7 @@ impl Worker {
         self.upstreams.connect_context.permits.set_max(config.connection_limits.upstreams);
         self.request_limiter.set_max(config.requests_per_client);
         self.reporter.tracer.configure(config.tracing);
+        self.reporter.access_logs.configure(&config.access_logs);
         self.config.replace(config);
     }
 

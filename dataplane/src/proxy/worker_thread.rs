@@ -54,6 +54,8 @@ pub fn run(init: WorkerInit) -> std::io::Result<()> {
             listen(&worker, bound, &driver)?;
         }
         runtime::spawn(run_commands(Rc::clone(&worker), driver.clone(), commands));
+        let logging = Rc::clone(&worker);
+        runtime::spawn(async move { logging.reporter.access_logs.run_flushes().await });
         runtime::spawn(run_housekeeping(Rc::clone(&worker), Arc::clone(&heartbeat)));
         let (snapshots, draining) = (Rc::clone(&worker), Rc::clone(&worker));
         runtime::spawn(registry::run_revalidation(
@@ -65,6 +67,7 @@ pub fn run(init: WorkerInit) -> std::io::Result<()> {
         // Received by the process, which waits for it.
         let _process_stops = listening.send(()).is_ok();
         serve_until_drained(&worker, shutdown).await;
+        worker.reporter.access_logs.close();
         worker.upstreams.pool.clear();
         log::log_suppressed();
         heartbeat.set_idle();

@@ -14,6 +14,7 @@ use model::admission::ClientVerification;
 use model::{HostName, Scheme};
 use pki::{CertificateDer, VerifyReason};
 
+use super::access_log::head::{CachedPart, CapturedHead};
 use super::request_trace::RequestTrace;
 use super::routes::{RouteEntry, SiteEntry};
 use crate::io::connection_info::ConnectionInfo;
@@ -32,6 +33,10 @@ pub(crate) struct ConnectionFacts {
     pub(crate) tls: OnceCell<TlsFacts>,
     /// Requests begun so far.
     pub(crate) requests: Cell<u64>,
+    /// Its number within the worker.
+    pub(crate) number: u64,
+    /// The part that all its lines in the access log have.
+    pub(crate) access_log: CachedPart,
 }
 
 /// A completed handshake.
@@ -48,8 +53,9 @@ pub(crate) struct TlsFacts {
 
 impl ConnectionFacts {
     /// A connection that has just been accepted.
-    pub(crate) fn new(info: ConnectionInfo, accepted: Instant) -> Self {
-        Self { info, accepted, tls: OnceCell::new(), requests: Cell::new(0) }
+    pub(crate) fn new(info: ConnectionInfo, accepted: Instant, number: u64) -> Self {
+        let (tls, requests, access_log) = (OnceCell::new(), Cell::new(0), CachedPart::default());
+        Self { info, accepted, tls, requests, number, access_log }
     }
 }
 
@@ -90,6 +96,8 @@ pub(crate) struct RequestRecord {
     pub(crate) is_complete: bool,
     /// `None`: requests are not traced, or the head was malformed.
     pub(crate) trace: Option<RequestTrace>,
+    /// What the access log keeps of the head.
+    pub(crate) head: CapturedHead,
 }
 
 impl TcpRecord {
@@ -127,8 +135,11 @@ impl RequestRecord {
     /// A request whose head has just arrived.
     pub(crate) fn new<B>(connection: &ConnectionFacts, request: &Request<B>) -> Self {
         let target = request.uri().path_and_query().map_or(1, |target| target.as_str().len());
-        let line = request.method().as_str().len() + target + 12;
-        let head_bytes = line + fields_len(request.headers());
+        // HTTP/2 has no `Host`.
+        let authority = request.uri().authority().map_or(0, |authority| authority.as_str().len() + 8);
+        // Blanks and version of the request line, and the line breaks of it and of the head's end.
+        let line = request.method().as_str().len() + target + 14;
+        let head_bytes = line + authority + fields_len(request.headers());
         Self {
             method: Some(request.method().clone()),
             version: request.version(),
@@ -160,6 +171,7 @@ impl RequestRecord {
             total: Duration::ZERO,
             is_complete: false,
             trace: None,
+            head: CapturedHead::default(),
         }
     }
 
@@ -169,6 +181,7 @@ impl RequestRecord {
         self.status = Some(status);
         // `HTTP/1.1 200 ` and the line breaks; the reason phrase depends on the version.
         self.response_head_bytes = (17 + fields_len(response.headers())) as u64;
+        self.head.capture_response(response.headers());
     }
 
     /// Bytes of the request's body that the client has sent.

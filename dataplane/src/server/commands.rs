@@ -99,6 +99,7 @@ fn check(file: &Path, settings: &Settings) -> anyhow::Result<()> {
     if let Some(log) = &settings.log.file {
         telemetry::log::check_file(log).context("nginx_config.error_log")?;
     }
+    config::check_access_logs(settings)?;
     settings.check_data_plane_files()?;
     config::worker_config(settings)?;
     config::tls_versions(settings)?;

@@ -48,7 +48,8 @@ impl RunningServer {
         let limit = raise_limit().context("cannot read the limit on open descriptors")?;
         let plans = listeners::plan(&settings);
         let limits = connection_limits(&settings, limit, self.workers.len(), plans.len())?;
-        let config = worker_config(&settings, limits)?;
+        let mut config = worker_config(&settings, limits)?;
+        config::check_access_logs(&settings)?;
         let trust = config::upstream_trust(&settings)?;
         let traces = ExportSettings::load(&settings)?;
         // No predecessor is waited for: it would have kept this process from its start.
@@ -56,6 +57,7 @@ impl RunningServer {
         let change = self.listeners.prepare_change(&plans, self.workers.len(), &retry)?;
         telemetry::log::configure(settings.log.file.as_deref(), settings.log.level)
             .context("nginx_config.error_log")?;
+        config::open_access_logs(&settings, &mut config.access_logs)?;
         // From here on nothing fails.
         for warning in new_warnings(&self.settings.warnings, &settings.warnings) {
             tracing::warn!("{warning}");

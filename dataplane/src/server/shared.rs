@@ -66,7 +66,8 @@ pub(super) fn shared_state(
     snapshot: &Arc<SnapshotHandle>,
     (ticket_ring, trace_queues): (Option<&Arc<TicketRingHandle>>, TraceQueues),
 ) -> anyhow::Result<Arc<SharedState>> {
-    let config = worker_config(settings, limits)?;
+    let mut config = worker_config(settings, limits)?;
+    config::open_access_logs(settings, &mut config.access_logs)?;
     let provider = Arc::new(site_config::crypto_provider());
     let records = config::record_layer(settings);
     let trust = config::upstream_trust(settings)?;

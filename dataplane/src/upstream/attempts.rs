@@ -38,13 +38,26 @@ pub(crate) struct Attempts {
     all: SmallVec<[Attempt; 1]>,
     /// The trace that they belong to, each as a span of its own.
     pub(crate) trace: Option<Propagation>,
+    /// The `Host` of the last one.
+    host: Option<Box<str>>,
 }
 
 impl Attempts {
     /// All of them.
-    #[allow(dead_code, reason = "for the reports of a request")]
     pub(crate) fn all(&self) -> &[Attempt] {
         &self.all
+    }
+
+    /// The `Host` that the last node got; `None` without one that was tried.
+    pub(crate) fn host(&self) -> Option<&str> {
+        self.host.as_deref()
+    }
+
+    /// The `Host` of the attempt.
+    pub(crate) fn set_host(&mut self, host: &str) {
+        if self.host() != Some(host) {
+            self.host = Some(host.into());
+        }
     }
 
     /// The next attempt starts.

@@ -221,6 +221,7 @@ impl UpstreamClient {
         record: &mut Attempts,
     ) -> Result<Response<UpstreamResponseBody>, FailedAttempt> {
         let host = host_header::upstream_host(target.upstream, target.authority, node);
+        record.set_host(&host);
         let settings = self.settings.get();
         let keepalive = target.upstream.keepalive.unwrap_or(settings.keepalive);
         let checkout = Checkout {

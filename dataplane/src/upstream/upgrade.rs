@@ -98,6 +98,7 @@ impl UpstreamClient {
     ) -> Result<Response<UpgradeReply>, ExchangeError> {
         let host = host_header::upstream_host(target.upstream, target.authority, node);
         exchange::set_host(&mut request, &host);
+        record.set_host(&host);
         let own_max = target.upstream.keepalive.and_then(|keepalive| keepalive.max_connections);
         let connect = async |addr: SocketAddr| {
             record.set_addr(addr);

@@ -3,6 +3,7 @@
 //! They share one executable, so that they link once and run in parallel, each in a world of its
 //! own.
 
+mod access_log;
 mod addresses;
 mod admin;
 mod adopted;
