@@ -136,6 +136,9 @@ impl TraceExporter {
 
     /// Adds what is in the queues to the batch. `true`: the batch is full.
     fn take_queued(&mut self) -> bool {
+        // No worker's requests wait for those of a busier one.
+        let queues = self.queues.len().min(1);
+        self.queues.rotate_left(queues);
         for index in 0..self.queues.len() {
             while self.batch.len() < BATCH_SPANS
                 && let Some(request) = self.queues.get_mut(index).and_then(|queue| queue.try_recv().ok())

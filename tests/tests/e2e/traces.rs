@@ -6,11 +6,13 @@ mod parents;
 use e2e::client::{Http, Reply, bounded, full};
 use e2e::collector::Collector;
 use e2e::ports::Reservation;
+use e2e::scripted::ScriptedGateway;
 use e2e::upstream::Upstream;
 use e2e::world::World;
 use http::{Method, StatusCode};
 use opentelemetry_proto::tonic::trace::v1::span::SpanKind;
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
 const PARENT: &str = "00f067aa0ba902b7";
@@ -140,6 +142,65 @@ async fn each_attempt_has_a_span_that_its_node_gets() {
     assert_ne!(failed.id(), answered.id());
     let header = at_upstream(&reply, "traceparent");
     assert_eq!(header, format!("00-{}-{}-01", server.trace_id(), answered.id()));
+}
+
+#[tokio::test]
+async fn calls_of_grpc_are_traced() {
+    let collector = Collector::plain().await;
+    let (world, upstream) = World::open(tracing(&collector, json!({}))).await;
+    let target = json!({"scheme": "grpc", "nodes": {upstream.address().to_string(): 1}});
+    let route = json!({"uri": "/*", "host": "app.test", "upstream": target});
+    world.apply(&[("routes/app", route)]).await;
+    let mut client = world.client("app.test").http(Http::Two).connect().await.unwrap();
+    let mut request = client.request(Method::POST, "/shop.Orders/Get", full("abc"));
+    request.headers_mut().insert("content-type", "application/grpc".parse().unwrap());
+    let reply = client.fetch(request).await.unwrap();
+    let (server, attempts) = collector.request("/shop.Orders/Get", 1).await;
+    let header = at_upstream(&reply, "traceparent");
+    assert_eq!(header, format!("00-{}-{}-01", server.trace_id(), attempts[0].id()));
+    assert_eq!(server.span.name, "POST /*");
+    assert_eq!(server.attribute("http.request.body.size"), "3");
+    let full_url = format!("http://{}/shop.Orders/Get", upstream.address());
+    assert_eq!(attempts[0].attribute("url.full"), full_url);
+}
+
+/// The span of a WebSocket ends with it.
+#[tokio::test]
+async fn a_websocket_is_one_span_until_it_closes() {
+    let collector = Collector::plain().await;
+    let gateway = ScriptedGateway::with(tracing(&collector, json!({}))).await;
+    gateway.world.apply(&[("ssls/app", gateway.world.open_site())]).await;
+    gateway.route(json!({"enable_websocket": true})).await;
+    let mut client = gateway.world.client("app.test").handshake().await.unwrap();
+    let (mut upstream, head) = crate::websocket::open_with_head(&gateway, &mut client).await;
+    client.write_all(b"to").await.unwrap();
+    client.flush().await.unwrap();
+    upstream.read_exact(&mut [0; 2]).await.unwrap();
+    // Of another request, which comes after it and is recorded before.
+    gateway.world.plain("nowhere.test").await.get("/other").await.unwrap();
+    collector.request("/other", 0).await;
+    assert_eq!(collector.received().len(), 1);
+    drop(upstream);
+    drop(client);
+    let (server, attempts) = collector.request("/chat", 1).await;
+    assert_eq!(server.attribute("http.response.status_code"), "101");
+    let expected = format!("traceparent: 00-{}-{}-01\r\n", server.trace_id(), attempts[0].id());
+    assert!(head.to_lowercase().contains(&expected), "{expected} is not in {head}");
+}
+
+#[tokio::test]
+async fn a_client_that_goes_away_has_a_span() {
+    let collector = Collector::plain().await;
+    let (world, upstream) = World::open(tracing(&collector, json!({}))).await;
+    let mut client = world.client("app.test").connect().await.unwrap();
+    let request = client.request(Method::GET, "/hold", full(""));
+    let held = tokio::spawn(async move { client.send(request).await.map(drop) });
+    upstream.arrived(1).await;
+    held.abort();
+    let (server, _) = collector.request("/hold", 1).await;
+    assert!(server.is_error());
+    assert_eq!(server.attribute("error.type"), "client_disconnected");
+    assert_eq!(server.attribute("http.response.status_code"), "");
 }
 
 #[tokio::test]

@@ -52,13 +52,21 @@ pub(crate) async fn open<S: AsyncRead + AsyncWrite + Unpin>(
     gateway: &ScriptedGateway,
     client: &mut S,
 ) -> TcpStream {
+    open_with_head(gateway, client).await.0
+}
+
+/// The same, with the head that the upstream got.
+pub(crate) async fn open_with_head<S: AsyncRead + AsyncWrite + Unpin>(
+    gateway: &ScriptedGateway,
+    client: &mut S,
+) -> (TcpStream, String) {
     client.write_all(HANDSHAKE.as_bytes()).await.unwrap();
     client.flush().await.unwrap();
     let (mut upstream, head) = gateway.request().await;
     upstream.write_all(switching(&head).as_bytes()).await.unwrap();
     let answered = read_until(client, "\r\n\r\n").await;
     assert!(answered.starts_with("HTTP/1.1 101 Switching Protocols\r\n"), "{answered}");
-    upstream
+    (upstream, head)
 }
 
 /// An extended CONNECT (RFC 8441).
