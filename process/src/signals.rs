@@ -4,7 +4,7 @@
 //! |---|---|
 //! | SIGTERM, SIGINT, SIGQUIT | graceful shutdown; the second one exits with [`EXIT_FORCED`] |
 //! | SIGHUP | reload: subscribers read the settings and files again |
-//! | SIGUSR1 | the log file is opened again, for log rotation |
+//! | SIGUSR1 | the log files are opened again, for log rotation |
 //! | SIGUSR2 | upgrade: a new program takes over the listeners |
 //!
 //! Rust's runtime ignores SIGPIPE; this module handles SIGXFSZ (a file at its size limit,

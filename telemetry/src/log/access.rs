@@ -370,6 +370,50 @@ mod tests {
     }
 
     #[test]
+    fn syslog_over_udp_names_the_host() {
+        let thread = LogThread::start().unwrap();
+        let server = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        let target = format!("syslog:server={},severity=debug", server.local_addr().unwrap());
+        let access = open(&thread, "access", &target);
+        let mut producer = access.producer();
+        line(&mut producer, "one");
+        producer.flush();
+        let mut buffer = [0; 1000];
+        let count = server.recv(&mut buffer).unwrap();
+        let datagram = std::str::from_utf8(&buffer[..count]).unwrap();
+        let host = nix::unistd::gethostname().unwrap().into_string().unwrap();
+        assert!(datagram.starts_with("<191>"), "{datagram}");
+        assert!(datagram.ends_with(&format!(" {host} countersign: one")), "{datagram}");
+        // A line that no datagram holds is lost, and no other one with it.
+        line(&mut producer, &"x".repeat(70_000));
+        line(&mut producer, "two");
+        producer.flush();
+        let count = server.recv(&mut buffer).unwrap();
+        assert!(buffer[..count].ends_with(b" countersign: two"));
+        assert!(is_written(&access, LONG));
+        assert_eq!(access.sink.failed(), 1);
+        let unknown = "syslog:server=no-host.invalid".parse().unwrap();
+        let error = open_on(&thread, "access", &unknown).unwrap_err().to_string();
+        assert!(error.starts_with("syslog server no-host.invalid:514: "), "{error}");
+        assert_eq!(access.sink.target(), target.parse().unwrap(), "nothing changes");
+    }
+
+    #[test]
+    fn a_full_disk_costs_the_lines_of_its_batches() {
+        let thread = LogThread::start().unwrap();
+        let access = open(&thread, "access", "/dev/full");
+        let mut producer = access.producer();
+        for batch in 1..=20 {
+            for _ in 0..5 {
+                line(&mut producer, "line");
+            }
+            producer.flush();
+            assert!(is_written(&access, LONG));
+            assert_eq!(access.sink.dropped(), 5 * batch);
+        }
+    }
+
+    #[test]
     fn a_syslog_server_that_stops_blocks_no_producer() {
         let (folder, thread) = (tempfile::tempdir().unwrap(), LogThread::start().unwrap());
         let path = folder.path().join("syslog");
