@@ -66,7 +66,7 @@ pub fn shared(
         ),
         upstream_tls: Arc::new(upstream_tls),
         resolver: Resolver::start().expect("the resolver's threads"),
-        trace_queues: TraceQueues::default(),
+        trace_queues: TraceQueues::unread(1),
         series: Arc::new(SeriesTable::new(settings.countersign.metrics)),
         config: Arc::new(config::worker_config(&settings).expect("good settings")).into(),
     })

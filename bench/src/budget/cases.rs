@@ -4,6 +4,8 @@
 use std::sync::Arc;
 
 use anyhow::Context;
+use conf::{SamplingRatio, TraceParents};
+use dataplane::testing::reporting::trace::TraceSettings;
 use dataplane::testing::runtime;
 use dataplane::testing::runtime::Driver;
 use model::TlsVersion;
@@ -29,7 +31,9 @@ pub enum Case {
     HandshakeResumed,
     /// A keep-alive HTTP/1.1 request over mutual TLS, proxied to a plain upstream.
     ProxiedRequest,
-    /// The same over HTTP/2, one stream at a time. Counted by hand, without a budget
+    /// The same while requests are traced, one in a hundred is recorded, and no exporter runs.
+    ProxiedRequestTraced,
+    /// As `ProxiedRequest` over HTTP/2, one stream at a time. Counted by hand, without a budget
     /// (docs/decisions/0037-http2-on-h2.md).
     ProxiedRequestH2,
 }
@@ -45,8 +49,13 @@ pub enum Counting {
 
 impl Case {
     /// Cases with a budget, in the order of the report.
-    pub const ALL: [Self; 4] =
-        [Self::HandshakeWarm, Self::HandshakeCold, Self::HandshakeResumed, Self::ProxiedRequest];
+    pub const ALL: [Self; 5] = [
+        Self::HandshakeWarm,
+        Self::HandshakeCold,
+        Self::HandshakeResumed,
+        Self::ProxiedRequest,
+        Self::ProxiedRequestTraced,
+    ];
 
     /// The name in the budget and on the command line.
     pub fn name(self) -> &'static str {
@@ -55,6 +64,7 @@ impl Case {
             Self::HandshakeCold => "handshake-cold",
             Self::HandshakeResumed => "handshake-resumed",
             Self::ProxiedRequest => "proxied-request",
+            Self::ProxiedRequestTraced => "proxied-request-traced",
             Self::ProxiedRequestH2 => "proxied-request-h2",
         }
     }
@@ -63,7 +73,9 @@ impl Case {
     pub fn counting(self) -> Counting {
         match self {
             Self::HandshakeWarm | Self::HandshakeCold | Self::HandshakeResumed => Counting::Alone(100),
-            Self::ProxiedRequest | Self::ProxiedRequestH2 => Counting::Between(200, 1000),
+            Self::ProxiedRequest | Self::ProxiedRequestTraced | Self::ProxiedRequestH2 => {
+                Counting::Between(200, 1000)
+            }
         }
     }
 
@@ -73,9 +85,16 @@ impl Case {
     /// When a worker or its upstream cannot be started, or a request fails.
     pub fn run(self, operations: u32) -> anyhow::Result<()> {
         match self {
-            Self::ProxiedRequest => proxied::run(u64::from(operations), Mode::KeepAlive)?,
+            Self::ProxiedRequest => proxied::run(operations.into(), Mode::KeepAlive, None)?,
+            Self::ProxiedRequestTraced => {
+                let tracing = TraceSettings {
+                    ratio: SamplingRatio::new(0.01).context("a ratio")?,
+                    parents: TraceParents::Any,
+                };
+                proxied::run(operations.into(), Mode::KeepAlive, Some(tracing))?;
+            }
             Self::ProxiedRequestH2 => {
-                proxied::run(u64::from(operations), Mode::KeepAliveH2 { streams: 1 })?;
+                proxied::run(operations.into(), Mode::KeepAliveH2 { streams: 1 }, None)?;
             }
             handshake => {
                 // A worker needs its runtime, but nothing waits for it here: the transport is

@@ -13,8 +13,10 @@ use dataplane::testing::io::connection_info::ListenerProtocol;
 use dataplane::testing::lifecycle::{ShutdownStage, ShutdownWatch};
 use dataplane::testing::observability::metrics::Counters;
 use dataplane::testing::proxy::listener::BindRetry;
+use dataplane::testing::proxy::worker::WorkerConfig;
 use dataplane::testing::proxy::worker_thread::WorkerInit;
 use dataplane::testing::proxy::{listener, worker_thread};
+use dataplane::testing::reporting::trace::TraceSettings;
 use dataplane::testing::runtime::Driver;
 use model::{Kind, TlsVersion};
 use telemetry::{Heartbeat, Readiness};
@@ -38,7 +40,7 @@ const FOREGOING: u64 = 20;
 ///
 /// # Errors
 /// When something does not start, or a request fails.
-pub(super) fn run(requests: u64, mode: Mode) -> anyhow::Result<()> {
+pub(super) fn run(requests: u64, mode: Mode, tracing: Option<TraceSettings>) -> anyhow::Result<()> {
     let credentials = Credentials::generate();
     let upstream = FixedUpstream::start(0, None);
     let snapshot = gateway::snapshot([
@@ -49,8 +51,11 @@ pub(super) fn run(requests: u64, mode: Mode) -> anyhow::Result<()> {
     let bound = listener::bind("bench", ([127, 0, 0, 1], 0).into(), ListenerProtocol::Https, 1, &patience)?;
     let address = bound.first().context("one socket")?.addr;
     let (stage, shutdown) = ShutdownWatch::new();
+    let shared = gateway::shared(snapshot, &[TlsVersion::V12, TlsVersion::V13], None);
+    let config = WorkerConfig::clone(&shared.config.load());
+    shared.config.store(Arc::new(WorkerConfig { tracing, ..config }));
     let start = WorkerInit {
-        shared: gateway::shared(snapshot, &[TlsVersion::V12, TlsVersion::V13], None),
+        shared,
         counters: Arc::new(Counters::default()),
         heartbeat: Heartbeat::new("worker-0", Readiness::Required),
         listeners: bound,

@@ -36,6 +36,11 @@ impl TraceQueues {
         (Self(senders), receivers)
     }
 
+    /// Queues without an exporter, for measurements of workers.
+    pub fn unread(workers: usize) -> Self {
+        Self::new(workers, 1).0
+    }
+
     /// The queue of the worker with this number.
     pub(crate) fn of_worker(&self, worker: usize) -> Option<SpanSender> {
         self.0.get(worker).cloned()
