@@ -26,6 +26,14 @@ pub const ADMIN_CERT_KEY: &str = "deployment.admin.admin_api_mtls.admin_ssl_cert
 /// See [`ADMIN_CERT`].
 pub const ADMIN_CA: &str = "deployment.admin.admin_api_mtls.admin_ssl_ca_cert";
 
+/// The settings of the certificate chain of the listeners for operators, its key, and the CA of
+/// their clients.
+pub const STATUS_CERT: &str = "countersign.status.tls.cert";
+/// See [`STATUS_CERT`].
+pub const STATUS_KEY: &str = "countersign.status.tls.key";
+/// See [`STATUS_CERT`].
+pub const STATUS_CA: &str = "countersign.status.tls.ca";
+
 /// The prefix of the settings of etcd's files.
 const ETCD: &str = "deployment.etcd.";
 
@@ -190,6 +198,7 @@ impl Settings {
             files.extend(etcd.tls.key.as_ref().map(|key| StartFile::secret("deployment.etcd.tls.key", key)));
         }
         files.extend(self.countersign.keyring_file.as_ref().map(|path| StartFile::secret(KEYRING, path)));
+        files.extend(self.status_files());
         files
     }
 
@@ -208,7 +217,18 @@ impl Settings {
                 files.push(StartFile::secret("countersign.tracing.tls.key", key));
             }
         }
+        files.extend(self.status_files());
         files
+    }
+
+    fn status_files(&self) -> impl Iterator<Item = StartFile<'_>> {
+        self.countersign.status.tls.iter().flat_map(|tls| {
+            [
+                StartFile::new(STATUS_CERT, &tls.cert),
+                StartFile::secret(STATUS_KEY, &tls.key),
+                StartFile::new(STATUS_CA, &tls.ca),
+            ]
+        })
     }
 
     /// Warnings about existing files with secrets that other users can read or change.

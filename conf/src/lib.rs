@@ -30,20 +30,24 @@ pub use changes::{ChangedKeys, KeyValues, upgrade_keys};
 pub use ciphers::Ciphers;
 pub use control_command::{AskError, ControlTarget};
 pub use error::{ConfError, ConfProblem};
-pub use files::{ADMIN_CA, ADMIN_CERT, ADMIN_CERT_KEY, KeyringFileError, MissingFiles};
+pub use files::{
+    ADMIN_CA, ADMIN_CERT, ADMIN_CERT_KEY, KeyringFileError, MissingFiles, STATUS_CA, STATUS_CERT, STATUS_KEY,
+};
 pub use log_format::{LogEscape, LogFormat, LogPart, LogSubsystem, LogVariable};
 pub use model::TlsVersion;
 pub use reader::ADMIN_LISTEN;
 pub use reader::countersign::host_name;
+pub use reader::status::{CONTROL, CONTROL_PLANE_STATUS, PROMETHEUS, STATUS};
 pub use schema::{Plane, unsupported_keys};
 pub use secret::Secret;
 pub use settings::{
     AccessLogSettings, AdminKey, AdminKeyValue, AdminListener, AdminRole, AdminSettings, AdminTlsSettings,
     ApisixSettings, ClientRole, CollectorSettings, CollectorTlsSettings, ConfigProvider, CountersignSettings,
-    DeploymentRole, DeploymentSettings, EtcdSettings, EtcdTlsSettings, HttpLimits, LimitSettings,
-    LogSettings, MetricsSettings, NodeSettings, PathSettings, ProcessUser, ProxyMode, ProxyProtocolListen,
-    ProxyProtocolVersion, PushSettings, RealIpSettings, SamplingRatio, Settings, SslSettings, StoreSettings,
-    StreamListener, TlsSettings, TraceParents, TracingSettings,
+    DefaultListener, DeploymentRole, DeploymentSettings, EtcdSettings, EtcdTlsSettings, HttpLimits,
+    LimitSettings, LogSettings, MetricsSettings, NodeSettings, PathSettings, ProcessUser, PrometheusSettings,
+    ProxyMode, ProxyProtocolListen, ProxyProtocolVersion, PushSettings, RealIpSettings, SamplingRatio,
+    Settings, SslSettings, StatusSettings, StatusTlsSettings, StoreSettings, StreamListener, TlsSettings,
+    TraceParents, TracingSettings,
 };
 
 const DEFAULTS: &str = include_str!("defaults.yaml");
@@ -169,10 +173,10 @@ fn load_with_kept(
         http: reader.http(),
         real_ip: reader.real_ip(),
         stream_real_ip_from: reader.stream_real_ip_from(),
+        prometheus: reader.prometheus(),
         countersign: reader.countersign(),
     };
-    reader.check_proxy_protocol(&settings);
-    reader::port_conflicts(&mut reader, &listeners(&settings));
+    check_listeners(&mut reader, &mut settings);
 
     let reader::Reader { mut problems, mut warnings, .. } = reader;
     if !problems.is_empty() {
@@ -187,15 +191,29 @@ fn load_with_kept(
     Ok(settings)
 }
 
-/// Every listener with its key.
+/// Rejects listeners that cannot be, and leaves out those that are only open by default where
+/// their ports are taken.
+fn check_listeners(reader: &mut reader::Reader<'_>, settings: &mut Settings) {
+    reader.check_proxy_protocol(settings);
+    reader.check_status_access(settings);
+    let listeners = listeners(settings);
+    reader::port_conflicts(reader, &listeners);
+    reader.leave_out_taken_defaults(settings, &listeners);
+}
+
+/// Every listener that the file names, or must have, with its key.
 fn listeners(settings: &Settings) -> Vec<(&'static str, std::net::SocketAddr)> {
     let admin = &settings.deployment.admin;
     let mut listeners = vec![("countersign.push.listen", settings.countersign.push.listen)];
     let of_admin = admin.listeners.iter().filter(|_| admin.enabled);
     listeners.extend(of_admin.map(|listener| (reader::ADMIN_LISTEN, listener.address)));
     let status = settings.countersign.control_plane.status;
-    listeners.extend(status.map(|address| ("countersign.control_plane.status", address)));
-    listeners.extend(settings.apisix.status.map(|address| ("apisix.status", address)));
+    listeners.extend(status.map(|address| (CONTROL_PLANE_STATUS, address)));
+    listeners.extend(settings.apisix.status.map(|address| (STATUS, address)));
+    let prometheus = settings.prometheus.as_ref().map(|prometheus| (PROMETHEUS, prometheus.listener));
+    let defaults = [settings.apisix.control.map(|listener| (CONTROL, listener)), prometheus];
+    let named = defaults.into_iter().flatten().filter(|(_, listener)| listener.is_named);
+    listeners.extend(named.map(|(key, listener)| (key, listener.address)));
     if settings.apisix.proxy_mode.streams() {
         let streams = settings.apisix.streams.iter();
         listeners.extend(streams.map(|listener| ("apisix.stream_proxy.tcp", listener.addr)));

@@ -13,10 +13,11 @@ mod paths;
 mod proxy_protocol;
 mod real_ip;
 mod ssl;
+pub(crate) mod status;
 mod stream;
 mod tracing;
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::{Component, Path, PathBuf};
 
 pub use admin_listen::ADMIN_LISTEN;
@@ -143,10 +144,7 @@ impl Reader<'_> {
             YamlValue::List(_) => value::list(node, |entry| value::listener(entry, 9080, enable_ipv6)),
             _ => value::listener(node, 9080, enable_ipv6).map(|addresses| vec![addresses]),
         });
-        let status = self.merged.get_path("apisix.status").is_some().then(|| {
-            let ip = self.optional("apisix.status.ip", value::ip).unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST));
-            SocketAddr::new(ip, self.optional("apisix.status.port", value::port).unwrap_or(7085))
-        });
+        let status = self.data_plane_status();
         let trusted = self.trusted_addresses();
         let proxy_mode = self.proxy_mode();
         let ssl = self.ssl(enable_ipv6);
@@ -160,6 +158,7 @@ impl Reader<'_> {
             ssl,
             keyring: self.keyring(),
             status,
+            control: self.control(),
             server_tokens: self.flag("apisix.enable_server_tokens"),
             trusted_addresses: trusted,
             paths: self.paths(),

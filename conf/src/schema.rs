@@ -5,6 +5,9 @@
 //! ([`KeySupport::Only`]). Any other key is an error: a misspelt `admin_api_mtls` must never mean
 //! "no mutual TLS". Invariant: no restricting setting is ignored.
 
+mod unknown_key;
+
+use self::unknown_key::unknown_key;
 use crate::error::ConfProblem;
 use crate::tree::{YamlKey, YamlNode, YamlValue};
 
@@ -62,7 +65,7 @@ const NO_PLUGINS: &str = "only proxy-rewrite runs, a document with another plugi
 const NO_UDP: &str = "UDP is not proxied, this is ignored";
 const NO_LUA: &str = "it sizes what Lua code keeps in memory, and there is none";
 const NO_PATH: &str = "Lua code cannot be loaded, this is ignored";
-const NO_CONTROL: &str = "there is no control API, so nothing listens for it";
+const NO_LLM: &str = "there are no metrics of language models";
 const LOADING: &str = "it only says when an APISIX loads what it stored";
 const NEVER: [&str; 2] = ["", "null"];
 
@@ -168,8 +171,10 @@ const KEYS: &[(&str, KeySupport)] = &[
         "apisix.enable_resolv_search_opt",
         WarnUnless("true", "names are resolved as the system does it, this is ignored"),
     ),
-    ("apisix.enable_control", Ignored(NO_CONTROL)),
-    ("apisix.control", Ignored(NO_CONTROL)),
+    ("apisix.enable_control", Read(Upgrade, Unused)),
+    ("apisix.control.ip", Read(Upgrade, Unused)),
+    ("apisix.control.port", Read(Upgrade, Unused)),
+    ("apisix.control.router", Ignored("it only matters for control APIs of plugins, and there are none")),
     ("apisix.status.ip", Read(Upgrade, Unused)),
     ("apisix.status.port", Read(Upgrade, Unused)),
     (
@@ -285,12 +290,31 @@ const KEYS: &[(&str, KeySupport)] = &[
             "spans go by OTLP over gRPC to countersign.tracing.endpoint, with the attributes of countersign.tracing.resource; this is ignored",
         ),
     ),
+    ("plugin_attr.prometheus.enable_export_server", Read(Upgrade, Unused)),
+    ("plugin_attr.prometheus.export_addr.ip", Read(Upgrade, Unused)),
+    ("plugin_attr.prometheus.export_addr.port", Read(Upgrade, Unused)),
+    ("plugin_attr.prometheus.export_uri", Read(Upgrade, Unused)),
+    ("plugin_attr.prometheus.metric_prefix", Read(Upgrade, Unused)),
+    ("plugin_attr.prometheus.refresh_interval", Ignored("every scrape gets the figures of that moment")),
+    (
+        "plugin_attr.prometheus.metrics",
+        Warn("series have APISIX's own labels only, and go with their route; this is ignored"),
+    ),
+    ("plugin_attr.prometheus.default_buckets", Warn("the buckets are APISIX's defaults, this is ignored")),
+    ("plugin_attr.prometheus.llm_latency_buckets", Ignored(NO_LLM)),
+    ("plugin_attr.prometheus.llm_prompt_tokens_buckets", Ignored(NO_LLM)),
+    ("plugin_attr.prometheus.llm_completion_tokens_buckets", Ignored(NO_LLM)),
+    ("plugin_attr.prometheus.ai_cache_embedding_latency_buckets", Ignored(NO_LLM)),
     ("countersign.push.listen", Read(Unused, Upgrade)),
     ("countersign.push.cert", Read(Unused, Upgrade)),
     ("countersign.push.key", Read(Unused, Upgrade)),
     ("countersign.push.ca", Read(Unused, Upgrade)),
     ("countersign.push.allowed_names", Read(Unused, Hot)),
     ("countersign.control_plane.status", Read(Unused, Upgrade)),
+    ("countersign.status.allow", Read(Hot, Hot)),
+    ("countersign.status.tls.cert", Read(Hot, Hot)),
+    ("countersign.status.tls.key", Read(Hot, Hot)),
+    ("countersign.status.tls.ca", Read(Hot, Hot)),
     ("countersign.admin.wrong_keys_per_minute", Read(Unused, Hot)),
     ("countersign.store.path", Read(Unused, Upgrade)),
     ("countersign.node.name", Read(Upgrade, Unused)),
@@ -399,7 +423,7 @@ fn check_map(
                 field: path,
             }),
             _ if node.is_null() => {}
-            YamlValue::Map(entries) if is_map => check_map(entries, &path, any_key, problems, warnings),
+            YamlValue::Map(entries) if is_map => check_map(entries, &path, false, problems, warnings),
             YamlValue::List(items) if is_list => {
                 for item in items {
                     // The reader checks the type of an element; here only its keys are checked.
@@ -440,35 +464,6 @@ fn evaluate(used: KeySupport, node: &YamlNode) -> Evaluation {
         Warn(_) | WarnUnless(..) if node.is_null() => Evaluation::Fine,
         WarnUnless(value, _) if is(value) => Evaluation::Fine,
         Warn(text) | WarnUnless(_, text) => Evaluation::Warning(text),
-    }
-}
-
-/// `unknown key` with the nearest known one: a similar sibling, else the same key elsewhere.
-fn unknown_key(parent: &str, name: &str) -> String {
-    let prefix = if parent.is_empty() { String::new() } else { format!("{parent}.") };
-    let siblings = KEYS.iter().filter_map(|(known, _)| known.strip_prefix(prefix.as_str()));
-    let nearest = siblings
-        .map(|rest| rest.split(['.', '[']).next().unwrap_or(rest))
-        .map(|sibling| (strsim::damerau_levenshtein(sibling, name), sibling))
-        .min();
-    if let Some((distance, sibling)) = nearest
-        && distance <= 1 + name.len() / 4
-    {
-        return format!("unknown key (did you mean {sibling}?)");
-    }
-    let elsewhere = KEYS.iter().find_map(|(known, _)| {
-        let mut path = Vec::new();
-        for part in known.split('.') {
-            path.push(part.trim_end_matches("[]"));
-            if part.trim_end_matches("[]") == name {
-                return Some(path.join("."));
-            }
-        }
-        None
-    });
-    match elsewhere {
-        Some(path) => format!("unknown key (it belongs at {path}; is the indentation right?)"),
-        None => "unknown key; remove it, or see conf/config.yaml.example for the keys there are".into(),
     }
 }
 

@@ -4,6 +4,7 @@
 
 mod admin;
 mod countersign;
+mod status;
 mod traces;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -20,6 +21,7 @@ pub use countersign::{
 };
 use ipnet::IpNet;
 use model::TlsVersion;
+pub use status::{DefaultListener, PrometheusSettings, StatusSettings, StatusTlsSettings};
 use telemetry::log::AccessTarget;
 pub use traces::{CollectorSettings, CollectorTlsSettings, SamplingRatio, TraceParents, TracingSettings};
 
@@ -61,6 +63,8 @@ pub struct Settings {
     /// `nginx_config.stream.real_ip_from`: the proxies whose PROXY protocol header names the client
     /// on a stream listener. Empty: none.
     pub stream_real_ip_from: Vec<IpNet>,
+    /// `plugin_attr.prometheus`: the listener with APISIX's metrics. `None`: disabled.
+    pub prometheus: Option<PrometheusSettings>,
     /// `countersign`: the keys that APISIX does not have.
     pub countersign: CountersignSettings,
 }
@@ -201,6 +205,8 @@ pub struct ApisixSettings {
     pub keyring: Vec<Secret>,
     /// `status`: the address of `/status`, `/status/ready` and `/metrics`. `None`: disabled.
     pub status: Option<SocketAddr>,
+    /// `enable_control`, `control`: the control API. `None`: disabled.
+    pub control: Option<DefaultListener>,
     /// `enable_server_tokens`: whether `Server` names the version.
     pub server_tokens: bool,
     /// `trusted_addresses`: peers whose `X-Forwarded-*` are trusted. `None`: the file does not have

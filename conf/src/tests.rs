@@ -622,4 +622,5 @@ mod admin;
 mod apisix_example;
 mod keyring;
 mod null;
+mod status;
 mod tracing;

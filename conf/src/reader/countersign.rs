@@ -66,6 +66,7 @@ impl Reader<'_> {
         CountersignSettings {
             push,
             control_plane,
+            status: self.status_settings(),
             admin,
             store,
             node,

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::status::StatusSettings;
 use super::traces::TracingSettings;
 
 /// `countersign`: keys of our own. Paths are absolute (relative ones start at the file's folder).
@@ -13,6 +14,8 @@ pub struct CountersignSettings {
     pub push: PushSettings,
     /// `control_plane`
     pub control_plane: ControlPlaneSettings,
+    /// `status`: the clients of listeners for operators.
+    pub status: StatusSettings,
     /// `admin`
     pub admin: CountersignAdminSettings,
     /// `store`

@@ -69,6 +69,7 @@ countersign:
     key: /etc/countersign/push/push-server.key
     ca: /etc/countersign/push/push-ca.crt
   control_plane: {status: "0.0.0.0:7086"}
+  status: {allow: {{ toJson .Values.status.allow }}}
   store: {path: /var/lib/countersign/store.redb}
   node:
     # One name for all pods: that of the certificate in certificates.node. The list of data planes tells them apart by address.
