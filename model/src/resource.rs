@@ -10,6 +10,7 @@ mod cache_slot;
 mod method;
 mod plugins;
 mod reference;
+mod rendered;
 mod stream_route;
 mod upstream_tls;
 

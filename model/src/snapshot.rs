@@ -254,6 +254,11 @@ impl Snapshot {
         Kind::ALL.into_iter().flat_map(|kind| self.resources_of(kind).values())
     }
 
+    /// The resources of a kind, in the order of their ids.
+    pub fn resources_of_kind(&self, kind: Kind) -> impl Iterator<Item = &Resource> {
+        self.resources_of(kind).values().map(|versioned| &versioned.resource)
+    }
+
     /// The number of resources of a kind.
     pub fn len(&self, kind: Kind) -> usize {
         self.resources_of(kind).len()
