@@ -26,7 +26,7 @@ use conf::{ConfigProvider, Settings};
 pub(crate) use events::TARGET;
 use events::{ControlEvent, Events};
 use in_use_retry::InUseRetry;
-use mtls::CertificateMonitor;
+use mtls::{CertificateMonitor, FileError, StatusAccessRules};
 use pki::Keyring;
 use process::handover::{HandoverError, OfferedSuccession, Program};
 use process::signals::Signals;
@@ -35,7 +35,7 @@ use serde_json::{Value, json};
 use sockets::InheritedSockets;
 use succession::Origin;
 use telemetry::log::LogFileError;
-use telemetry::status::{StatusListener, StatusServer};
+use telemetry::status::{StatusAccessHandle, StatusListener, StatusServer};
 use telemetry::{Heartbeats, ServiceManager};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -68,6 +68,9 @@ pub(crate) enum StartupError {
     AdminKey(#[from] AdminKeyError),
     #[error("{0}")]
     Tls(#[from] TlsError),
+    /// The certificates of the status listener.
+    #[error("{0}")]
+    StatusFile(#[from] FileError),
     #[error("apisix.data_encryption.keyring: {0}")]
     Keyring(#[from] pki::KeyringError),
     #[error("{0}")]
@@ -193,6 +196,8 @@ struct RunningServer {
     store_certificates: CertificateMonitor,
     /// Serves until the other listeners close.
     status: Option<StatusServer>,
+    /// Who may reach it.
+    status_access: StatusAccessHandle,
     /// Duplicates of the listening sockets, for a successor.
     push_socket: std::net::TcpListener,
     status_socket: Option<std::net::TcpListener>,
@@ -209,8 +214,9 @@ impl RunningServer {
         service: &ServiceManager,
         released: Option<JoinHandle<()>>,
     ) {
-        let status = self.status.as_ref().map(StatusServer::address);
-        print_ready(self.api.store.identity(), &self.admin.addresses(), self.publish.push_addr, status);
+        let addresses = self.admin.addresses();
+        let status = self.status_socket.as_ref().and_then(|socket| socket.local_addr().ok());
+        print_ready(self.api.store.identity(), &addresses, self.publish.push_addr, status);
         let (service, state) = (service.clone(), status::service_state(&self.publish));
         tokio::spawn(async move {
             if let Some(released) = released {
@@ -260,6 +266,7 @@ async fn start(
 ) -> Result<RunningServer, StartupError> {
     let connections = descriptors::connection_limits()?;
     let (tls, keyring) = check_files(&settings)?;
+    let status_rules = status::access_rules(&settings)?;
     let mut in_use_retry = InUseRetry::new(settings.countersign.drain_delay.saturating_add(STOP_MAX));
     let status = bind_status(&settings, &mut origin.sockets, &mut in_use_retry).await?;
     let status_socket = status.as_ref().map(StatusListener::try_clone).transpose()?;
@@ -287,15 +294,15 @@ async fn start(
         shutdown: stopped.clone(),
     })
     .await?;
-    let certificates = all_certificates(&tls, &store_certificates, &publish);
+    let certificates = all_certificates(&tls, &store_certificates, &publish, &status_rules);
     let parts = AdminParts::new(&store, &publish);
     let api = Arc::new(parts.api(&settings, &certificates, keyring).await?);
     let bound = admin::bind_listeners(&settings, &tls, &mut origin.sockets, &mut in_use_retry).await?;
     origin.ensure_no_socket_is_left()?;
     let limits = admin::admin_limits(&settings, connections.admin);
-    let status =
-        status.map(|listener| status::serve(listener, &heartbeats, &publish, &certificates, signals.clone()));
-    let status = status.transpose()?;
+    let status_access = StatusAccessHandle::new(status_rules.access);
+    let shown = (&heartbeats, &publish, &certificates);
+    let status = status::serve(status, &status_access, shown, signals.clone())?;
     let admin = AdminServer::start(bound, &api, limits, &heartbeats)?;
     let released = succession::report_serving(permitted, signals).await?;
     events.listen(&settings, origin.predecessor);
@@ -311,6 +318,7 @@ async fn start(
         reload_certificates: watch::Sender::new(0),
         store_certificates,
         status,
+        status_access,
         push_socket,
         status_socket,
         embedded,
@@ -358,11 +366,13 @@ fn all_certificates(
     tls: &ListenerTls,
     store: &CertificateMonitor,
     publish: &publish::Publisher,
+    status: &StatusAccessRules,
 ) -> CertificateMonitor {
     let mut all = CertificateMonitor::default();
     tls.iter().for_each(|tls| all.add(&tls.files));
     all.add_all(store);
     all.add(&publish.files);
+    status.files.iter().for_each(|files| all.add(files));
     all
 }
 

@@ -5,6 +5,7 @@
 
 mod client_auth;
 pub mod connection;
+pub(crate) mod connection_counts;
 mod connection_limit;
 pub mod listener;
 mod registry;

@@ -295,13 +295,11 @@ impl PushClientHandle {
         })
     }
 
-    /// Watches the files of TLS towards this collector, in place of those of another one.
-    pub(crate) fn set_collector_files(&self, settings: Option<&ExportSettings>) {
+    /// Watches these files beside its own, in place of those of an earlier call.
+    pub(crate) fn set_other_files(&self, others: &CertificateMonitor) {
         let mut certificates = CertificateMonitor::default();
         certificates.add_all(&self.own_certificates);
-        if let Some(files) = settings.and_then(ExportSettings::files) {
-            certificates.add(files);
-        }
+        certificates.add_all(others);
         self.certificates.replace(&certificates);
     }
 

@@ -14,7 +14,6 @@ mod succession;
 mod upgrade;
 mod worker_handle;
 
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::str::FromStr as _;
 use std::sync::Arc;
@@ -28,6 +27,7 @@ use conf::{AskError, ProcessUser, Settings};
 use events::{Event, Events};
 use listeners::{InheritedSockets, ListenerSet};
 use model::Snapshot;
+use mtls::{CertificateMonitor, StatusAccessRules};
 use process::descriptors::raise_limit;
 use process::handover::{self, Generations, OfferedSuccession, Program};
 use process::signals::{self, Signals};
@@ -35,7 +35,7 @@ use process::user::check_replaceable;
 use shared::{connection_limits, shared_state, worker_count};
 use succession::Origin;
 use telemetry::log::LogFormat;
-use telemetry::status::{StatusListener, StatusServer};
+use telemetry::status::StatusAccessHandle;
 use telemetry::{Heartbeats, ServiceManager};
 use tokio::sync::{mpsc, watch};
 use worker_handle::{WorkerStart, WorkerThread};
@@ -51,8 +51,8 @@ use crate::proxy::worker::SharedState;
 use crate::push_client::{self, PushClientHandle, PushClientOptions, SyncStatus};
 use crate::reporting::trace::queue::TraceQueues;
 use crate::runtime::Driver;
-use crate::status;
-use crate::status::StatusContent;
+use crate::status::ports::{self, BoundPorts, OperatorPort, OperatorPorts};
+use crate::status::{self, StatusContent, WorkerQuestions};
 use crate::trace_export::{ExportSettings, TraceExporter};
 
 /// Of `--version`, also whether this build was made with a profile (`scripts/release.sh`).
@@ -252,7 +252,8 @@ struct PreparedServer {
     workers: usize,
     driver: Driver,
     listeners: ListenerSet,
-    status: Option<StatusListener>,
+    ports: BoundPorts,
+    access: StatusAccessRules,
     stage: watch::Sender<ShutdownStage>,
     shutdown: ShutdownWatch,
     shared: Arc<SharedState>,
@@ -260,6 +261,7 @@ struct PreparedServer {
     sync_status: Arc<SyncStatus>,
     upgrades: Arc<Upgrades>,
     push_client: PushClientHandle,
+    ticket_ring: Option<Arc<TicketRingHandle>>,
     read_files: watch::Sender<u64>,
     traces: watch::Sender<Option<Arc<ExportSettings>>>,
     trace_counters: Arc<TraceCounters>,
@@ -272,10 +274,11 @@ impl PreparedServer {
         let workers = worker_count(&settings);
         let limit = raise_limit().context("cannot read the limit on open descriptors")?;
         let retry = BindRetry { predecessor: settings.countersign.drain_delay, stop: signals.stop() };
-        let status = status::bind(&settings, &retry, |key, addr| {
-            inherited.take(key, addr).into_iter().next().map(|inherited| inherited.socket)
-        })?;
+        let access = ports::access_rules(&settings)?;
+        let mut ports = BoundPorts::default();
+        ports.bind_named(&settings, &retry, &mut |key, addr| inherited.take_one(key, addr))?;
         let listeners = ListenerSet::bind(&listeners::plan(&settings), workers, &retry, &mut inherited)?;
+        ports.bind_defaults(&settings, &mut |key, addr| inherited.take_one(key, addr));
         // A predecessor's socket may be one that the settings name no more.
         if generations.number() == 1 {
             inherited.ensure_empty()?;
@@ -299,7 +302,7 @@ impl PreparedServer {
             version: env!("CARGO_PKG_VERSION"),
             snapshot,
             upstream_tls: Arc::clone(&shared.upstream_tls),
-            ticket_ring,
+            ticket_ring: ticket_ring.clone(),
             status: Arc::clone(&sync_status),
             shutdown: shutdown.clone(),
             heartbeats: Arc::clone(&heartbeats),
@@ -307,14 +310,15 @@ impl PreparedServer {
             saving_paused,
             traces: Some(exporter),
         })?;
-        push_client.set_collector_files(traces.borrow().as_deref());
+        push_client.set_other_files(&other_files(traces.borrow().as_deref(), &access));
         let driver = Driver::detect();
         Ok(Self {
             settings,
             workers,
             driver,
             listeners,
-            status,
+            ports,
+            access,
             stage,
             shutdown,
             shared,
@@ -322,6 +326,7 @@ impl PreparedServer {
             sync_status,
             upgrades: Upgrades::new(generations),
             push_client,
+            ticket_ring,
             read_files,
             traces,
             trace_counters,
@@ -336,7 +341,7 @@ impl PreparedServer {
 
     /// Starts the workers and the status listener. Returns when every worker listens.
     fn start(self) -> anyhow::Result<RunningServer> {
-        let Self { settings, workers, driver, listeners, status, stage, shutdown, .. } = self;
+        let Self { settings, workers, driver, listeners, ports, stage, shutdown, .. } = self;
         let (listening, mut drained) = mpsc::unbounded_channel();
         let start = |index| {
             let init = WorkerStart {
@@ -362,7 +367,6 @@ impl PreparedServer {
             Arc::clone(&self.shared.series),
             Arc::clone(&self.shared.snapshot),
         ));
-        let status_socket = status.as_ref().map(StatusListener::try_clone).transpose()?;
         let content = StatusContent {
             heartbeats: Arc::clone(&self.heartbeats),
             sync: Arc::clone(&self.sync_status),
@@ -372,8 +376,11 @@ impl PreparedServer {
             upgrades: &self.upgrades,
             traces: &self.trace_counters,
             shutdown,
+            snapshot: Arc::clone(&self.shared.snapshot),
+            ticket_ring: self.ticket_ring,
+            workers: WorkerQuestions::new(threads.iter().map(WorkerThread::commands)),
         };
-        let status = status.map(|listener| status::serve(listener, content)).transpose()?;
+        let ports = ports.serve(StatusAccessHandle::new(self.access.access.clone()), &content)?;
         Ok(RunningServer {
             settings,
             driver,
@@ -385,10 +392,10 @@ impl PreparedServer {
             heartbeats: self.heartbeats,
             sync_status: self.sync_status,
             metrics,
-            status,
-            status_socket,
+            ports,
             upgrades: self.upgrades,
             push_client: self.push_client,
+            access: self.access,
             read_files: self.read_files,
             traces: self.traces,
         })
@@ -409,11 +416,12 @@ struct RunningServer {
     heartbeats: Arc<Heartbeats>,
     sync_status: Arc<SyncStatus>,
     metrics: Arc<Metrics>,
-    status: Option<StatusServer>,
-    /// The socket of `status`, for a successor.
-    status_socket: Option<TcpListener>,
+    /// The listeners for operators.
+    ports: OperatorPorts,
     upgrades: Arc<Upgrades>,
     push_client: PushClientHandle,
+    /// Who may reach them.
+    access: StatusAccessRules,
     /// Lets the push client read the files that the settings name again.
     read_files: watch::Sender<u64>,
     /// Where the push client's thread sends spans.
@@ -434,7 +442,8 @@ impl RunningServer {
             "http": self.listeners.addresses(|protocol| protocol == ListenerProtocol::Http),
             "https": self.listeners.addresses(|protocol| protocol == ListenerProtocol::Https),
             "stream": self.listeners.addresses(|protocol| !protocol.is_http()),
-            "status": self.status.as_ref().map(StatusServer::address),
+            "status": self.ports.address(OperatorPort::Status),
+            "control": self.ports.address(OperatorPort::Control),
             "driver": self.driver.name(), "workers": workers, "pid": std::process::id(),
             "revision": self.shared.snapshot.load().revision(),
         });
@@ -443,31 +452,37 @@ impl RunningServer {
 
     /// Stops gracefully.
     fn stop(mut self) {
-        drain(&self.stage, self.settings.countersign.drain_delay, self.status.take());
+        drain(&self.stage, self.settings.countersign.drain_delay, &mut self.ports);
         self.finish();
     }
 
     /// Waits for the workers, which drain, and ends the push client.
     fn finish(self) {
-        drop((self.listeners, self.status_socket));
+        drop((self.listeners, self.ports));
         self.workers.into_iter().for_each(WorkerThread::join);
         self.push_client.stop();
         tracing::info!("stopped");
     }
 }
 
+/// The files of TLS beside those of the push client.
+fn other_files(traces: Option<&ExportSettings>, access: &StatusAccessRules) -> CertificateMonitor {
+    let mut files = CertificateMonitor::default();
+    traces.and_then(ExportSettings::files).into_iter().for_each(|collector| files.add(collector));
+    access.files.iter().for_each(|status| files.add(status));
+    files
+}
+
 /// Starts the drain: `/status/ready` fails at once, the listeners close after `delay`, and open
 /// connections may finish.
-fn drain(stage: &watch::Sender<ShutdownStage>, delay: Duration, status: Option<StatusServer>) {
+fn drain(stage: &watch::Sender<ShutdownStage>, delay: Duration, ports: &mut OperatorPorts) {
     stage.send_replace(ShutdownStage::LameDuck);
     if !delay.is_zero() {
         tracing::info!(seconds = delay.as_secs_f64(), "accepting connections until drain_delay has passed");
         thread::sleep(delay);
     }
-    // A successor binds the status port first.
-    if let Some(status) = status {
-        status.close();
-    }
+    // A successor binds them first.
+    ports.close();
     stage.send_replace(ShutdownStage::Draining);
     tracing::info!("the listeners close; open connections may finish");
 }

@@ -1,49 +1,31 @@
-//! The status listener (`apisix.status`): the fields that the data plane adds to `/status`, and
-//! when it is ready (contract section 10.1). The same for the service manager.
+//! The listeners for operators: status (`apisix.status`), the control API and APISIX's Prometheus
+//! metrics; the fields that the data plane adds to `/status`, and when it is ready (contract
+//! section 10.1). The same for the service manager.
 //!
-//! Its port is bound before all others and released when they are, so that a successor can start
-//! while this process drains.
+//! `ports` are the listeners, `workers` asks the workers, `control` is the control API.
 
-use std::net::{SocketAddr, TcpListener};
+mod control;
+pub(crate) mod ports;
+mod workers;
+
 use std::sync::Arc;
 
-use conf::Settings;
 use mtls::{CertificateMonitor, SnapshotExpiry};
 use prometheus_client::metrics::info::Info;
 use serde_json::Value;
 use telemetry::reloads::ReloadMetrics;
-use telemetry::status::{StatusListener, StatusServer};
 use telemetry::{Heartbeats, ServiceState, StatusPage};
 
+use self::control::ControlApi;
+pub(crate) use self::workers::WorkerQuestions;
+use crate::lifecycle::handles::{SnapshotHandle, TicketRingHandle};
 use crate::lifecycle::{ShutdownStage, ShutdownWatch};
 use crate::observability::metrics::Metrics;
 use crate::observability::traces::{TraceCounters, TraceMetrics};
 use crate::observability::upgrades::{UpgradeMetrics, Upgrades};
-use crate::proxy::listener::{self, BindError, BindRetry};
 use crate::push_client::{SyncMetrics, SyncStatus};
 
-/// The setting, and the name of the socket in a hand-over.
-pub(crate) const KEY: &str = "apisix.status";
-
-/// Takes over an inherited socket, or binds one. `None`: the settings have no status listener.
-///
-/// # Errors
-/// When the address cannot be bound.
-pub(crate) fn bind(
-    settings: &Settings,
-    retry: &BindRetry,
-    inherited: impl FnOnce(&'static str, SocketAddr) -> Option<TcpListener>,
-) -> Result<Option<StatusListener>, BindError> {
-    let key = KEY;
-    let Some(addr) = settings.apisix.status else { return Ok(None) };
-    let socket = match inherited(key, addr) {
-        Some(socket) => socket,
-        None => listener::bind_exclusive(key, addr, retry)?,
-    };
-    StatusListener::from_std(socket).map(Some).map_err(|error| BindError { key, addr, error, stopped: false })
-}
-
-/// What the pages of the status listener show.
+/// What the pages show.
 pub(crate) struct StatusContent<'a> {
     pub(crate) heartbeats: Arc<Heartbeats>,
     pub(crate) sync: Arc<SyncStatus>,
@@ -54,52 +36,64 @@ pub(crate) struct StatusContent<'a> {
     pub(crate) upgrades: &'a Arc<Upgrades>,
     pub(crate) traces: &'a Arc<TraceCounters>,
     pub(crate) shutdown: ShutdownWatch,
+    pub(crate) snapshot: Arc<SnapshotHandle>,
+    pub(crate) ticket_ring: Option<Arc<TicketRingHandle>>,
+    pub(crate) workers: WorkerQuestions,
 }
 
-/// Starts to serve requests.
-///
-/// # Errors
-/// When the system gives no thread.
-pub(crate) fn serve(listener: StatusListener, content: StatusContent<'_>) -> std::io::Result<StatusServer> {
-    let StatusContent { heartbeats, sync, metrics, driver, certificates, upgrades, traces, shutdown } =
-        content;
-    let mut status = StatusPage::new(heartbeats);
-    status.add_build_info(env!("CARGO_PKG_VERSION"), process::COMMIT);
-    let help = "The kernel interface of the workers' I/O: io_uring, or epoll";
-    status.registry().register("runtime", help, Info::new(vec![("driver", driver)]));
-    metrics.register(status.registry());
-    let (of, max) = (Arc::clone(&metrics), Arc::clone(&metrics));
-    let expiry = SnapshotExpiry::new("served", move || of.snapshot(), move || max.series_max());
-    status.registry().register_collector(Box::new(expiry));
-    status.registry().register_collector(Box::new(SyncMetrics(Arc::clone(&sync))));
-    status.registry().register_collector(Box::new(ReloadMetrics));
-    status.registry().register_collector(Box::new(certificates.clone()));
-    let mut show = |key, value: fn(&SyncStatus) -> Value| {
-        let sync = Arc::clone(&sync);
-        status.add_field(key, move || value(&sync));
-    };
-    show("revision", |sync| sync.revision().into());
-    show("source", |sync| sync.source().as_str().into());
-    show("control_plane_connected", |sync| sync.is_connected().into());
-    show("control_plane", |sync| serde_json::json!(sync.control_plane().as_deref()));
-    show("last_error", |sync| serde_json::json!(sync.last_error().as_deref()));
-    show("snapshot_age_seconds", |sync| sync.age().map(|age| age.as_secs()).into());
-    show("held_store", |sync| sync.held_store().map(|held| held.to_json()).into());
-    status.registry().register_collector(Box::new(UpgradeMetrics(Arc::clone(upgrades))));
-    status.registry().register_collector(Box::new(TraceMetrics(Arc::clone(traces))));
-    let generations = Arc::clone(upgrades);
-    status.add_field("generation", move || generations.generations.number().into());
-    let generations = Arc::clone(upgrades);
-    status.add_field("draining_processes", move || generations.draining().into());
-    let certificates = certificates.clone();
-    status.add_field("certificates", move || serde_json::json!(certificates.endpoints()));
-    status.add_readiness_check(move || match shutdown.stage() {
-        // On a connection from before a hand-over: the successor serves this address.
-        ShutdownStage::Serving | ShutdownStage::HandedOver => Ok(()),
-        ShutdownStage::LameDuck | ShutdownStage::Draining => Err("this data plane is draining".to_owned()),
-    });
-    status.add_readiness_check(move || sync.readiness().map_err(str::to_owned));
-    listener.serve(status)
+impl StatusContent<'_> {
+    fn control_api(&self) -> ControlApi {
+        ControlApi {
+            snapshot: Arc::clone(&self.snapshot),
+            ticket_ring: self.ticket_ring.clone(),
+            workers: self.workers.clone(),
+        }
+    }
+
+    /// `/status`, `/status/ready` and `/metrics`.
+    fn status_page(&self) -> StatusPage {
+        let Self { heartbeats, sync, metrics, driver, certificates, upgrades, traces, .. } = self;
+        let (sync, shutdown) = (Arc::clone(sync), self.shutdown.clone());
+        let mut status = StatusPage::new(Arc::clone(heartbeats));
+        status.add_build_info(env!("CARGO_PKG_VERSION"), process::COMMIT);
+        let help = "The kernel interface of the workers' I/O: io_uring, or epoll";
+        status.registry().register("runtime", help, Info::new(vec![("driver", *driver)]));
+        metrics.register(status.registry());
+        let (of, max) = (Arc::clone(metrics), Arc::clone(metrics));
+        let expiry = SnapshotExpiry::new("served", move || of.snapshot(), move || max.series_max());
+        status.registry().register_collector(Box::new(expiry));
+        status.registry().register_collector(Box::new(SyncMetrics(Arc::clone(&sync))));
+        status.registry().register_collector(Box::new(ReloadMetrics));
+        status.registry().register_collector(Box::new((*certificates).clone()));
+        let mut show = |key, value: fn(&SyncStatus) -> Value| {
+            let sync = Arc::clone(&sync);
+            status.add_field(key, move || value(&sync));
+        };
+        show("revision", |sync| sync.revision().into());
+        show("source", |sync| sync.source().as_str().into());
+        show("control_plane_connected", |sync| sync.is_connected().into());
+        show("control_plane", |sync| serde_json::json!(sync.control_plane().as_deref()));
+        show("last_error", |sync| serde_json::json!(sync.last_error().as_deref()));
+        show("snapshot_age_seconds", |sync| sync.age().map(|age| age.as_secs()).into());
+        show("held_store", |sync| sync.held_store().map(|held| held.to_json()).into());
+        status.registry().register_collector(Box::new(UpgradeMetrics(Arc::clone(upgrades))));
+        status.registry().register_collector(Box::new(TraceMetrics(Arc::clone(traces))));
+        let generations = Arc::clone(upgrades);
+        status.add_field("generation", move || generations.generations.number().into());
+        let generations = Arc::clone(upgrades);
+        status.add_field("draining_processes", move || generations.draining().into());
+        let certificates: CertificateMonitor = (*certificates).clone();
+        status.add_field("certificates", move || serde_json::json!(certificates.endpoints()));
+        status.add_readiness_check(move || match shutdown.stage() {
+            // On a connection from before a hand-over: the successor serves this address.
+            ShutdownStage::Serving | ShutdownStage::HandedOver => Ok(()),
+            ShutdownStage::LameDuck | ShutdownStage::Draining => {
+                Err("this data plane is draining".to_owned())
+            }
+        });
+        status.add_readiness_check(move || sync.readiness().map_err(str::to_owned));
+        status
+    }
 }
 
 /// What the service manager shows: the revision, where it comes from, and open connections.

@@ -3,7 +3,8 @@
 //! `signature` verifies handshake signatures and `verifier` certificates (by `pki`), for both
 //! sides of a connection; `credentials` reads the own certificates and keys that settings name,
 //! `reload` keeps them in use and reloads them when they change. `expiry` reports when they expire,
-//! and `snapshot_expiry` when the certificates and CRLs of resources do.
+//! and `snapshot_expiry` when the certificates and CRLs of resources do. `status_access` makes the
+//! rules of the listeners for operators.
 
 #![warn(missing_docs)]
 
@@ -12,6 +13,7 @@ mod expiry;
 mod reload;
 mod signature;
 mod snapshot_expiry;
+mod status_access;
 mod verifier;
 
 pub use credentials::{
@@ -22,4 +24,5 @@ pub use expiry::{
 };
 pub use reload::{CredentialFiles, Credentials, LoadedCredentials, Reloader, WebPkiCredentials};
 pub use snapshot_expiry::SnapshotExpiry;
+pub use status_access::{MutualTlsFiles, StatusAccessRules};
 pub use verifier::{AcceptServer, ClientVerifier, ServerNames, ServerTrust, ServerVerifier, VerifyClient};

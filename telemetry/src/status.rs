@@ -1,23 +1,25 @@
-//! The status listener of a program: `/status`, `/status/ready` and `/metrics` (contract 10.1).
+//! The listeners for operators of a program, and the pages `/status`, `/status/ready` and
+//! `/metrics` (contract 10.1).
 //!
-//! It has a thread and runtime of its own, so that it responds while every other thread hangs. A
-//! program first binds it ([`bind`]: a port in use fails before anything else starts), adds its
-//! fields and metrics ([`StatusPage`]) and then serves. Invariant: a response is made from atomics
-//! and channels only; it waits for no other thread.
+//! [`server`] is a thread and runtime of its own, so that pages are there while every other thread
+//! hangs; [`access`] decides which clients it serves. A program first binds its listeners
+//! ([`bind`]: a port in use fails before anything else starts), adds its fields and metrics
+//! ([`StatusPage`]) and then serves. Invariant: these three pages are made from atomics and
+//! channels only; they wait for no other thread.
 
-use std::net::SocketAddr;
-use std::sync::{Arc, mpsc};
+mod access;
+mod server;
+
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
 use std::time::Duration;
-use std::{fmt, io, thread};
 
+pub use access::{StatusAccess, StatusAccessHandle, StatusRejection, TlsFuture, TlsSource};
 use bytes::Bytes;
-use futures_util::FutureExt;
-use http::{HeaderValue, Method, Request, Response, StatusCode, header};
+use http::{HeaderValue, Method, Response, StatusCode, header, request};
 use http_body_util::Full;
-use hyper::body::Incoming;
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::text::{encode_eof, encode_registry};
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
@@ -27,24 +29,31 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 use serde_json::{Map, Value};
-use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpStream;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+pub use server::{StatusEndpoint, StatusListener, StatusServer, bind, serve};
 
 use crate::process_metrics::ProcessMetrics;
 use crate::{Heartbeats, log};
 
-/// Pause before the next accept when the process has no descriptors left.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// A response of a page.
+pub type PageReply = Response<Full<Bytes>>;
 
-/// Most concurrent connections; others wait to be accepted.
-pub(crate) const CONNECTIONS_MAX: usize = 16;
-/// Time limit for the head of a request, and between two requests: a silent client loses its
-/// connection.
-const HEADER_READ_TIMEOUT: Duration = Duration::from_secs(10);
-/// From accept until the graceful shutdown of the connection, and from then until its abort: a
-/// client that does not read, or sends requests without end, loses its connection, too.
-const CONNECTION_END: (Duration, Duration) = (Duration::from_secs(15), Duration::from_secs(5));
+/// The response of a page, once it is made.
+pub type PageFuture = Pin<Box<dyn Future<Output = PageReply> + Send>>;
+
+/// A request to a page. No page reads a body.
+#[derive(Debug)]
+pub struct PageRequest {
+    /// Method, URI and headers.
+    pub head: request::Parts,
+    /// Whether it came through mutual TLS.
+    pub is_tls: bool,
+}
+
+/// What a listener serves. A call must not block, and its future ends within seconds.
+pub trait Pages: Send + Sync {
+    /// The response to a request.
+    fn reply(&self, request: PageRequest) -> PageFuture;
+}
 
 type FieldFn = Box<dyn Fn() -> Value + Send + Sync>;
 type ReadinessCheck = Box<dyn Fn() -> Result<(), String> + Send + Sync>;
@@ -101,7 +110,7 @@ impl StatusPage {
         &mut self.registry
     }
 
-    fn respond(&self, method: &Method, path: &str) -> Response<Full<Bytes>> {
+    fn respond(&self, method: &Method, path: &str) -> PageReply {
         if !matches!(*method, Method::GET | Method::HEAD) {
             return reply(StatusCode::METHOD_NOT_ALLOWED, "text/plain", String::new());
         }
@@ -156,16 +165,23 @@ impl StatusPage {
     }
 }
 
+impl Pages for StatusPage {
+    fn reply(&self, request: PageRequest) -> PageFuture {
+        Box::pin(std::future::ready(self.respond(&request.head.method, request.head.uri.path())))
+    }
+}
+
 /// A heartbeat's age, to the millisecond.
 fn seconds(age: Duration) -> f64 {
     age.as_millis() as f64 / 1000.0
 }
 
-fn json(status: StatusCode, body: Map<String, Value>) -> Response<Full<Bytes>> {
+fn json(status: StatusCode, body: Map<String, Value>) -> PageReply {
     reply(status, "application/json", Value::Object(body).to_string())
 }
 
-fn reply(status: StatusCode, kind: &'static str, body: String) -> Response<Full<Bytes>> {
+/// A response with this body.
+pub fn reply(status: StatusCode, kind: &'static str, body: String) -> PageReply {
     let mut response = Response::new(Full::new(Bytes::from(body)));
     *response.status_mut() = status;
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
@@ -189,154 +205,15 @@ impl Collector for ProcessCollector {
         for (log, lines) in log::dropped() {
             ConstCounter::new(lines).encode(dropped.encode_family(&[("log", log)])?)?;
         }
+        let help = "Connections and requests that listeners for operators did not serve, by reason";
+        let rejections = "status_rejections";
+        let mut family = out.encode_descriptor(rejections, help, None, MetricType::Counter)?;
+        for reason in StatusRejection::ALL {
+            let count = ConstCounter::new(reason.count());
+            count.encode(family.encode_family(&[("reason", reason.label())])?)?;
+        }
         Ok(())
     }
-}
-
-/// Binds the address. Connections wait until [`StatusListener::serve`].
-///
-/// # Errors
-/// Those of `bind(2)`.
-pub fn bind(address: SocketAddr) -> io::Result<StatusListener> {
-    StatusListener::from_std(std::net::TcpListener::bind(address)?)
-}
-
-/// A bound status listener.
-#[derive(Debug)]
-pub struct StatusListener {
-    socket: std::net::TcpListener,
-    address: SocketAddr,
-}
-
-impl StatusListener {
-    /// Takes over a listening socket.
-    ///
-    /// # Errors
-    /// Those of `fcntl(2)` and `getsockname(2)`.
-    pub fn from_std(socket: std::net::TcpListener) -> io::Result<Self> {
-        socket.set_nonblocking(true)?;
-        let address = socket.local_addr()?;
-        Ok(Self { socket, address })
-    }
-
-    /// The address, with the port that the kernel picked.
-    pub fn address(&self) -> SocketAddr {
-        self.address
-    }
-
-    /// Another descriptor of the socket, for a successor of this process.
-    ///
-    /// # Errors
-    /// When the process has no descriptor left.
-    pub fn try_clone(&self) -> io::Result<std::net::TcpListener> {
-        self.socket.try_clone()
-    }
-
-    /// Starts the thread that serves.
-    ///
-    /// # Errors
-    /// When the system provides no thread or no descriptors.
-    pub fn serve(self, status: StatusPage) -> io::Result<StatusServer> {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let listener = {
-            let _entered = runtime.enter();
-            tokio::net::TcpListener::from_std(self.socket)?
-        };
-        let (close, closing) = oneshot::channel();
-        let serve = move || runtime.block_on(serve(listener, Arc::new(status), closing));
-        thread::Builder::new().name("status".to_owned()).spawn(serve)?;
-        Ok(StatusServer { close, address: self.address })
-    }
-}
-
-/// A serving status listener, until it is closed or dropped.
-#[must_use]
-#[derive(Debug)]
-pub struct StatusServer {
-    /// The reply to it confirms that the address is free.
-    close: oneshot::Sender<mpsc::Sender<()>>,
-    address: SocketAddr,
-}
-
-impl StatusServer {
-    /// The address.
-    pub fn address(&self) -> SocketAddr {
-        self.address
-    }
-
-    /// Closes the listener: another process can bind the address when this returns, unless a
-    /// successor has the socket. Accepted connections are served until the process ends.
-    pub fn close(self) {
-        let (closed, is_closed) = mpsc::channel();
-        if self.close.send(closed).is_ok() {
-            // An error means that the thread has ended, and the listener with it.
-            let _closed = is_closed.recv();
-        }
-    }
-}
-
-async fn serve(
-    listener: tokio::net::TcpListener,
-    status: Arc<StatusPage>,
-    mut closing: oneshot::Receiver<mpsc::Sender<()>>,
-) {
-    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-    let closed = loop {
-        let accepted = tokio::select! {
-            accepted = accept(&listener, &places) => accepted,
-            // An error means that the handle was dropped.
-            closed = &mut closing => break closed.ok(),
-        };
-        match accepted {
-            Ok((socket, place)) => serve_connection(&status, socket, place),
-            // Most likely out of descriptors. Not counted: the status page could not show the
-            // counter.
-            Err(_) => tokio::time::sleep(ACCEPT_PAUSE).await,
-        }
-    };
-    // Connections in the backlog belong to this process, not to a successor.
-    while let Some(Ok((socket, place))) = accept(&listener, &places).now_or_never() {
-        serve_connection(&status, socket, place);
-    }
-    drop(listener);
-    if let Some(closed) = closed {
-        let _caller_gone = closed.send(());
-    }
-    std::future::pending().await
-}
-
-/// Accepts the next connection, once a permit is free.
-async fn accept(
-    listener: &tokio::net::TcpListener,
-    places: &Arc<Semaphore>,
-) -> io::Result<(TcpStream, OwnedSemaphorePermit)> {
-    let place = Arc::clone(places).acquire_owned().await.map_err(io::Error::other)?;
-    let (socket, _) = listener.accept().await?;
-    Ok((socket, place))
-}
-
-fn serve_connection<S>(status: &Arc<StatusPage>, socket: S, place: OwnedSemaphorePermit)
-where
-    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
-{
-    let status = Arc::clone(status);
-    tokio::spawn(async move {
-        let _place = place;
-        let service = service_fn(move |request: Request<Incoming>| {
-            let response = status.respond(request.method(), request.uri().path());
-            async move { Ok::<_, std::convert::Infallible>(response) }
-        });
-        let connection = http1::Builder::new()
-            .timer(TokioTimer::new())
-            .header_read_timeout(HEADER_READ_TIMEOUT)
-            .serve_connection(TokioIo::new(socket), service);
-        tokio::pin!(connection);
-        let (last_response, cut) = CONNECTION_END;
-        if tokio::time::timeout(last_response, &mut connection).await.is_err() {
-            connection.as_mut().graceful_shutdown();
-            let _client_stalls = tokio::time::timeout(cut, connection).await;
-        }
-    });
 }
 
 #[cfg(test)]
@@ -344,8 +221,20 @@ mod tests {
     use std::io::{Read, Write};
     use std::sync::atomic::{AtomicBool, Ordering};
 
+    use std::io;
+    use std::net::SocketAddr;
+
+    use tokio::sync::Semaphore;
+
+    use super::server::{CONNECTION_END, CONNECTIONS_MAX, serve_connection};
     use super::*;
     use crate::Readiness;
+
+    /// Serves a page on a loopback address.
+    fn serve_page(listener: StatusListener, page: StatusPage) -> StatusServer {
+        let access = StatusAccessHandle::new(StatusAccess::default());
+        serve(vec![StatusEndpoint { listener, pages: Arc::new(page) }], &access).unwrap()
+    }
 
     /// The status code and the body.
     fn get(address: SocketAddr, path: &str) -> (u16, String) {
@@ -360,21 +249,22 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_stalled_client_loses_its_connection() {
         use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-        let status = Arc::new(StatusPage::new(Arc::default()));
+        let pages: Arc<dyn Pages> = Arc::new(StatusPage::new(Arc::default()));
         let places = Arc::new(Semaphore::new(3));
         let place = || Arc::clone(&places).try_acquire_owned().unwrap();
+        let serve = |socket| drop(tokio::spawn(serve_connection(Arc::clone(&pages), socket, false, place())));
         let request = b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n";
 
         let (mut unread, socket) = tokio::io::duplex(64);
-        serve_connection(&status, socket, place());
+        serve(socket);
         unread.write_all(request).await.unwrap();
         // An announced body that never arrives.
         let (mut body, socket) = tokio::io::duplex(4096);
-        serve_connection(&status, socket, place());
+        serve(socket);
         body.write_all(b"GET / HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n").await.unwrap();
         // A client that sends requests without end.
         let (mut again, socket) = tokio::io::duplex(4096);
-        serve_connection(&status, socket, place());
+        serve(socket);
         let asking = async {
             while again.write_all(request).await.is_ok() {
                 let mut response = [0; 4096];
@@ -395,7 +285,7 @@ mod tests {
     fn silent_connections_are_bounded() {
         let listener = bind("127.0.0.1:0".parse().unwrap()).unwrap();
         let address = listener.address();
-        let _serving = listener.serve(StatusPage::new(Arc::default())).unwrap();
+        let _serving = serve_page(listener, StatusPage::new(Arc::default()));
         let connect = || std::net::TcpStream::connect(address).unwrap();
         // After the first response each connection is accepted and holds a permit.
         let mut silent: Vec<_> = (0..CONNECTIONS_MAX).map(|_| connect()).collect();
@@ -431,7 +321,7 @@ mod tests {
         status.registry().register("size", "Something", gauge);
         let listener = bind("127.0.0.1:0".parse().unwrap()).unwrap();
         let address = listener.address();
-        let serving = listener.serve(status).unwrap();
+        let serving = serve_page(listener, status);
 
         let (code, body) = get(address, "/status");
         let body: Value = serde_json::from_str(&body).unwrap();

@@ -174,9 +174,14 @@ impl World {
         session.get(path).await.unwrap_or_else(|error| panic!("{path}: {error}"))
     }
 
+    /// The first control plane's status listener.
+    pub fn control_status_address(&self) -> SocketAddr {
+        self.controls[0].address("status", 0)
+    }
+
     /// A GET to the first control plane's status listener.
     pub async fn control_status(&self, path: &str) -> Reply {
-        let status = self.controls[0].address("status", 0);
+        let status = self.control_status_address();
         let mut session =
             HttpConnection::plain(status, "status").await.unwrap_or_else(|error| panic!("{error}"));
         session.get(path).await.unwrap_or_else(|error| panic!("{path}: {error}"))

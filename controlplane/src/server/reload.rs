@@ -10,7 +10,7 @@ use conf::{ConfError, Plane, Reloaded, Settings};
 
 use super::admin::{AdminParts, admin_limits, updated_listeners};
 use super::succession::blocking;
-use super::{RunningServer, StartupError, all_certificates, keyring, ticket_lifetime};
+use super::{RunningServer, StartupError, all_certificates, keyring, status, ticket_lifetime};
 use crate::admin::tls::ListenerTls;
 use crate::publish::{LiveSettings, Publisher};
 
@@ -59,7 +59,8 @@ impl RunningServer {
         settings.check_control_plane_files()?;
         let tls = ListenerTls::from_settings(&settings)?;
         let keyring = self.changed_keyring(&settings).await?;
-        let certificates = all_certificates(&tls, &self.store_certificates, &self.publish);
+        let status_rules = status::access_rules(&settings)?;
+        let certificates = all_certificates(&tls, &self.store_certificates, &self.publish, &status_rules);
         let parts = AdminParts::of(&self.api);
         let mut api = parts.api(&settings, &self.certificates, Arc::clone(&keyring)).await?;
         api.access = api.access.with_counts_of(&self.api.access);
@@ -72,6 +73,7 @@ impl RunningServer {
         self.admin.update(listeners, &api, limits)?;
         self.api = api;
         self.certificates.replace(&certificates);
+        self.status_access.replace(status_rules.access);
         let live = LiveSettings {
             keyring,
             allowed_names: settings.countersign.push.allowed_names.clone().into(),

@@ -8,8 +8,9 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
+use conf::Settings;
 use model::Snapshot;
-use mtls::CertificateMonitor;
+use mtls::{CertificateMonitor, ConfiguredFile, FileError, MutualTlsFiles, StatusAccessRules};
 use process::signals::Signals;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
@@ -17,7 +18,7 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use telemetry::reloads::ReloadMetrics;
-use telemetry::status::{self, StatusListener, StatusServer};
+use telemetry::status::{self, StatusAccessHandle, StatusEndpoint, StatusListener, StatusServer};
 use telemetry::{Heartbeats, ServiceState, StatusPage};
 use tokio::sync::watch;
 
@@ -26,7 +27,21 @@ use crate::listener_errors::{ErrorReason, ListenError};
 use crate::publish::Publisher;
 
 /// The setting.
-pub(crate) const STATUS_KEY: &str = "countersign.control_plane.status";
+pub(crate) const STATUS_KEY: &str = conf::CONTROL_PLANE_STATUS;
+
+/// The access rules of the settings, with their certificate files.
+///
+/// # Errors
+/// Names the file and the problem.
+pub(super) fn access_rules(settings: &Settings) -> Result<StatusAccessRules, FileError> {
+    let status = &settings.countersign.status;
+    let tls = status.tls.as_ref().map(|tls| MutualTlsFiles {
+        cert: ConfiguredFile::new(conf::STATUS_CERT, &tls.cert),
+        key: ConfiguredFile::new(conf::STATUS_KEY, &tls.key),
+        ca: ConfiguredFile::new(conf::STATUS_CA, &tls.ca),
+    });
+    StatusAccessRules::load(status.allow.clone(), tls)
+}
 
 /// Binds the configured address.
 ///
@@ -36,17 +51,17 @@ pub(crate) fn bind(address: SocketAddr) -> Result<StatusListener, ListenError> {
     status::bind(address).map_err(|error| ListenError::new(STATUS_KEY, address, error))
 }
 
-/// Starts to serve.
+/// Starts to serve, where there is a listener.
 ///
 /// # Errors
 /// When the system cannot start a thread.
 pub(crate) fn serve(
-    listener: StatusListener,
-    heartbeats: &Arc<Heartbeats>,
-    publish: &Publisher,
-    certificates: &CertificateMonitor,
+    listener: Option<StatusListener>,
+    access: &StatusAccessHandle,
+    (heartbeats, publish, certificates): (&Arc<Heartbeats>, &Publisher, &CertificateMonitor),
     signals: Signals,
-) -> std::io::Result<StatusServer> {
+) -> std::io::Result<Option<StatusServer>> {
+    let Some(listener) = listener else { return Ok(None) };
     let mut status = StatusPage::new(Arc::clone(heartbeats));
     status.add_build_info(env!("CARGO_PKG_VERSION"), process::COMMIT);
     let latest = publish.latest.clone();
@@ -72,7 +87,7 @@ pub(crate) fn serve(
     status.registry().register_collector(Box::new(certificates.clone()));
     publish.reports.register(status.registry());
     metrics::register(status.registry());
-    listener.serve(status)
+    status::serve(vec![StatusEndpoint { listener, pages: Arc::new(status) }], access).map(Some)
 }
 
 /// What the service manager shows: the revision and the connected data planes.

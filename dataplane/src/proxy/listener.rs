@@ -123,8 +123,15 @@ pub fn bind(
 /// # Errors
 /// [`BindError`].
 pub fn check_free(key: &'static str, addr: SocketAddr) -> Result<(), BindError> {
-    let bound = listening_socket(addr, false);
-    bound.map(drop).map_err(|error| BindError { key, addr, error, stopped: false })
+    try_bind(key, addr).map(drop)
+}
+
+/// Binds an address where no other socket listens, without waiting for one that closes.
+///
+/// # Errors
+/// [`BindError`].
+pub fn try_bind(key: &'static str, addr: SocketAddr) -> Result<TcpListener, BindError> {
+    listening_socket(addr, false).map_err(|error| BindError { key, addr, error, stopped: false })
 }
 
 /// Binds a further socket of an address, beside those that listen there already.

@@ -19,6 +19,7 @@ use rustls::pki_types::UnixTime;
 use slab::Slab;
 
 use super::client_auth::{ClientAuthState, CloseMode};
+use super::connection_counts::{ConnectionCounts, Counting};
 use crate::io::timeouts::TimeoutHandle;
 use crate::lifecycle::drain::{DrainGuard, DrainHandle};
 use crate::observability::metrics::Counters;
@@ -34,6 +35,8 @@ const BATCHES_MAX: usize = 400;
 /// Connections of a batch at least; one takes about a microsecond.
 const BATCH_MIN: usize = 16;
 const BATCH_PAUSE: Duration = Duration::from_millis(1);
+/// Connections of a batch when they are counted; one takes less than a microsecond.
+const COUNT_BATCH: usize = 256;
 
 /// The open TLS connections of one worker.
 #[derive(Default)]
@@ -123,6 +126,22 @@ impl ConnectionRegistry {
     fn batch_size(&self) -> usize {
         BATCH_MIN.max(self.0.borrow().capacity().div_ceil(BATCHES_MAX))
     }
+}
+
+/// Counts the connections by site and client.
+pub(super) async fn count_connections(
+    registry: Rc<ConnectionRegistry>,
+    snapshot: Arc<Snapshot>,
+) -> ConnectionCounts {
+    let mut counting = Counting::default();
+    let mut from = 0;
+    while let Some(batch) = registry.batch(from, COUNT_BATCH) {
+        batch.iter().for_each(|connection| counting.add(&connection.client_auth, &snapshot));
+        drop(batch);
+        from = from.saturating_add(COUNT_BATCH);
+        runtime::sleep(BATCH_PAUSE).await;
+    }
+    counting.finish()
 }
 
 /// Closes the connections that are no longer valid, for as long as the worker runs. `snapshot`

@@ -12,7 +12,9 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use ipnet::IpNet;
 use model::{HostName, KeepalivePool, PathOptions, RealIp, Snapshot};
+use tokio::sync::oneshot;
 
+use super::connection_counts::ConnectionCounts;
 use super::connection_limit::ConnectionLimit;
 use super::listener::{AcceptorControl, AcceptorEnd, BoundSocket};
 use super::registry::ConnectionRegistry;
@@ -34,6 +36,7 @@ use crate::upstream::client::{ClientSettings, UpstreamClient};
 use crate::upstream::client_tls::ClientTlsConfigs;
 use crate::upstream::connector::ConnectContext;
 use crate::upstream::pool::Pool;
+use crate::upstream::pool::node::NodeConnections;
 use crate::upstream::pool::permits::ConnectionPermits;
 use crate::upstream::resolver::{Resolver, ResolverCache};
 
@@ -73,6 +76,10 @@ pub enum WorkerCommand {
     Release(SocketAddr),
     /// Send a message: the commands before this one have been carried out.
     Report(SyncSender<()>),
+    /// Send the counts of the open TLS connections.
+    Connections(oneshot::Sender<ConnectionCounts>),
+    /// Send the state of the pool of each node.
+    Pools(oneshot::Sender<Vec<NodeConnections>>),
 }
 
 /// The settings of a worker.

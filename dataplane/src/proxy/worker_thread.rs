@@ -135,6 +135,16 @@ async fn run_commands(
             // The channel has room for one of each worker; the process may have stopped waiting.
             WorkerCommand::Report(done) => drop(done.try_send(())),
             WorkerCommand::Release(addr) => worker.end_acceptor(addr, AcceptorEnd::Release),
+            WorkerCommand::Connections(answer) => {
+                let (registry, snapshot) = (Rc::clone(&worker.registry), Arc::clone(&worker.snapshot()));
+                runtime::spawn(async move {
+                    let counts = registry::count_connections(registry, snapshot).await;
+                    let _asker_gone = answer.send(counts).is_err();
+                });
+            }
+            WorkerCommand::Pools(answer) => {
+                let _asker_gone = answer.send(worker.upstreams.pool.node_states()).is_err();
+            }
         }
     }
 }

@@ -14,6 +14,7 @@ use super::events::socket_path;
 use super::listeners;
 use crate::config;
 use crate::proxy::listener;
+use crate::status::ports;
 
 /// The longest upgrade: each step is bounded (`upgrade`), and a failed successor is waited for.
 const UPGRADE_MAX: Duration = Duration::from_secs(180);
@@ -104,8 +105,11 @@ fn check(file: &Path, settings: &Settings) -> anyhow::Result<()> {
     config::worker_config(settings)?;
     config::tls_versions(settings)?;
     config::upstream_trust(settings)?;
+    ports::access_rules(settings)?;
     let listeners = listeners::plan(settings).into_iter().map(|plan| (plan.key, plan.configured));
-    for (key, addr) in listeners.chain(settings.apisix.status.map(|addr| (crate::status::KEY, addr))) {
+    let operators = ports::configured(settings).into_iter().filter(|(_, listener)| listener.is_named);
+    let operators = operators.map(|(port, listener)| (port.key(), listener.address));
+    for (key, addr) in listeners.chain(operators) {
         match listener::check_free(key, addr) {
             // A successor gets the sockets of the running one.
             Err(error) if is_running && error.error.kind() == ErrorKind::AddrInUse => {}

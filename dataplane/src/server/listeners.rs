@@ -6,7 +6,7 @@
 //! listens on every address.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 
 use conf::Settings;
@@ -107,6 +107,11 @@ impl InheritedSockets {
             _ => configured,
         };
         self.0.extract_if(.., |left| left.addr == addr).collect()
+    }
+
+    /// The same for an address with one socket.
+    pub(super) fn take_one(&mut self, key: &str, configured: SocketAddr) -> Option<TcpListener> {
+        self.take(key, configured).into_iter().next().map(|inherited| inherited.socket)
     }
 }
 

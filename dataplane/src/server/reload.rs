@@ -13,12 +13,13 @@ use process::descriptors::raise_limit;
 use process::signals::Signals;
 use telemetry::ServiceManager;
 
-use super::RunningServer;
 use super::listeners::{self, ListenerChange};
 use super::shared::{connection_limits, worker_config};
+use super::{RunningServer, other_files};
 use crate::config;
 use crate::proxy::listener::BindRetry;
 use crate::proxy::worker::WorkerCommand;
+use crate::status::ports;
 use crate::trace_export::ExportSettings;
 
 /// How long workers may take to apply settings: some turns of their loops.
@@ -52,6 +53,9 @@ impl RunningServer {
         config::check_access_logs(&settings)?;
         let trust = config::upstream_trust(&settings)?;
         let traces = ExportSettings::load(&settings)?;
+        let access = (settings.countersign.status != self.settings.countersign.status)
+            .then(|| ports::access_rules(&settings))
+            .transpose()?;
         // No predecessor is waited for: it would have kept this process from its start.
         let retry = BindRetry { predecessor: Duration::ZERO, stop: signals.stop() };
         let change = self.listeners.prepare_change(&plans, self.workers.len(), &retry)?;
@@ -65,7 +69,11 @@ impl RunningServer {
         self.shared.config.store(Arc::new(config));
         self.shared.series.configure(settings.countersign.metrics);
         self.shared.upstream_tls.set_defaults(trust, || Arc::clone(&self.shared.snapshot.load()));
-        self.push_client.set_collector_files(traces.as_deref());
+        if let Some(access) = access {
+            self.ports.set_access(&access);
+            self.access = access;
+        }
+        self.push_client.set_other_files(&other_files(traces.as_deref(), &self.access));
         self.traces.send_replace(traces);
         self.read_files.send_modify(|count| *count = count.wrapping_add(1));
         self.settings = settings;

@@ -21,7 +21,6 @@ use super::events::{DrainEnd, Events, Reply, socket_path};
 use super::listeners::BoundListener;
 use crate::lifecycle::ShutdownStage;
 use crate::proxy::worker::WorkerCommand;
-use crate::status;
 
 /// How long the successor may take to read its settings, to prepare itself, and to start its
 /// workers. It waits for a control plane for `CONTROL_PLANE_MAX` at most.
@@ -115,9 +114,7 @@ impl RunningServer {
 
     fn offer(&self) -> std::io::Result<Vec<OfferedSocket>> {
         let mut sockets = self.listeners.offer()?;
-        if let Some(socket) = &self.status_socket {
-            sockets.push(OfferedSocket::new(status::KEY, socket.local_addr()?, socket)?);
-        }
+        sockets.extend(self.ports.offer()?);
         Ok(sockets)
     }
 
@@ -139,10 +136,7 @@ impl RunningServer {
         );
         service.main_pid(successor.pid());
         service.flush();
-        if let Some(status) = self.status.take() {
-            status.close();
-        }
-        drop(self.status_socket.take());
+        self.ports.close();
         self.close_unused(&detail.addresses);
         self.stage.send_replace(ShutdownStage::HandedOver);
         wait_closed(&sockets_of(std::mem::take(&mut self.listeners).0));

@@ -65,6 +65,11 @@ impl WorkerThread {
         Ok(Self { thread, counters, commands })
     }
 
+    /// Where commands go.
+    pub(super) fn commands(&self) -> mpsc::UnboundedSender<WorkerCommand> {
+        self.commands.clone()
+    }
+
     /// Sends a command. A worker that drains may not take it.
     pub(super) fn command(&self, command: WorkerCommand) {
         let _worker_runs = self.commands.send(command).is_ok();

@@ -24,11 +24,14 @@ use model::KeepalivePool;
 
 use self::idle::Http1Connection;
 use self::key::{ConnectionKey, UpstreamProtocol};
-use self::node::{Available, NodePool, StreamSlot};
+use self::node::{Available, NodeConnections, NodePool, StreamSlot};
 use super::client_tls::ClientTlsConfig;
 use super::request_body::RequestBody;
 use crate::io::flag::Flag;
 use crate::runtime;
+
+/// Most nodes that [`Pool::node_states`] gives.
+const STATES_MAX: usize = 1_000;
 
 /// How often idle connections past their time are closed, and those of identities that are no
 /// longer used, which may stay open for a second.
@@ -186,6 +189,14 @@ impl Pool {
     /// Connections that serve requests.
     pub(crate) fn in_use(&self) -> usize {
         self.in_use.get() + self.nodes.borrow().values().map(|node| node.busy_http2()).sum::<usize>()
+    }
+
+    /// The nodes with the most connections.
+    pub(crate) fn node_states(&self) -> Vec<NodeConnections> {
+        let mut states: Vec<_> = self.nodes.borrow().values().map(|node| node.state()).collect();
+        states.sort_unstable_by_key(|state| std::cmp::Reverse(state.open));
+        states.truncate(STATES_MAX);
+        states
     }
 
     /// Requests that wait for a connection, because their node has as many as it may have.

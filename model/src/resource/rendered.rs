@@ -24,8 +24,8 @@ const SECRET_NAMES: [&str; 8] =
     ["auth", "cookie", "token", "secret", "password", "api-key", "apikey", "credential"];
 
 impl Resource {
-    /// The members of the document that have an effect, with APISIX's names. An ssl and the TLS of an
-    /// upstream are rendered without certificates and keys.
+    /// The members of the document that have an effect, with APISIX's names. An ssl and the TLS of
+    /// an upstream are rendered without certificates and keys.
     pub fn to_document(&self) -> Value {
         let mut members = match self {
             Resource::Ssl(ssl) => ssl_members(ssl),

@@ -16,9 +16,10 @@ impl World {
     pub fn write_config(&self, name: &str) -> PathBuf {
         let mut settings = self.settings.clone();
         let node = self.nodes.iter().find(|node| node.name == name);
-        let (http, https, status) = node.map_or((0, 0, 0), |node| {
-            (node.known_port("http"), node.known_port("https"), node.known_port("status"))
-        });
+        let port = |listener| node.map_or(0, |node| node.known_port(listener));
+        let (http, https) = (port("http"), port("https"));
+        // A test may have its own address for operators.
+        let ip = settings["apisix"]["status"]["ip"].as_str().unwrap_or("127.0.0.1").to_owned();
         let control = self.controls.iter().find(|control| control.name == name).unwrap_or(&self.controls[0]);
         merge(
             &mut settings,
@@ -26,13 +27,17 @@ impl World {
                 "apisix": {
                     "node_listen": [{"ip": "127.0.0.1", "port": http}],
                     "ssl": {"listen": [{"ip": "127.0.0.1", "port": https}]},
-                    "status": {"ip": "127.0.0.1", "port": status},
+                    "status": {"ip": ip, "port": port("status")},
+                    "control": {"ip": ip, "port": port("control")},
                 },
+                "plugin_attr": {"prometheus": {
+                    "export_addr": {"ip": ip, "port": port("prometheus")},
+                }},
                 "deployment": {"admin": {
                     "admin_listen": {"ip": "127.0.0.1", "port": control.known_port("admin")},
                 }},
                 "countersign": {
-                    "control_plane": {"status": format!("127.0.0.1:{}", control.known_port("status"))},
+                    "control_plane": {"status": format!("{ip}:{}", control.known_port("status"))},
                     "push": {"listen": format!("127.0.0.1:{}", control.known_port("push"))},
                     "node": {
                         "name": name,

@@ -19,7 +19,7 @@ impl Program {
     fn listeners(self) -> &'static [&'static str] {
         match self {
             Self::Control => &["admin", "push", "status"],
-            Self::Node => &["http", "https", "status"],
+            Self::Node => &["http", "https", "status", "prometheus", "control"],
         }
     }
 }
@@ -61,9 +61,10 @@ impl Plane {
         })
     }
 
-    /// 0 before its first start.
+    /// 0 before its first start, and for a listener that it does not have.
     pub(super) fn known_port(&self, listener: &str) -> u16 {
-        if self.addresses.is_some() { self.address(listener, 0).port() } else { 0 }
+        let is_known = self.addresses.as_ref().is_some_and(|addresses| !addresses[listener].is_null());
+        if is_known { self.address(listener, 0).port() } else { 0 }
     }
 
     pub(super) fn process(&self) -> &Process {
@@ -123,7 +124,7 @@ impl Plane {
 
     /// Reserves its ports until the next start.
     fn hold(&mut self) {
-        let listeners = self.program.listeners().iter();
+        let listeners = self.program.listeners().iter().filter(|listener| self.known_port(listener) != 0);
         self.held = listeners.map(|listener| Reservation::of(self.address(listener, 0))).collect();
     }
 

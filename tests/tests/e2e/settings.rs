@@ -117,7 +117,7 @@ async fn apisix_s_example_starts_both_planes() {
     let example = example.replace("http://127.0.0.1:2379", &etcd.url());
     // Its folder has `logs`; the harness reads standard error.
     let example = example.replace("error_log: logs/error.log", "error_log: stderr");
-    let example = ["9080", "9443", "9180"].iter().fold(example, |text, port| text.replace(port, "0"));
+    let example = ["9080", "9443", "9180", "9091"].iter().fold(example, |text, port| text.replace(port, "0"));
     let config = |name: &str, push: &str| {
         let ours = json!({
             "control_plane": {"status": "127.0.0.1:0"},

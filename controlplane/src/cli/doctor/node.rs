@@ -265,7 +265,12 @@ async fn check_listeners(settings: &Settings, report: &mut CheckReport) {
 /// The data plane's listeners by their settings.
 fn configured_listeners(settings: &Settings) -> Vec<(&'static str, SocketAddr)> {
     let apisix = &settings.apisix;
-    let mut all: Vec<_> = apisix.status.map(|address| ("apisix.status", address)).into_iter().collect();
+    let mut all: Vec<_> = apisix.status.map(|address| (conf::STATUS, address)).into_iter().collect();
+    let prometheus = settings.prometheus.as_ref().map(|prometheus| (conf::PROMETHEUS, prometheus.listener));
+    let defaults = [apisix.control.map(|listener| (conf::CONTROL, listener)), prometheus];
+    // The others are left out where their ports are in use.
+    let named = defaults.into_iter().flatten().filter(|(_, listener)| listener.is_named);
+    all.extend(named.map(|(key, listener)| (key, listener.address)));
     if apisix.proxy_mode.http() {
         all.extend(apisix.node_listen.iter().map(|address| ("apisix.node_listen", *address)));
         let https = apisix.ssl.listen.iter().filter(|_| apisix.ssl.enable);

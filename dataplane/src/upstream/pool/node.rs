@@ -24,6 +24,19 @@ use crate::upstream::http2::connection::Http2Connection;
 /// a key, so there are not arbitrarily many.
 const EMPTY_KEYS_MAX: usize = 64;
 
+/// The connections of a worker to one address, for operators.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NodeConnections {
+    pub addr: SocketAddr,
+    /// The most open connections.
+    pub max: u32,
+    pub open: u64,
+    /// Of the open ones, those without a request.
+    pub idle: u64,
+    /// Requests that wait for a connection.
+    pub waiting: u64,
+}
+
 /// The connections of a worker to one address, under one maximum.
 pub(crate) struct NodePool {
     pub addr: SocketAddr,
@@ -354,6 +367,14 @@ impl NodePool {
 
     pub(super) fn idle_count(&self) -> usize {
         self.state.borrow().keys.values().map(KeyPool::idle_count).sum()
+    }
+
+    pub(super) fn state(&self) -> NodeConnections {
+        let state = self.state.borrow();
+        let waiting: usize = state.keys.values().map(|pool| pool.waiters.len()).sum();
+        let idle: usize = state.keys.values().map(KeyPool::idle_count).sum();
+        let (open, idle, waiting) = (state.open.into(), idle as u64, waiting as u64);
+        NodeConnections { addr: self.addr, max: self.max, open, idle, waiting }
     }
 
     /// HTTP/2 connections with a stream.
