@@ -203,11 +203,10 @@ async fn a_broken_configuration_changes_nothing() {
     let output = world.try_upgrade_node().await;
     assert!(output.status.code() == Some(1) && output.stderr.contains("countersign.workers"), "{output:?}");
     // The successor reports what the command cannot see.
+    let mark = world.node_log().mark();
     kill(Pid::from_raw(i32::try_from(world.node_id()).unwrap()), Signal::SIGUSR2).unwrap();
-    world
-        .node_log()
-        .line_with(&["serves on as before", "failed before it had started", "countersign.workers"])
-        .await;
+    let words = ["serves on as before", "failed before it had started", "countersign.workers"];
+    world.node_log().line_after(mark, &words).await;
     world.change_settings(json!({"countersign": {"workers": 2}}));
     assert!(world.upgrade_node().await.ready()["pid"].is_u64());
 }
