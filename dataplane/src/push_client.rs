@@ -37,7 +37,7 @@ use tokio::sync::{mpsc, watch};
 
 use crate::lifecycle::ShutdownWatch;
 use crate::lifecycle::handles::{SnapshotHandle, TicketRingHandle};
-use crate::trace_export::{ExportSettings, TraceExporter};
+use crate::trace_export::TraceExporter;
 use crate::upstream::client_tls::ClientTlsConfigs;
 
 pub struct PushClientOptions {

@@ -380,7 +380,8 @@ impl PreparedServer {
             ticket_ring: self.ticket_ring,
             workers: WorkerQuestions::new(threads.iter().map(WorkerThread::commands)),
         };
-        let ports = ports.serve(StatusAccessHandle::new(self.access.access.clone()), &content)?;
+        let access = StatusAccessHandle::new(self.access.access.clone());
+        let ports = ports.serve(&settings, access, &content)?;
         Ok(RunningServer {
             settings,
             driver,
@@ -444,6 +445,7 @@ impl RunningServer {
             "stream": self.listeners.addresses(|protocol| !protocol.is_http()),
             "status": self.ports.address(OperatorPort::Status),
             "control": self.ports.address(OperatorPort::Control),
+            "prometheus": self.ports.address(OperatorPort::Prometheus),
             "driver": self.driver.name(), "workers": workers, "pid": std::process::id(),
             "revision": self.shared.snapshot.load().revision(),
         });

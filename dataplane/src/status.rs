@@ -2,14 +2,17 @@
 //! metrics; the fields that the data plane adds to `/status`, and when it is ready (contract
 //! section 10.1). The same for the service manager.
 //!
-//! `ports` are the listeners, `workers` asks the workers, `control` is the control API.
+//! `ports` are the listeners, `workers` asks the workers, `control` is the control API, and
+//! `prometheus` has APISIX's metrics.
 
 mod control;
 pub(crate) mod ports;
+mod prometheus;
 mod workers;
 
 use std::sync::Arc;
 
+use conf::PrometheusSettings;
 use mtls::{CertificateMonitor, SnapshotExpiry};
 use prometheus_client::metrics::info::Info;
 use serde_json::Value;
@@ -17,6 +20,7 @@ use telemetry::reloads::ReloadMetrics;
 use telemetry::{Heartbeats, ServiceState, StatusPage};
 
 use self::control::ControlApi;
+use self::prometheus::ApisixMetrics;
 pub(crate) use self::workers::WorkerQuestions;
 use crate::lifecycle::handles::{SnapshotHandle, TicketRingHandle};
 use crate::lifecycle::{ShutdownStage, ShutdownWatch};
@@ -47,6 +51,15 @@ impl StatusContent<'_> {
             snapshot: Arc::clone(&self.snapshot),
             ticket_ring: self.ticket_ring.clone(),
             workers: self.workers.clone(),
+        }
+    }
+
+    fn apisix_metrics(&self, settings: &PrometheusSettings) -> ApisixMetrics {
+        ApisixMetrics {
+            uri: settings.uri.clone(),
+            prefix: settings.prefix.clone(),
+            metrics: Arc::clone(&self.metrics),
+            sync: Arc::clone(&self.sync),
         }
     }
 

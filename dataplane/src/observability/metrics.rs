@@ -223,6 +223,21 @@ impl Metrics {
         self.sum_gauge(|counters| &counters.connections_active)
     }
 
+    /// The connections that clients have opened.
+    pub fn accepted_connections(&self) -> u64 {
+        self.sum(|counters| &counters.connections)
+    }
+
+    /// The requests that have not ended yet.
+    pub fn active_requests(&self) -> u64 {
+        self.sum_gauge(|counters| &counters.requests_active)
+    }
+
+    /// The requests that have ended.
+    pub fn ended_requests(&self) -> u64 {
+        self.workers.iter().flat_map(|counters| counters.requests.counts()).map(|(_, count)| count).sum()
+    }
+
     fn sum(&self, counter: impl Fn(&Counters) -> &Counter) -> u64 {
         self.workers.iter().map(|counters| counter(counters).get()).sum()
     }

@@ -21,6 +21,7 @@ use crate::proxy::listener::{self, BindError, BindRetry};
 pub(crate) enum OperatorPort {
     Status,
     Control,
+    Prometheus,
 }
 
 impl OperatorPort {
@@ -29,6 +30,7 @@ impl OperatorPort {
         match self {
             Self::Status => conf::STATUS,
             Self::Control => conf::CONTROL,
+            Self::Prometheus => conf::PROMETHEUS,
         }
     }
 }
@@ -36,7 +38,11 @@ impl OperatorPort {
 /// The listeners of the settings.
 pub(crate) fn configured(settings: &Settings) -> Vec<(OperatorPort, DefaultListener)> {
     let status = settings.apisix.status.map(|address| DefaultListener { address, is_named: true });
-    let all = [(OperatorPort::Status, status), (OperatorPort::Control, settings.apisix.control)];
+    let all = [
+        (OperatorPort::Status, status),
+        (OperatorPort::Control, settings.apisix.control),
+        (OperatorPort::Prometheus, settings.prometheus.as_ref().map(|prometheus| prometheus.listener)),
+    ];
     all.into_iter().filter_map(|(port, listener)| Some((port, listener?))).collect()
 }
 
@@ -97,6 +103,7 @@ impl BoundPorts {
     /// When the system gives no thread or descriptor.
     pub(crate) fn serve(
         self,
+        settings: &Settings,
         access: StatusAccessHandle,
         content: &StatusContent<'_>,
     ) -> io::Result<OperatorPorts> {
@@ -105,9 +112,12 @@ impl BoundPorts {
         for (port, listener) in self.0 {
             ports.sockets.push((port, listener.try_clone()?));
             ports.addresses.push((port, listener.address()));
-            let pages: Arc<dyn Pages> = match port {
-                OperatorPort::Status => Arc::new(content.status_page()),
-                OperatorPort::Control => Arc::new(content.control_api()),
+            let pages: Arc<dyn Pages> = match (port, &settings.prometheus) {
+                (OperatorPort::Status, _) => Arc::new(content.status_page()),
+                (OperatorPort::Control, _) => Arc::new(content.control_api()),
+                (OperatorPort::Prometheus, Some(prometheus)) => Arc::new(content.apisix_metrics(prometheus)),
+                // There is no such listener then.
+                (OperatorPort::Prometheus, None) => continue,
             };
             endpoints.push(StatusEndpoint { listener, pages });
         }

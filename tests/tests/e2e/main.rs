@@ -50,6 +50,7 @@ mod passthrough;
 mod paths;
 mod peers;
 mod plugins;
+mod prometheus;
 mod proxy_protocol;
 mod readme;
 mod records;
