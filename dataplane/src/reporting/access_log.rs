@@ -234,3 +234,6 @@ impl AccessLogs {
         self.stream.flush();
     }
 }
+
+#[cfg(test)]
+mod tests;
