@@ -7,9 +7,10 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use process::throttle::LogThrottle;
+use serde_json::{Value, json};
 
 /// An address that cannot be bound, with advice for the operator.
 #[derive(Debug, thiserror::Error)]
@@ -77,8 +78,12 @@ error_reasons! {
     AdminAddress => "admin_address";
     /// The client certificate is missing or rejected.
     AdminCertificate => "admin_certificate";
-    /// The admin key is missing, wrong, or its role may not do this.
+    /// The admin key is missing or wrong.
     AdminKey => "admin_key";
+    /// The role of the key or certificate may not do this.
+    AdminRole => "admin_role";
+    /// A page of another site made the request, with a client certificate and no key.
+    AdminCrossSite => "admin_cross_site";
     /// The admin key is wrong, and so were too many before it from this address.
     AdminWrongKeys => "admin_wrong_keys";
     /// The push listener cannot accept a connection.
@@ -91,12 +96,18 @@ error_reasons! {
 
 struct ReasonState {
     count: AtomicU64,
+    /// Unix seconds of the last error.
+    last: AtomicU64,
     log_throttle: LogThrottle,
 }
 
 impl ReasonState {
     const fn new() -> Self {
-        Self { count: AtomicU64::new(0), log_throttle: LogThrottle::new(BURST, INTERVAL) }
+        Self {
+            count: AtomicU64::new(0),
+            last: AtomicU64::new(0),
+            log_throttle: LogThrottle::new(BURST, INTERVAL),
+        }
     }
 }
 
@@ -106,7 +117,15 @@ impl ErrorReason {
     pub(crate) fn record(self) -> Option<u64> {
         let state = self.state();
         state.count.fetch_add(1, Ordering::Relaxed);
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        state.last.store(now.as_secs(), Ordering::Relaxed);
         state.log_throttle.try_acquire()
+    }
+
+    /// Its entry in `/status`, unless there was no such error.
+    pub(crate) fn view(self) -> Option<(String, Value)> {
+        let (total, last) = (self.count(), self.state().last.load(Ordering::Relaxed));
+        (total > 0).then(|| (self.label().to_owned(), json!({"total": total, "last_at": last})))
     }
 
     /// The number of errors since the start.

@@ -5,9 +5,10 @@
 //! node: first what it lacks, then each change) -> `fleet` (which node serves which revision, for
 //! the Admin API). `listener` is the TLS listener (`permit_stream`: a connection and its place
 //! under the limit), `peer` the verified node at the other end; `rejection` records that a node
-//! rejects or holds a change; `tickets` rotates the ring of ticket secrets, which `session` sends,
-//! too; `reports` has the fleets of the other control planes; `refresh` has `store_watcher` reload
-//! the store for a session; `deny_list` has the node certificates that must not connect;
+//! rejects or holds a change; `metrics` has what is counted of the nodes; `tickets` rotates the
+//! ring of ticket secrets, which `session` sends, too; `reports` has the fleets of the other
+//! control planes; `refresh` has `store_watcher` reload the store for a session; `deny_list` has
+//! the node certificates that must not connect;
 //! `store_state` tells sessions whether the store is readable; `store_acceptance`, whether nodes
 //! replace another store's state by this one's. Invariant: our own writes, other control planes'
 //! writes and the state at start-up take the same path.
@@ -16,6 +17,7 @@ pub(crate) mod deny_list;
 mod findings;
 pub(crate) mod fleet;
 mod listener;
+mod metrics;
 mod peer;
 mod permit_stream;
 pub(crate) mod refresh;

@@ -13,7 +13,7 @@ mod schema;
 mod writes;
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use conf::AdminRole;
 use http::header::{CONTENT_TYPE, EXPECT, HeaderName, IF_MATCH, IF_NONE_MATCH, RETRY_AFTER};
@@ -34,7 +34,7 @@ use super::operation::{Call, Effect, Operation};
 use super::path::{self, AdminPath, Match, NoOperation};
 use super::query::Query;
 use super::reply::{self, Reply, ResponseHeaders};
-use super::{absent, denied_nodes, openapi, precondition};
+use super::{absent, denied_nodes, metrics, openapi, precondition};
 use crate::change::{ChangeError, ChangePipeline};
 use crate::current_snapshot::CurrentSnapshot;
 use crate::listener_errors::ErrorReason;
@@ -82,6 +82,7 @@ impl AdminApi {
         request: Request<Incoming>,
         authenticated: &Notify,
     ) -> Reply {
+        let started = Instant::now();
         let (head, body) = request.into_parts();
         let mut body = Some(body);
         let real_ip = client.allowed.client_address(client.address.ip(), &head.headers);
@@ -93,6 +94,7 @@ impl AdminApi {
             Method::GET | Method::HEAD => precondition::conditional_get(reply, &head.headers),
             _ => reply,
         };
+        metrics::record_request(&head, reply.status(), started);
         // A client that is rejected while it sends would lose the response when the connection
         // closes.
         if let Some(body) = body
@@ -139,7 +141,7 @@ impl AdminApi {
             Err(error) => return unauthorized(client, error),
         };
         authenticated.notify_one();
-        if let Some(reply) = self.denial(required, &caller, &head.headers, path::name(&below)) {
+        if let Some(reply) = self.denial(required, (client, &caller), &head.headers, path::name(&below)) {
             if let Ok(Match { operation: Operation { effect: Effect::Writes, method, .. }, .. }) = &found {
                 audit::write(&AuditEntry::without_commit(&caller, client, method, &below, reply.status()));
             }
@@ -175,8 +177,17 @@ impl AdminApi {
     }
 
     /// The response to a call that not even a caller with the role may make.
-    fn denial(&self, required: AdminRole, caller: &Caller, headers: &HeaderMap, name: &str) -> Option<Reply> {
+    fn denial(
+        &self,
+        required: AdminRole,
+        (client, caller): (&AdminClient, &Caller),
+        headers: &HeaderMap,
+        name: &str,
+    ) -> Option<Reply> {
         if required == AdminRole::Admin && !caller.has_key() && is_cross_site(headers) {
+            if let Some(suppressed) = ErrorReason::AdminCrossSite.record() {
+                tracing::warn!(peer = %client.address, suppressed, "denied a cross-site request without an admin key");
+            }
             return Some(cross_site());
         }
         let is_off = !self.stream_routes_enabled && name == Kind::StreamRoute.plural();
@@ -336,7 +347,8 @@ fn body_format(call: Call, headers: &HeaderMap) -> BodyFormat {
 fn unauthorized(client: &AdminClient, error: AccessError) -> Reply {
     let reason = match error {
         AccessError::TooManyWrongKeys { .. } => ErrorReason::AdminWrongKeys,
-        _ => ErrorReason::AdminKey,
+        AccessError::ViewerMethod => ErrorReason::AdminRole,
+        AccessError::MissingKey | AccessError::WrongKey => ErrorReason::AdminKey,
     };
     if let Some(suppressed) = reason.record() {
         tracing::warn!(peer = %client.address, suppressed, "failed to check token: {error}");

@@ -41,6 +41,14 @@ pub(super) fn name(below: &str) -> &str {
     below.split('/').next().unwrap_or_default()
 }
 
+/// The first segment of the operations below it, if there are any.
+pub(super) fn known_name(path: &str) -> Option<&'static str> {
+    match AdminPath::parse(path) {
+        AdminPath::Below(below) => PATHS.names.get(name(&below)).copied(),
+        AdminPath::Elsewhere | AdminPath::Root => None,
+    }
+}
+
 /// A matched row.
 #[derive(Debug)]
 pub(super) struct Match {
@@ -66,12 +74,13 @@ struct PathTable {
     names: BTreeSet<&'static str>,
 }
 
+static PATHS: LazyLock<PathTable> = LazyLock::new(PathTable::new);
+
 /// Finds the row for a path below `/apisix/admin`. `HEAD` matches where `GET` does.
 ///
 /// # Errors
 /// When there is none.
 pub(super) fn find(method: &Method, below: &str) -> Result<Match, NoOperation> {
-    static PATHS: LazyLock<PathTable> = LazyLock::new(PathTable::new);
     if !PATHS.names.contains(name(below)) {
         return Err(NoOperation::UnknownName);
     }

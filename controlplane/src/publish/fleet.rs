@@ -13,9 +13,12 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use data_encoding::HEXUPPER;
 use model::Snapshot;
 use mtls::days_left;
+use prometheus_client::registry::Registry;
 use rustls_pki_types::UnixTime;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
+
+use super::metrics::{FleetMetrics, FleetSummary, NodeState};
 
 const DISCONNECTED_TTL: Duration = Duration::from_secs(3600);
 const DISCONNECTED_MAX: usize = 1000;
@@ -28,6 +31,7 @@ pub struct Fleet {
     nodes: Mutex<HashMap<NodeKey, NodeEntry>>,
     /// Counts changes, so that waiters need not poll.
     changes: watch::Sender<u64>,
+    metrics: FleetMetrics,
 }
 
 /// A node is identified by its name and one process's life: nodes that share a certificate stay
@@ -50,6 +54,8 @@ struct NodeEntry {
     /// The rollback epoch of the acknowledged revision.
     rollback_epoch: u64,
     acknowledged_at: Option<u64>,
+    /// When the oldest change was sent that it has not acknowledged.
+    sent_at: Option<Instant>,
     last_nack: Option<NackView>,
     held: Option<HoldView>,
 }
@@ -199,7 +205,8 @@ pub(super) struct NodeRegistration {
 
 impl Fleet {
     pub(super) fn new(latest: watch::Receiver<Arc<Snapshot>>) -> Self {
-        Self { latest, nodes: Mutex::default(), changes: watch::Sender::new(0) }
+        let changes = watch::Sender::new(0);
+        Self { latest, nodes: Mutex::default(), changes, metrics: FleetMetrics::default() }
     }
 
     pub fn view(&self) -> FleetView {
@@ -218,6 +225,34 @@ impl Fleet {
     /// How many nodes are connected.
     pub fn connected_count(&self) -> usize {
         self.lock().values().filter(|entry| entry.disconnected_at.is_none()).count()
+    }
+
+    /// Adds the fleet's metrics.
+    pub fn register_metrics(self: &Arc<Self>, registry: &mut Registry) {
+        let fleet = Arc::clone(self);
+        self.metrics.register(registry, move || fleet.summary());
+    }
+
+    /// What the metrics show of the nodes.
+    fn summary(&self) -> FleetSummary {
+        let latest = Arc::clone(&self.latest.borrow());
+        let (epoch, newest) = (latest.rollback_epoch(), latest.revision());
+        let mut summary = FleetSummary::default();
+        for (key, entry) in self.lock().iter() {
+            let acknowledged = entry.acknowledged_revision(epoch);
+            let state = entry.state(acknowledged == Some(newest));
+            summary.count(state);
+            if matches!(state, NodeState::Disconnected | NodeState::Draining) {
+                continue;
+            }
+            let revisions = acknowledged.map_or(0, |acknowledged| newest.saturating_sub(acknowledged));
+            let age = entry.sent_at.map_or(Duration::ZERO, |sent| sent.elapsed());
+            summary.add_lag(revisions, age);
+            if let Some(certificate) = &entry.certificate {
+                summary.add_certificate(&key.name, certificate.not_after);
+            }
+        }
+        summary
     }
 
     /// The connected nodes, those with the oldest revision first: at most `most`, and their total
@@ -308,6 +343,7 @@ impl Fleet {
             acknowledged: 0,
             rollback_epoch: 0,
             acknowledged_at: None,
+            sent_at: None,
             last_nack: None,
             held: None,
         };
@@ -328,9 +364,15 @@ impl Fleet {
 }
 
 impl NodeRegistration {
+    /// A change is on its way to the node.
+    pub(super) fn record_sent(&self) {
+        self.change(|entry| _ = entry.sent_at.get_or_insert_with(Instant::now));
+    }
+
     /// The node serves this snapshot now.
     pub(super) fn record_ack(&self, snapshot: &Snapshot) {
         self.update(|entry| {
+            entry.sent_at = None;
             entry.acknowledged = snapshot.revision();
             entry.rollback_epoch = snapshot.rollback_epoch();
             entry.acknowledged_at =
@@ -342,6 +384,7 @@ impl NodeRegistration {
 
     /// The node rejected the change to `revision`.
     pub(super) fn record_nack(&self, revision: u64, mut errors: Vec<ResourceErrorView>) {
+        self.fleet.metrics.count_rejection(errors.first().map(|error| error.resource.as_str()));
         errors.truncate(ERRORS_MAX);
         self.update(|entry| entry.last_nack = Some(NackView { revision, errors }));
     }
@@ -352,16 +395,22 @@ impl NodeRegistration {
 
     /// The node holds another store's state.
     pub(super) fn record_hold(&self, hold: HoldView) {
+        self.fleet.metrics.count_hold();
         self.update(|entry| entry.held = Some(hold));
     }
 
     fn update(&self, change: impl FnOnce(&mut NodeEntry)) {
+        self.change(change);
+        self.fleet.changed();
+    }
+
+    /// Changes what no waiter waits for.
+    fn change(&self, change: impl FnOnce(&mut NodeEntry)) {
         if let Some(entry) = self.fleet.lock().get_mut(&self.key)
             && entry.session == self.session
         {
             change(entry);
         }
-        self.fleet.changed();
     }
 }
 
@@ -377,6 +426,23 @@ impl NodeEntry {
     /// count.
     fn acknowledged_revision(&self, rollback_epoch: u64) -> Option<u64> {
         (self.acknowledged_at.is_some() && self.rollback_epoch == rollback_epoch).then_some(self.acknowledged)
+    }
+
+    /// The first of the states that applies.
+    fn state(&self, has_newest: bool) -> NodeState {
+        if self.disconnected_at.is_some() {
+            NodeState::Disconnected
+        } else if self.draining {
+            NodeState::Draining
+        } else if self.held.is_some() {
+            NodeState::Holding
+        } else if self.last_nack.is_some() {
+            NodeState::Rejecting
+        } else if has_newest {
+            NodeState::Current
+        } else {
+            NodeState::Behind
+        }
     }
 
     fn view(&self, key: &NodeKey, newest: u64) -> NodeView {

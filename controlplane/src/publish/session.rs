@@ -178,6 +178,7 @@ impl NodeSession {
         let mut target = snapshot;
         let mut accepted = self.state.acceptance.subscribe();
         loop {
+            registration.record_sent();
             let delta = base.delta_to(&target);
             let delta = if hello.plugins { delta } else { without_plugins(delta) };
             let delta = if hello.upstreams { delta } else { without_upstreams(delta, &target) };

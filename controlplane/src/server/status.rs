@@ -10,7 +10,9 @@ use std::time::Instant;
 
 use conf::Settings;
 use model::Snapshot;
-use mtls::{CertificateMonitor, ConfiguredFile, FileError, MutualTlsFiles, StatusAccessRules};
+use mtls::{
+    CertificateMonitor, ConfiguredFile, FileError, MutualTlsFiles, SnapshotExpiry, StatusAccessRules,
+};
 use process::signals::Signals;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
@@ -42,6 +44,9 @@ pub(super) fn access_rules(settings: &Settings) -> Result<StatusAccessRules, Fil
     });
     StatusAccessRules::load(status.allow.clone(), tls)
 }
+
+/// Certificates of one use in resources that have a series: those that end soonest.
+const STORED_SERIES_MAX: usize = 1000;
 
 /// Binds the configured address.
 ///
@@ -75,6 +80,7 @@ pub(crate) fn serve(
         Some(since) if since.elapsed() >= limit => Err(describe_unreadable(since)),
         _ => Ok(()),
     });
+    status.registry().register_collector(Box::new(StoreReadable(publish.unreadable_since.clone())));
     let unreadable = publish.unreadable_since.clone();
     status.add_field("store_unreadable_seconds", move || {
         unreadable.borrow().map(|since| since.elapsed().as_secs()).into()
@@ -83,8 +89,13 @@ pub(crate) fn serve(
     status.registry().register_collector(Box::new(ErrorCounters));
     status.registry().register_collector(Box::new(ReloadMetrics));
     let monitor = certificates.clone();
+    status.add_field("errors", || ErrorReason::ALL.iter().filter_map(|reason| reason.view()).collect());
     status.add_field("certificates", move || serde_json::json!(monitor.endpoints()));
     status.registry().register_collector(Box::new(certificates.clone()));
+    let latest = publish.latest.clone();
+    let stored = SnapshotExpiry::new("stored", move || Arc::clone(&latest.borrow()), || STORED_SERIES_MAX);
+    status.registry().register_collector(Box::new(stored));
+    publish.fleet.register_metrics(status.registry());
     publish.reports.register(status.registry());
     metrics::register(status.registry());
     status::serve(vec![StatusEndpoint { listener, pages: Arc::new(status) }], access).map(Some)
@@ -123,6 +134,19 @@ impl Collector for ErrorCounters {
             ConstCounter::new(reason.count()).encode(errors.encode_family(&[("reason", reason.label())])?)?;
         }
         Ok(())
+    }
+}
+
+/// `countersign_store_unreadable_seconds`.
+#[derive(Debug)]
+struct StoreReadable(watch::Receiver<Option<Instant>>);
+
+impl Collector for StoreReadable {
+    fn encode(&self, mut out: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let seconds = self.0.borrow().map_or(0.0, |since| since.elapsed().as_secs_f64());
+        let help = "Seconds since the store could be read or watched last; 0 while it can";
+        let name = "store_unreadable_seconds";
+        ConstGauge::new(seconds).encode(out.encode_descriptor(name, help, None, MetricType::Gauge)?)
     }
 }
 

@@ -6,6 +6,7 @@ mod admin_apply;
 mod admin_cli;
 mod doctor;
 mod listeners;
+mod metrics;
 mod output;
 mod reload;
 mod site;

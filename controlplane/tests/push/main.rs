@@ -6,6 +6,7 @@
 
 mod admitted;
 mod adopted;
+mod metrics;
 mod moves;
 mod observed_store;
 mod older_nodes;

@@ -90,14 +90,17 @@ impl ConnectionServer {
         };
         match handshake {
             Err(_) => {
-                ErrorReason::AdminHandshake.record();
-                tracing::debug!(peer = %address, "the handshake timed out");
+                if let Some(suppressed) = ErrorReason::AdminHandshake.record() {
+                    tracing::warn!(peer = %address, suppressed, "a TLS handshake with the Admin API timed out");
+                }
             }
             Ok(Err(error)) => {
-                ErrorReason::AdminHandshake.record();
-                tracing::debug!(peer = %address, %error, "the handshake failed");
+                if let Some(suppressed) = ErrorReason::AdminHandshake.record() {
+                    tracing::warn!(peer = %address, %error, suppressed, "a TLS handshake with the Admin API failed");
+                }
             }
-            Ok(Ok((stream, handshake))) => {
+            Ok(Ok(None)) => tracing::debug!(peer = %address, "the client closed the connection at once"),
+            Ok(Ok(Some((stream, handshake)))) => {
                 let stream = bound_writes(stream, self.limits.send_timeout);
                 let client = ConnectionClient::tls(address, &self.allowed, handshake, current);
                 self.serve(stream, client, phase).await;
@@ -245,14 +248,17 @@ struct CompletedHandshake {
     presented_chain: Vec<CertificateDer<'static>>,
 }
 
-/// The TLS handshake with the current certificate files. A client that speaks plain HTTP gets a
+/// A connection after its handshake.
+type TlsConnection = (tokio_rustls::server::TlsStream<TcpStream>, CompletedHandshake);
+
+/// The TLS handshake with the current certificate files; `None` for a client that closes without
+/// sending anything, as health checks of load balancers do. A client that speaks plain HTTP gets a
 /// plain-HTTP error page, as from nginx.
-async fn handshake(
-    tls: &ReloadingTls,
-    mut stream: TcpStream,
-) -> std::io::Result<(tokio_rustls::server::TlsStream<TcpStream>, CompletedHandshake)> {
+async fn handshake(tls: &ReloadingTls, mut stream: TcpStream) -> std::io::Result<Option<TlsConnection>> {
     let mut first = [0];
-    stream.peek(&mut first).await?;
+    if stream.peek(&mut first).await? == 0 {
+        return Ok(None);
+    }
     if first.first().is_some_and(u8::is_ascii_uppercase) {
         send_plain_http_error(&mut stream).await?;
         return Err(std::io::Error::other("plain HTTP on the TLS port"));
@@ -264,7 +270,7 @@ async fn handshake(
     let stream = TlsAcceptor::from(Arc::clone(&files.tls.config)).accept(stream).await?;
     let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
     let presented_chain = chain.iter().map(|certificate| certificate.clone().into_owned()).collect();
-    Ok((stream, CompletedHandshake { files, presented_chain }))
+    Ok(Some((stream, CompletedHandshake { files, presented_chain })))
 }
 
 async fn send_plain_http_error(stream: &mut TcpStream) -> std::io::Result<()> {
