@@ -13,6 +13,7 @@ pub(crate) mod backup_socket;
 mod batch;
 pub(crate) mod embedded;
 pub(crate) mod etcd;
+mod metrics;
 mod recent;
 
 #[cfg(test)]

@@ -39,6 +39,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use writer::{Job, PendingSwap, PendingWrite};
 use zeroize::Zeroizing;
 
+use super::metrics::StoreGauge;
 use super::{
     Batch, CommitResult, DocumentList, EventStream, InternalEntry, InternalKey, Page, Store, StoreError,
     StoredDocument, WatchError,
@@ -335,6 +336,8 @@ impl Store for EmbeddedStore {
 
     fn register_metrics(&self, registry: &mut Registry) {
         self.file.metrics.register(registry);
+        let head = self.head.clone();
+        registry.register_collector(Box::new(StoreGauge::revision(move || *head.borrow())));
     }
 
     fn watch(&self, after: u64) -> EventStream {

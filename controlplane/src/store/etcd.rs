@@ -12,6 +12,7 @@ mod compare;
 mod connection;
 pub(crate) mod dial;
 mod layout;
+mod metrics;
 pub(crate) mod probe;
 mod read;
 mod reports;
@@ -30,12 +31,15 @@ use etcd_client::{Compare, CompareOp, Error, KvClient, Txn, TxnOp};
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use layout::Layout;
+use metrics::{EndpointStates, EtcdMetrics};
 use model::{Key, Kind};
+use prometheus_client::registry::Registry;
 use telemetry::Heartbeat;
 use tonic::Code;
 use write::Fence;
 use zeroize::Zeroizing;
 
+use super::metrics::StoreGauge;
 use super::{
     Batch, CachedDocuments, CommitResult, DocumentList, EventStream, InternalEntry, InternalKey, Page,
     RecentDocuments, ReportEntries, Store, StoreError, StoredDocument, UnknownKeys,
@@ -63,6 +67,7 @@ struct Cluster {
     own_report: reports::OwnReport,
     watch_timeout: Duration,
     resync_delay: Duration,
+    metrics: EtcdMetrics,
 }
 
 impl EtcdStore {
@@ -86,8 +91,16 @@ impl EtcdStore {
         let (watch_timeout, resync_delay) = (etcd.watch_timeout, etcd.resync_delay);
         let (cache, fence) = (DocumentCache::default(), Fence::default());
         let own_report = reports::OwnReport::default();
-        let cluster =
-            Arc::new(Cluster { layout, connections, cache, fence, own_report, watch_timeout, resync_delay });
+        let cluster = Arc::new(Cluster {
+            layout,
+            connections,
+            cache,
+            fence,
+            own_report,
+            watch_timeout,
+            resync_delay,
+            metrics: EtcdMetrics::default(),
+        });
         let id = cluster.cluster_id().await?;
         let (store_id, _) = cluster.read_store_id().await?;
         // Revisions count within one cluster, and keys within one prefix.
@@ -186,6 +199,15 @@ impl Cluster {
         }
     }
 
+    /// The store's revision at the last health check.
+    fn known_revision(&self) -> u64 {
+        layout::from_etcd_revision(self.connections.revision())
+    }
+
+    fn is_reachable(&self) -> bool {
+        self.connections.unreachable_for().is_none()
+    }
+
     async fn cluster_id(&self) -> Result<u64, StoreError> {
         let fence = self.layout.fence_key();
         let response = self.call(|mut kv: KvClient| {
@@ -219,8 +241,9 @@ impl Cluster {
         let deadline = tokio::time::Instant::now() + self.connections.timeout();
         loop {
             let connection = self.connections.current().await?;
+            let sent = Instant::now();
             let error = tokio::select! {
-                response = call(connection.kv()) => match response {
+                response = call(connection.kv()).inspect(|_| self.metrics.requests.observe(sent)) => match response {
                     Ok(value) => return Ok(Ok(value)),
                     Err(error) if !is_transient(&error) => return Ok(Err((connection, error))),
                     Err(error) => Some(error),
@@ -269,6 +292,21 @@ impl Store for EtcdStore {
 
     fn heartbeat(&self) -> Option<Arc<Heartbeat>> {
         Some(Arc::clone(self.cluster.connections.heartbeat()))
+    }
+
+    fn register_metrics(&self, registry: &mut Registry) {
+        let cluster = Arc::downgrade(&self.cluster);
+        let revision = move || cluster.upgrade().map_or(0, |cluster| cluster.known_revision());
+        registry.register_collector(Box::new(StoreGauge::revision(revision)));
+        let cluster = Arc::downgrade(&self.cluster);
+        let reachable = move || cluster.upgrade().map_or(0, |cluster| cluster.is_reachable().into());
+        let help = "Whether an etcd endpoint answers health checks";
+        registry.register_collector(Box::new(StoreGauge::new("etcd_reachable", help, reachable)));
+        let cluster = Arc::downgrade(&self.cluster);
+        let endpoints =
+            move || cluster.upgrade().map(|cluster| cluster.connections.endpoints()).unwrap_or_default();
+        registry.register_collector(Box::new(EndpointStates(Box::new(endpoints))));
+        self.cluster.metrics.register(registry);
     }
 
     fn load(&self) -> BoxFuture<'_, Result<DocumentList, StoreError>> {

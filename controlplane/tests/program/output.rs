@@ -61,7 +61,7 @@ fn a_closed_pipe_changes_neither_work_nor_exit_code() {
     let wrong = ["check", "-c", &config.display().to_string()].map(str::to_owned);
     assert_eq!(run_into(&wrong, closed_pipe()), (Some(1), String::new()));
     let odd = program().env("RUST_LOG", "a=b=c").args(&wrong).output().unwrap();
-    assert!(String::from_utf8_lossy(&odd.stderr).contains("RUST_LOG cannot be read"), "{odd:?}");
+    assert!(String::from_utf8_lossy(&odd.stderr).contains("is no filter"), "{odd:?}");
     for flag in ["--help", "--version"] {
         let (code, stderr) = run_into(&[flag.to_owned()], closed_pipe());
         assert_eq!((code, stderr.as_str()), (Some(0), ""), "{flag}");

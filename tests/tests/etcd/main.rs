@@ -5,6 +5,7 @@
 //! world of its own.
 
 mod ledger;
+mod metrics;
 mod stage;
 
 mod batches;

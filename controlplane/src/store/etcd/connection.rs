@@ -9,8 +9,9 @@
 //! connection. The state changes before the log line about it, because a reader of the log may act
 //! on it.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::time::{Duration, Instant};
 
 use etcd_client::Client;
@@ -93,6 +94,19 @@ struct ManagerState {
     revision: AtomicI64,
     /// Requests a health check at once.
     health_check: Notify,
+    /// Of each endpoint: whether it failed when it was tried last.
+    failed: Vec<AtomicBool>,
+}
+
+/// The state of a configured endpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum EndpointState {
+    /// It is the one that is used.
+    Connected,
+    /// It failed when it was tried last.
+    Failed,
+    /// It has not been needed, or has answered since it failed.
+    Unused,
 }
 
 impl ConnectionManager {
@@ -101,7 +115,9 @@ impl ConnectionManager {
     /// # Errors
     /// When no endpoint answers; the message has the cause per endpoint.
     pub(super) async fn open(settings: ConnectionSettings, layout: Layout) -> Result<Self, StoreError> {
+        let failed = settings.endpoints.iter().map(|_| AtomicBool::default()).collect();
         let shared = Arc::new(ManagerState {
+            failed,
             settings,
             layout,
             state: watch::Sender::new(ConnectionState::FailingOver),
@@ -205,6 +221,28 @@ impl ConnectionManager {
     pub(super) fn unreachable_for(&self) -> Option<Duration> {
         let is_connected = matches!(&*self.shared.state.borrow(), ConnectionState::Connected(_));
         (!is_connected).then(|| self.shared.last_seen.borrow().elapsed())
+    }
+
+    /// The configured endpoints, each URL once, with their states.
+    pub(super) fn endpoints(&self) -> BTreeMap<String, EndpointState> {
+        let connected = match &*self.shared.state.borrow() {
+            ConnectionState::Connected(connection) => Some(connection.endpoint),
+            ConnectionState::FailingOver | ConnectionState::Unreachable(_) => None,
+        };
+        let endpoints = self.shared.settings.endpoints.iter().zip(&self.shared.failed).enumerate();
+        let mut states = BTreeMap::new();
+        for (index, (endpoint, failed)) in endpoints {
+            let state = match (connected == Some(index), failed.load(Ordering::Relaxed)) {
+                (true, _) => EndpointState::Connected,
+                (false, true) => EndpointState::Failed,
+                (false, false) => EndpointState::Unused,
+            };
+            let of_url = states.entry(endpoint.url().to_owned()).or_insert(state);
+            if state == EndpointState::Connected {
+                *of_url = state;
+            }
+        }
+        states
     }
 
     /// The time-out of one call.

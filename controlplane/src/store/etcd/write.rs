@@ -10,6 +10,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::Instant;
 
 use etcd_client::{Compare, CompareOp, Error, GetOptions, KvClient, Txn, TxnOp, WatchOptions};
 use model::Key;
@@ -37,6 +38,15 @@ impl Default for Fence {
 impl Cluster {
     /// Commits a batch in one transaction.
     pub(super) async fn commit(self: &Arc<Self>, batch: Batch) -> Result<CommitResult, StoreError> {
+        let started = Instant::now();
+        let committed = self.commit_batch(batch).await;
+        if committed.is_ok() {
+            self.metrics.commits.observe(started);
+        }
+        committed
+    }
+
+    async fn commit_batch(self: &Arc<Self>, batch: Batch) -> Result<CommitResult, StoreError> {
         batch.check_keys()?;
         let first = batch.mutations.first().map(|mutation| mutation.key().clone());
         let mut attempt = Attempt::new(batch, &self.layout);

@@ -198,6 +198,9 @@ impl FailoverTask {
     }
 
     fn set_failed(&mut self, endpoint: usize, failed: Option<Instant>) {
+        if let Some(is_failed) = self.manager.failed.get(endpoint) {
+            is_failed.store(failed.is_some(), Ordering::Relaxed);
+        }
         if let Some(last_failure) = self.failed.get_mut(endpoint) {
             *last_failure = failed;
         }
