@@ -95,6 +95,7 @@ put 644 packaging/config.yaml etc/countersign/config.yaml
 put 644 packaging/countersign.logrotate etc/logrotate.d/countersign
 put 755 packaging/countersign usr/bin/countersign
 put 644 conf/config.yaml.example usr/share/doc/countersign-common/config.yaml.example
+put 644 packaging/prometheus/countersign.rules.yml usr/share/doc/countersign-common/countersign.rules.yml
 script postinst common.postinst ''
 script postrm common.postrm ''
 package countersign-common all adduser 'mutual-TLS gateway: user, settings and the countersign command'

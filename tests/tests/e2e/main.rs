@@ -7,6 +7,7 @@ mod access_log;
 mod addresses;
 mod admin;
 mod adopted;
+mod alerts;
 mod api_tools;
 mod at_rest;
 mod backup;
