@@ -12,7 +12,7 @@ use model::TlsVersion;
 use pki::ca::KeyAlgorithm;
 use rustls::ClientConfig;
 
-use super::proxied;
+use super::proxied::{self, Reports};
 use crate::handshake::{Credentials, TestWorker, server};
 use compare::identity::{Group, Version};
 use compare::load::Mode;
@@ -33,6 +33,8 @@ pub enum Case {
     ProxiedRequest,
     /// The same while requests are traced, one in a hundred is recorded, and no exporter runs.
     ProxiedRequestTraced,
+    /// The same with an access log, whose lines are JSON.
+    ProxiedRequestLogged,
     /// As `ProxiedRequest` over HTTP/2, one stream at a time. Counted by hand, without a budget
     /// (docs/decisions/0037-http2-on-h2.md).
     ProxiedRequestH2,
@@ -49,12 +51,13 @@ pub enum Counting {
 
 impl Case {
     /// Cases with a budget, in the order of the report.
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 6] = [
         Self::HandshakeWarm,
         Self::HandshakeCold,
         Self::HandshakeResumed,
         Self::ProxiedRequest,
         Self::ProxiedRequestTraced,
+        Self::ProxiedRequestLogged,
     ];
 
     /// The name in the budget and on the command line.
@@ -65,6 +68,7 @@ impl Case {
             Self::HandshakeResumed => "handshake-resumed",
             Self::ProxiedRequest => "proxied-request",
             Self::ProxiedRequestTraced => "proxied-request-traced",
+            Self::ProxiedRequestLogged => "proxied-request-logged",
             Self::ProxiedRequestH2 => "proxied-request-h2",
         }
     }
@@ -73,9 +77,10 @@ impl Case {
     pub fn counting(self) -> Counting {
         match self {
             Self::HandshakeWarm | Self::HandshakeCold | Self::HandshakeResumed => Counting::Alone(100),
-            Self::ProxiedRequest | Self::ProxiedRequestTraced | Self::ProxiedRequestH2 => {
-                Counting::Between(200, 1000)
-            }
+            Self::ProxiedRequest
+            | Self::ProxiedRequestTraced
+            | Self::ProxiedRequestLogged
+            | Self::ProxiedRequestH2 => Counting::Between(200, 1000),
         }
     }
 
@@ -85,16 +90,21 @@ impl Case {
     /// When a worker or its upstream cannot be started, or a request fails.
     pub fn run(self, operations: u32) -> anyhow::Result<()> {
         match self {
-            Self::ProxiedRequest => proxied::run(operations.into(), Mode::KeepAlive, None)?,
+            Self::ProxiedRequest => proxied::run(operations.into(), Mode::KeepAlive, Reports::default())?,
+            Self::ProxiedRequestLogged => {
+                let reports = Reports { access_log: true, ..Reports::default() };
+                proxied::run(operations.into(), Mode::KeepAlive, reports)?;
+            }
             Self::ProxiedRequestTraced => {
                 let tracing = TraceSettings {
                     ratio: SamplingRatio::new(0.01).context("a ratio")?,
                     parents: TraceParents::Any,
                 };
-                proxied::run(operations.into(), Mode::KeepAlive, Some(tracing))?;
+                let reports = Reports { tracing: Some(tracing), ..Reports::default() };
+                proxied::run(operations.into(), Mode::KeepAlive, reports)?;
             }
             Self::ProxiedRequestH2 => {
-                proxied::run(operations.into(), Mode::KeepAliveH2 { streams: 1 }, None)?;
+                proxied::run(operations.into(), Mode::KeepAliveH2 { streams: 1 }, Reports::default())?;
             }
             handshake => {
                 // A worker needs its runtime, but nothing waits for it here: the transport is

@@ -19,6 +19,7 @@ use dataplane::testing::proxy::{listener, worker_thread};
 use dataplane::testing::reporting::trace::TraceSettings;
 use dataplane::testing::runtime::Driver;
 use model::{Kind, TlsVersion};
+use telemetry::log::AccessTarget;
 use telemetry::{Heartbeat, Readiness};
 use tokio::sync::{mpsc, watch};
 
@@ -36,11 +37,19 @@ const PATIENCE: Duration = Duration::from_secs(300);
 /// Requests before the counted ones; both runs have them.
 const FOREGOING: u64 = 20;
 
+/// What is reported of each request, beside its metrics.
+#[derive(Default)]
+pub(super) struct Reports {
+    pub(super) tracing: Option<TraceSettings>,
+    /// Lines of JSON, which the log thread writes to the null device.
+    pub(super) access_log: bool,
+}
+
 /// So many requests back to back on one connection of HTTP/1.1 ([`Mode::KeepAlive`]) or HTTP/2.
 ///
 /// # Errors
 /// When something does not start, or a request fails.
-pub(super) fn run(requests: u64, mode: Mode, tracing: Option<TraceSettings>) -> anyhow::Result<()> {
+pub(super) fn run(requests: u64, mode: Mode, reports: Reports) -> anyhow::Result<()> {
     let credentials = Credentials::generate();
     let upstream = FixedUpstream::start(0, None);
     let snapshot = gateway::snapshot([
@@ -52,8 +61,13 @@ pub(super) fn run(requests: u64, mode: Mode, tracing: Option<TraceSettings>) -> 
     let address = bound.first().context("one socket")?.addr;
     let (stage, shutdown) = ShutdownWatch::new();
     let shared = gateway::shared(snapshot, &[TlsVersion::V12, TlsVersion::V13], None);
-    let config = WorkerConfig::clone(&shared.config.load());
-    shared.config.store(Arc::new(WorkerConfig { tracing, ..config }));
+    let mut config = WorkerConfig::clone(&shared.config.load());
+    config.tracing = reports.tracing;
+    if reports.access_log {
+        let target = AccessTarget::File("/dev/null".into());
+        config.access_logs.http.sink = Some(telemetry::log::open_access("access", &target)?);
+    }
+    shared.config.store(Arc::new(config));
     let start = WorkerInit {
         shared,
         counters: Arc::new(Counters::default()),

@@ -22,6 +22,8 @@ use std::time::Duration;
 use conf::LogFormat;
 use http::request::Parts;
 use model::RequestTarget;
+use rand::rngs::SmallRng;
+use rand::{Rng as _, SeedableRng as _};
 use telemetry::log::{AccessSink, LineBatcher};
 
 use self::clock::Clock;
@@ -65,6 +67,8 @@ pub(crate) struct AccessLogs {
     stream: WorkerLog,
     clock: Clock,
     process: ProcessFacts,
+    /// Ids are to be unique, and need not be hard to guess.
+    random: RefCell<SmallRng>,
     /// Buffers for heads.
     spare: RefCell<Vec<CapturedHead>>,
     /// Raised while a batch has lines.
@@ -110,6 +114,7 @@ impl AccessLogs {
             stream: WorkerLog::default(),
             clock: Clock::default(),
             process: ProcessFacts::new(),
+            random: RefCell::new(SmallRng::from_rng(&mut rand::rng())),
             spare: RefCell::default(),
             has_lines: Flag::default(),
             is_closing: Cell::new(false),
@@ -150,6 +155,7 @@ impl AccessLogs {
         }
         captured.format = Some(format);
         record.head = captured;
+        record.attempts.keeps_host = true;
     }
 
     /// Writes the line of a request.
@@ -164,7 +170,7 @@ impl AccessLogs {
             },
             None => return,
         };
-        let id = if format.has_request_id() { rand::random() } else { 0 };
+        let id = if format.has_request_id() { self.random_id() } else { 0 };
         self.write(&self.http, &format, captured, connection, Ended::Request(record, id));
         self.recycle(head);
     }
@@ -205,6 +211,11 @@ impl AccessLogs {
         } else if is_first {
             self.has_lines.raise();
         }
+    }
+
+    fn random_id(&self) -> u128 {
+        let mut random = self.random.borrow_mut();
+        u128::from(random.next_u64()) << 64 | u128::from(random.next_u64())
     }
 
     fn recycle(&self, mut head: CapturedHead) {

@@ -67,11 +67,13 @@ impl Tracer {
         let mut random = self.random.borrow_mut();
         let trace_id = parent.map_or_else(|| new_trace_id(&mut random), |parent| parent.trace_id);
         let sampled = parent.map_or_else(|| settings.ratio.samples(trace_id.low()), |parent| parent.sampled);
+        let span_id = new_span_id(&mut random);
         let trace = RequestTrace {
             trace_id,
-            span_id: new_span_id(&mut random),
+            span_id,
             parent: parent.map(|parent| parent.span_id),
-            attempt: new_span_id(&mut random),
+            // One random number is enough for all spans of a request.
+            attempt: span_id.nth(1),
             head: sampled.then(|| Box::new(head_texts(parts, parent.is_some()))),
         };
         record.attempts.trace = Some(trace.propagation());

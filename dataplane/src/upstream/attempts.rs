@@ -38,6 +38,8 @@ pub(crate) struct Attempts {
     all: SmallVec<[Attempt; 1]>,
     /// The trace that they belong to, each as a span of its own.
     pub(crate) trace: Option<Propagation>,
+    /// Whether a report needs [`Self::host`].
+    pub(crate) keeps_host: bool,
     /// The `Host` of the last one.
     host: Option<Box<str>>,
 }
@@ -48,14 +50,15 @@ impl Attempts {
         &self.all
     }
 
-    /// The `Host` that the last node got; `None` without one that was tried.
+    /// The `Host` that the last node got; `None` without one that was tried, and where it is not
+    /// kept.
     pub(crate) fn host(&self) -> Option<&str> {
         self.host.as_deref()
     }
 
     /// The `Host` of the attempt.
     pub(crate) fn set_host(&mut self, host: &str) {
-        if self.host() != Some(host) {
+        if self.keeps_host && self.host() != Some(host) {
             self.host = Some(host.into());
         }
     }

@@ -15,19 +15,44 @@ const UPPER_HEX: &[u8; 16] = b"0123456789ABCDEF";
 /// Appends a value.
 pub(super) fn escape(line: &mut Vec<u8>, value: &[u8], mode: LogEscape) {
     let (value, rest) = value.split_at(value.len().min(VALUE_MAX));
-    match mode {
-        LogEscape::Default => escape_default(line, value),
-        LogEscape::Json => escape_json(line, value),
-        LogEscape::None => escape_controls(line, value),
+    let (eights, last) = value.as_chunks();
+    if eights.iter().all(|eight| are_surely_plain(*eight)) && last.iter().all(|byte| is_plain(*byte)) {
+        line.extend_from_slice(value);
+    } else {
+        escape_special(line, value, mode);
     }
     if !rest.is_empty() {
         line.extend_from_slice(CUT);
     }
 }
 
+fn escape_special(line: &mut Vec<u8>, value: &[u8], mode: LogEscape) {
+    match mode {
+        LogEscape::Default => escape_default(line, value),
+        LogEscape::Json => escape_json(line, value),
+        LogEscape::None => escape_controls(line, value),
+    }
+}
+
+/// Whether a byte is printable ASCII, and neither `"` nor `\`.
+fn is_plain(byte: u8) -> bool {
+    matches!(byte, 0x20..=0x7e) && byte != b'"' && byte != b'\\'
+}
+
+/// Whether all of eight bytes are plain by [`is_plain`], or perhaps not: for most bytes of a line
+/// one question is enough.
+fn are_surely_plain(eight: [u8; 8]) -> bool {
+    const ONES: u64 = 0x0101_0101_0101_0101;
+    const HIGH: u64 = 0x8080_8080_8080_8080;
+    let bytes = u64::from_ne_bytes(eight);
+    // The high bit of each byte that is below `n`, or above it by 0x80 and more.
+    let below = |bytes: u64, n: u8| bytes.wrapping_sub(ONES * u64::from(n));
+    let is = |byte: u8| below(bytes ^ (ONES * u64::from(byte)), 1);
+    (bytes | below(bytes, 0x20) | is(b'"') | is(b'\\') | is(0x7f)) & HIGH == 0
+}
+
 /// nginx's escaping: `\xXX` for what is not printable ASCII, and for `"` and `\`.
 fn escape_default(line: &mut Vec<u8>, value: &[u8]) {
-    let is_plain = |byte: u8| matches!(byte, 0x20..=0x7e) && byte != b'"' && byte != b'\\';
     by_runs(line, value, is_plain, |line, rest| {
         let (byte, rest) = rest.split_first()?;
         push_byte(line, *byte);
@@ -37,7 +62,6 @@ fn escape_default(line: &mut Vec<u8>, value: &[u8]) {
 
 /// The content of a JSON string. Bytes that are not UTF-8 become U+FFFD.
 pub(super) fn escape_json(line: &mut Vec<u8>, value: &[u8]) {
-    let is_plain = |byte: u8| matches!(byte, 0x20..=0x7e) && byte != b'"' && byte != b'\\';
     by_runs(line, value, is_plain, |line, rest| {
         let (next, rest) = next_char(rest)?;
         match next {
@@ -166,6 +190,15 @@ mod tests {
     }
 
     proptest! {
+        /// Eight bytes are only taken for plain where each of them is.
+        #[test]
+        fn eight_bytes_are_plain_as_each_is(eight in any::<[u8; 8]>(), plain in "[ -~]{8}") {
+            let all = |bytes: [u8; 8]| bytes.iter().all(|byte| is_plain(*byte));
+            let plain: [u8; 8] = plain.as_bytes().try_into().unwrap();
+            prop_assert_eq!(are_surely_plain(eight), all(eight));
+            prop_assert_eq!(are_surely_plain(plain), all(plain));
+        }
+
         /// Whatever bytes a client sends are one string to a JSON parser, and the same text.
         #[test]
         fn json_reads_back_any_bytes(value in vec(any::<u8>(), 0..60)) {

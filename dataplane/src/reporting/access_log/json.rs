@@ -64,9 +64,9 @@ pub(super) fn write_line(line: &mut Vec<u8>, captured: Option<&CapturedHead>, fa
         Ended::Handshake(_) => line.extend_from_slice(b"\",\"kind\":\"handshake"),
     }
     line.push(b'"');
-    write_text(line, b",\"route\":\"", facts.route().map(|id| id.as_str().as_bytes()));
-    write_text(line, b",\"service\":\"", facts.service().map(|id| id.as_str().as_bytes()));
-    write_text(line, b",\"site\":\"", facts.site().map(|id| id.as_str().as_bytes()));
+    write_plain(line, b",\"route\":\"", facts.route().map(|id| id.as_str().as_bytes()));
+    write_plain(line, b",\"service\":\"", facts.service().map(|id| id.as_str().as_bytes()));
+    write_plain(line, b",\"site\":\"", facts.site().map(|id| id.as_str().as_bytes()));
     write_connection(line, facts);
     line.extend_from_slice(captured.map(|captured| &*captured.bytes).unwrap_or_default());
     if let status @ 1.. = facts.status()
@@ -75,7 +75,7 @@ pub(super) fn write_line(line: &mut Vec<u8>, captured: Option<&CapturedHead>, fa
         line.extend_from_slice(b",\"status\":");
         write_number(line, status);
     }
-    write_text(line, b",\"reason\":\"", facts.reason().map(|reason| reason.label().as_bytes()));
+    write_plain(line, b",\"reason\":\"", facts.reason().map(|reason| reason.label().as_bytes()));
     if let Ended::Handshake(record) = facts.ended {
         let verify_reason = record.verify_reason.map(|reason| reason.as_str().as_bytes());
         write_text(line, b",\"verify_reason\":\"", verify_reason);
@@ -249,7 +249,7 @@ fn write_upstream(line: &mut Vec<u8>, facts: &LineFacts<'_>) {
     if let Ended::Request(record, _) = facts.ended
         && let Some(upstream) = &record.upstream
     {
-        write_text(line, b",\"scheme\":\"", Some(upstream.scheme.as_str().as_bytes()));
+        write_plain(line, b",\"scheme\":\"", Some(upstream.scheme.as_str().as_bytes()));
         write_text(line, b",\"host\":\"", record.attempts.host().map(str::as_bytes));
         write_text(line, b",\"uri\":\"", Some(upstream.uri.as_str().as_bytes()));
     }
@@ -274,6 +274,15 @@ fn write_text(line: &mut Vec<u8>, name: &[u8], text: Option<&[u8]>) {
     if let Some(text) = text {
         line.extend_from_slice(name);
         escape::escape(line, text, conf::LogEscape::Json);
+        line.push(b'"');
+    }
+}
+
+/// As [`write_text`], for a text of ours that needs no escaping.
+fn write_plain(line: &mut Vec<u8>, name: &[u8], text: Option<&[u8]>) {
+    if let Some(text) = text {
+        line.extend_from_slice(name);
+        line.extend_from_slice(text);
         line.push(b'"');
     }
 }
