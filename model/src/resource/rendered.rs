@@ -337,7 +337,7 @@ mod tests {
     #[test]
     fn rendered_documents_compile_to_the_same_resource() {
         let upstream = json!({
-            "nodes": [{"host": "a.example", "port": 443, "weight": 2, "priority": 1}, {"host": "::1", "port": 1, "weight": 0}],
+            "nodes": [{"host": "a.example", "port": 443, "weight": 2, "priority": 1}, {"host": "[::1]", "port": 1, "weight": 0}],
             "scheme": "https", "type": "roundrobin", "retries": 2, "retry_timeout": 1.5, "pass_host": "rewrite",
             "timeout": {"connect": 0.5, "send": 6, "read": 7}, "upstream_host": "b.example", "tls": {"verify": true},
             "keepalive_pool": {"size": 3, "idle_timeout": 4, "requests": 5},

@@ -136,7 +136,8 @@ fn a_partial_line_ends_before_the_next() {
     let mut lines = BufReader::new(&mut reader).lines().map(Result::unwrap);
     let torn = lines.next().unwrap();
     assert!(torn.len() < 200_000 && torn.bytes().all(|byte| byte == b'x'));
-    assert_eq!(lines.next().unwrap(), "the next");
+    // The report about the lost line comes before or after it.
+    assert_eq!(lines.find(|line| !line.contains("were dropped")).unwrap(), "the next");
 }
 
 /// Each writer writes numbered lines of many lengths while `rotate` runs again and again; then

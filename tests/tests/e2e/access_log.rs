@@ -17,9 +17,9 @@ use serde_json::{Value, json};
 
 use crate::stream::{ask_plain, streaming, to};
 
-/// The settings of an access log in the world's folder.
+/// The settings of an access log in the world's folder. Lines of one worker are in their order.
 fn logged() -> Value {
-    json!({"nginx_config": {"http": {"access_log": "access.log"}}})
+    json!({"nginx_config": {"http": {"access_log": "access.log"}}, "countersign": {"workers": 1}})
 }
 
 fn formatted(format: &str, escape: &str) -> Value {

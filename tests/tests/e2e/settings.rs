@@ -132,7 +132,9 @@ async fn apisix_s_example_starts_both_planes() {
         });
         world.write(name, &format!("{example}\ncountersign: {ours}\n"))
     };
-    std::fs::create_dir(world.folder().join("data")).unwrap();
+    for folder in ["data", "logs"] {
+        std::fs::create_dir(world.folder().join(folder)).unwrap();
+    }
     let first = config("control.yaml", "127.0.0.1:1");
     let checked = run_to_end("controlplane", &["check", "-c", first.to_str().unwrap()], world.folder()).await;
     assert!(checked.status.success(), "{checked:?}");

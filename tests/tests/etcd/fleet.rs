@@ -189,7 +189,7 @@ async fn one_generated_admin_key_is_valid_at_every_control_plane() {
         assert_eq!(opens(key.trim()).await, StatusCode::OK);
         assert_eq!(opens("another").await, StatusCode::UNAUTHORIZED);
     }
-    world.control_log_of(1).line_with(&["the admin key is the one in", "data-0/admin.key"]).await;
+    world.control_log_of(1).line_with(&["the admin key is the one in", "control/admin.key"]).await;
     for entry in etcd.keys().await.with_prefix("/").await {
         assert!(!String::from_utf8_lossy(&entry.value).contains(key.trim()), "{}", entry.key);
     }

@@ -87,7 +87,7 @@ async fn is_served(mut client: TcpStream) {
 async fn upgrade(name: &'static str, config: &Path) -> Successor {
     let output =
         run_to_end(name, &["upgrade", "-c", config.to_str().unwrap()], config.parent().unwrap()).await;
-    let pid = output.stdout.strip_prefix("process ").and_then(|text| text.split(' ').next());
+    let pid = output.stdout.split_once("process ").and_then(|(_, text)| text.split(' ').next());
     let pid: u32 = pid.and_then(|pid| pid.parse().ok()).unwrap_or_else(|| panic!("{output:?}"));
     Successor::new(json!({"pid": pid}))
 }
