@@ -1,7 +1,7 @@
 //! The logs of a process: the error log of both programs, and access logs.
 //!
-//! One thread writes all of them ([`thread`]): it takes whole lines from bounded queues ([`sink`])
-//! and writes them to standard error, files or syslog ([`output`]).
+//! One thread writes all of them ([`mod@thread`]): it takes whole lines from bounded queues
+//! ([`sink`]) and writes them to standard error, files or syslog ([`output`]).
 //!
 //! Invariant: logging never blocks and never fails. When a queue is full because the reader of a
 //! pipe has stopped, or a write fails because the disk is full or the reader is gone, the line is
